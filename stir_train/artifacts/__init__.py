@@ -1,0 +1,1 @@
+"""Run directories, manifests and shards: whole, checked and traceable, or refused."""

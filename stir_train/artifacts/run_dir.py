@@ -1,0 +1,254 @@
+"""Where a run lives, what made each of its stages, and whether it is whole. Torch-free.
+
+A stage directory holds ``stage.json`` (what it was made from, written first), its files, the
+checksum of each under ``.checksums``, and last ``manifest.json`` and the ``complete`` marker. Every file is
+renamed into place after it is flushed, so a process killed at any moment leaves a directory that
+the same command finishes to the same bytes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stir_train.artifacts.atomic import (
+    TEMPORARY_SUFFIX,
+    atomic_path,
+    file_sha256,
+    json_sha256,
+    write_json,
+    write_text,
+)
+from stir_train.errors import ArtifactError
+
+SCHEMA_VERSION = 1
+CHECKSUMS = ".checksums"
+MARKER, MANIFEST, STAGE_FILE = "complete", "manifest.json", "stage.json"
+
+
+@dataclass(frozen=True)
+class StageInputs:
+    """Everything a stage's content depends on.
+
+    Attributes:
+        config: The settings it reads, as JSON-ready values.
+        sources: Name to fingerprint of whatever else it reads: earlier stages, model, splits.
+    """
+
+    config: Mapping[str, Any]
+    sources: Mapping[str, str]
+
+
+class StageDir:
+    """One stage's directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """The stage's name."""
+        return self.path.name
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the stage finished."""
+        return (self.path / MARKER).is_file()
+
+    def begin(self, inputs: StageInputs) -> bool:
+        """Open the stage for these inputs; return whether there is work left to do.
+
+        Raises:
+            ArtifactError: If the directory was made from other inputs; the message names them.
+        """
+        wanted = {
+            "schema": SCHEMA_VERSION,
+            "stage": self.name,
+            "config": json.loads(json.dumps(inputs.config)),
+            "sources": dict(inputs.sources),
+        }
+        file = self.path / STAGE_FILE
+        if not file.is_file():
+            write_json(file, wanted)
+            return True
+        held = _read_json(file)
+        differences = _differences(held, wanted)
+        if differences:
+            listed = "\n".join(f"  - {line}" for line in differences)
+            raise ArtifactError(
+                f"{self.path} was made with other settings:\n{listed}\n"
+                "Use another run name, or --redo to remake this stage and those after it."
+            )
+        for leftover in self.path.rglob(f"*{TEMPORARY_SUFFIX}"):
+            leftover.unlink()
+        if self.is_complete:
+            self.require_complete()
+            return False
+        return True
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """Write one of the stage's files: yields a temporary path, then records its checksum."""
+        with atomic_path(self.path / name) as temporary:
+            yield temporary
+            write_text(self._checksum_file(name), f"{file_sha256(temporary)}\n")
+
+    def has(self, name: str) -> bool:
+        """Whether a file is there whole; one that is damaged counts as missing."""
+        path, checksum = self.path / name, self._checksum_file(name)
+        if not (path.is_file() and checksum.is_file()):
+            return False
+        return file_sha256(path) == checksum.read_text(encoding="utf-8").strip()
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write the manifest, then the marker."""
+        files = {
+            name: {
+                "sha256": self._checksum_file(name).read_text(encoding="utf-8").strip(),
+                "bytes": (self.path / name).stat().st_size,
+            }
+            for name in self._file_names()
+        }
+        stage = _read_json(self.path / STAGE_FILE)
+        manifest = {**stage, "files": files, "summary": dict(summary)}
+        write_json(self.path / MANIFEST, manifest)
+        write_text(self.path / MARKER, f"{json_sha256(manifest)}\n")
+
+    def require_complete(self) -> dict[str, Any]:
+        """The manifest of a finished, unaltered stage.
+
+        Raises:
+            ArtifactError: If it is missing, unfinished, of another schema, or altered.
+        """
+        if not self.is_complete:
+            state = "unfinished" if self.path.exists() else "missing"
+            raise ArtifactError(f"{self.path}: the {self.name} stage is {state}; run it first")
+        manifest = _read_json(self.path / MANIFEST)
+        if manifest.get("schema") != SCHEMA_VERSION:
+            raise ArtifactError(
+                f"{self.path}: schema version {manifest.get('schema')!r}, this stir-train reads "
+                f"{SCHEMA_VERSION}; remake the stage, or use the version that made it"
+            )
+        marked = (self.path / MARKER).read_text(encoding="utf-8").strip()
+        if json_sha256(manifest) != marked:
+            raise ArtifactError(f"{self.path / MANIFEST} was altered after the stage finished")
+        return manifest
+
+    def fingerprint(self) -> str:
+        """Hash of the finished stage: what later stages record as their source."""
+        return json_sha256(self.require_complete())
+
+    def summary(self) -> dict[str, Any]:
+        """The finished stage's summary figures."""
+        return dict(self.require_complete()["summary"])
+
+    def file(self, name: str) -> Path:
+        """Path of a finished stage's file, its checksum verified.
+
+        Raises:
+            ArtifactError: If it is missing or altered.
+        """
+        listed = self.require_complete()["files"]
+        if name not in listed:
+            raise ArtifactError(f"{self.path}: no file {name!r}; it holds {', '.join(listed)}")
+        path = self.path / name
+        if not path.is_file():
+            raise ArtifactError(f"{path} is missing; remake the stage with --redo")
+        found = file_sha256(path)
+        if found != listed[name]["sha256"]:
+            raise ArtifactError(
+                f"{path} is damaged: expected sha256 {listed[name]['sha256'][:12]}..., "
+                f"found {found[:12]}...; remake the stage with --redo"
+            )
+        return path
+
+    def files(self, prefix: str) -> list[Path]:
+        """Verified paths of a finished stage's files whose name starts with ``prefix``."""
+        listed = self.require_complete()["files"]
+        return [self.file(name) for name in sorted(listed) if name.startswith(prefix)]
+
+    def _checksum_file(self, name: str) -> Path:
+        return self.path / CHECKSUMS / name
+
+    def _file_names(self) -> list[str]:
+        checksums = self.path / CHECKSUMS
+        return sorted(str(f.relative_to(checksums)) for f in checksums.rglob("*") if f.is_file())
+
+
+class RunDir:
+    """One run's directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def stage(self, name: str) -> StageDir:
+        """The directory of a stage, made or not."""
+        return StageDir(self.path / name)
+
+    @property
+    def metrics_file(self) -> Path:
+        """The metrics log: one JSON object a line, appended by every attempt."""
+        return self.path / "metrics.jsonl"
+
+    def discard(self, stages: list[str]) -> None:
+        """Delete stages, so that they are made again."""
+        for name in stages:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def new_attempt(self) -> Path:
+        """Make and return the next ``logs/attempt_N`` directory."""
+        logs = self.path / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        number = 1 + sum(1 for entry in logs.glob("attempt_*"))
+        attempt = logs / f"attempt_{number}"
+        attempt.mkdir()
+        return attempt
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run against a second process on this machine.
+
+        Raises:
+            ArtifactError: If another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ArtifactError(
+                    f"{self.path} is in use by another stir-train process; wait for it to end, "
+                    "or use another run name"
+                ) from error
+            yield
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path}: expected a JSON object")
+    return value
+
+
+def _differences(held: Any, wanted: Any, key: str = "") -> list[str]:
+    """Dotted keys whose values differ, with both values."""
+    if isinstance(held, dict) and isinstance(wanted, dict):
+        found = []
+        for name in sorted({*held, *wanted}):
+            dotted = f"{key}.{name}" if key else str(name)
+            found += _differences(held.get(name), wanted.get(name), dotted)
+        return found
+    if held == wanted:
+        return []
+    if key.startswith("sources."):
+        return [f"{key.removeprefix('sources.')} has changed since"]
+    return [f"{key.removeprefix('config.')}: {held!r} then, {wanted!r} now"]

@@ -1,0 +1,46 @@
+"""Tensors in safetensors files, with their metadata; non-finite values are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stir_train.artifacts.run_dir import StageDir
+from stir_train.errors import ArtifactError
+
+
+def save_tensors(
+    stage: StageDir, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write tensors and string metadata as one of a stage's files.
+
+    Raises:
+        ArtifactError: If a tensor holds NaN or infinity; the message names it.
+    """
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise ArtifactError(
+                f"{stage.path / name}: {bad} of {tensor.numel()} values of {key!r} are not finite; "
+                "the model or its dtype overflows (try model.dtype=float32)"
+            )
+    with stage.writing(name) as path:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata=dict(metadata))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors and metadata.
+
+    Raises:
+        ArtifactError: If the file is truncated or not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path} cannot be read as safetensors: {error}") from error

@@ -1,0 +1,104 @@
+"""Figures that tell whether a harvest holds a usable contrast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stir_train.types.steering import Candidates, ControlBasis
+
+WEAK_CONTRAST = 0.05
+UNSTABLE_COSINE = 0.3
+
+
+@dataclass(frozen=True)
+class BlockDiagnostics:
+    """What one block's contrasts look like.
+
+    Attributes:
+        block: 0-based.
+        relative_norm: Median of ``|v| / |mean state|`` over contrasts.
+        raw_cosine, centred_cosine: Mean cosine between keys, before and after centring.
+        coherence: Mean cosine of directions with their mean: 1 is one shared vector, 0 none.
+        split_half: Cosine between the mean directions of two halves of the prompts, per point
+            averaged; low values mean that the vectors are noise.
+    """
+
+    block: int
+    relative_norm: float
+    raw_cosine: float
+    centred_cosine: float
+    coherence: float
+    split_half: float
+
+
+def diagnose(candidates: Candidates) -> list[BlockDiagnostics]:
+    """Diagnose every captured block."""
+    return [_diagnose(candidates, layer) for layer in range(len(candidates.blocks))]
+
+
+def warnings_of(candidates: Candidates, blocks: list[BlockDiagnostics]) -> list[str]:
+    """Warnings a user should read before trusting the basis."""
+    found = []
+    if len(candidates) < 2 * int(candidates.points.max()):
+        found.append(
+            f"only {len(candidates)} contrasts over {int(candidates.points.max())} control points"
+        )
+    for block in blocks:
+        if block.relative_norm < WEAK_CONTRAST:
+            found.append(
+                f"block {block.block}: contrast is near zero (|v| is {block.relative_norm:.3f} "
+                "of the state); right and wrong rollouts look alike there"
+            )
+        if block.split_half < UNSTABLE_COSINE:
+            found.append(
+                f"block {block.block}: mean directions of two halves of the prompts agree only to "
+                f"cosine {block.split_half:.2f}; harvest more prompts, or expect little"
+            )
+    return found
+
+
+def points_yield(candidates: Candidates, basis: ControlBasis) -> list[tuple[int, int, int]]:
+    """(point, contrasts found, corrections kept over all blocks) per control point."""
+    corrections = basis.points[~basis.is_anchor]
+    return [
+        (point, int((candidates.points == point).sum()), int((corrections == point).sum()))
+        for point in candidates.points.unique().tolist()
+    ]
+
+
+def _diagnose(candidates: Candidates, layer: int) -> BlockDiagnostics:
+    right, wrong = candidates.mean_right[:, layer], candidates.mean_wrong[:, layer]
+    directions = right - wrong
+    keys = torch.nn.functional.normalize(wrong, dim=-1)
+    units = torch.nn.functional.normalize(directions, dim=-1)
+    return BlockDiagnostics(
+        block=candidates.blocks[layer],
+        relative_norm=float((directions.norm(dim=-1) / right.norm(dim=-1)).median()),
+        raw_cosine=_mean_cosine(keys),
+        centred_cosine=_mean_cosine(torch.nn.functional.normalize(wrong - wrong.mean(0), dim=-1)),
+        coherence=float((units @ torch.nn.functional.normalize(directions.mean(0), dim=0)).mean()),
+        split_half=_split_half(candidates, directions),
+    )
+
+
+def _mean_cosine(units: Float[Tensor, "C D"]) -> float:
+    """Mean cosine over distinct pairs, from the norm of the sum."""
+    count = len(units)
+    if count < 2:
+        return 1.0
+    return float((units.sum(0).square().sum() - count) / (count * (count - 1)))
+
+
+def _split_half(candidates: Candidates, directions: Float[Tensor, "C D"]) -> float:
+    half = torch.tensor([int(i, 16) % 2 for i in candidates.prompt_ids], dtype=torch.bool)
+    cosines = []
+    for point in candidates.points.unique().tolist():
+        here = candidates.points == point
+        if (here & half).any() and (here & ~half).any():
+            one, two = directions[here & half].mean(0), directions[here & ~half].mean(0)
+            cosines.append(float(torch.nn.functional.cosine_similarity(one, two, dim=0)))
+    return sum(cosines) / len(cosines) if cosines else 0.0

@@ -1,0 +1,245 @@
+"""The command line: ``stir-train VERB CONFIG.yaml [key=value ...]``. Imports torch only to work."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stir_train.errors import StirError
+
+if TYPE_CHECKING:
+    from stir_train.config.run import RunConfig
+
+app = typer.Typer(
+    name="stir-train",
+    help="Steer the latent trajectories of a frozen language model, and distil the gain into LoRA.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+tiny = typer.Typer(help="Train or check the embedded tiny reasoning model.", no_args_is_help=True)
+app.add_typer(tiny, name="tiny")
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Run configuration.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[key=value ...]", help="Settings to change, as in rollout.num_samples=4."
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would happen; do nothing.")]
+Redo = Annotated[bool, typer.Option("--redo", help="Remake this stage and those after it.")]
+
+STAGE_HELP = {
+    "rollout": "Sample, grade and capture rollouts of the harvest split.",
+    "harvest": "Contrast right and wrong rollouts at control points.",
+    "basis": "Select the control basis and diagnose the contrasts.",
+    "value": "Train and calibrate the value heads.",
+    "tune": "Choose the controller on the tune split.",
+    "steer": "Sample steered rollouts of the harvest split.",
+    "distill": "Distil steered rollouts into a LoRA adapter, export and verify it.",
+    "evaluate": "Compare every method on the held-out test split.",
+    "report": "Write the run's HTML report.",
+}
+
+
+def main() -> None:
+    """Run the command line; a user's mistake prints without a traceback."""
+    try:
+        app()
+    except StirError as error:
+        _fail(str(error))
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        _fail(f"{error.strerror or error}{where}; nothing half-written counts as complete")
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def _stage_command(verb: str) -> Callable[..., None]:
+    def command(
+        config: ConfigPath,
+        overrides: Overrides = None,
+        dry_run: DryRun = False,
+        redo: Redo = False,
+    ) -> None:
+        _run_verbs([verb], config, overrides or [], dry_run=dry_run, redo=redo)
+
+    return command
+
+
+for _verb, _help in STAGE_HELP.items():
+    app.command(_verb, help=_help)(_stage_command(_verb))
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    redo: Redo = False,
+) -> None:
+    """Run every stage in order, skipping what is done."""
+    _run_verbs(list(STAGE_HELP), config, overrides or [], dry_run=dry_run, redo=redo)
+
+
+@app.command()
+def verify(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Reload a finished run's adapter in a fresh process and compare its logits."""
+    with _opened(config, overrides or []) as context:
+        from stir_train.recipes.distill import run_verify
+
+        result = run_verify(context)
+        context.console.print(
+            f"[green]✓[/] {result.num_tensors} tensors load strictly; the adapter changes logits by "
+            f"up to {result.effect:.2f} and is within {result.difference:.1e} of the trainer's"
+        )
+
+
+@app.command()
+def export(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    to: Annotated[Path, typer.Option(help="Directory to write.")] = Path("export"),
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Write full merged weights instead of the adapter.")
+    ] = False,
+) -> None:
+    """Copy a finished run's adapter, or its merged weights, where a server can load them."""
+    with _opened(config, overrides or []) as context:
+        from stir_train.recipes.export import run_export
+
+        run_export(context, to, merged=merged)
+
+
+@app.command()
+def data(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Show what a configuration would read: split sizes, token lengths, a rendered prompt."""
+    from stir_train.recipes.inspect import describe_data
+
+    describe_data(_load(config, overrides or []), _console())
+
+
+@app.command()
+def inspect(path: Annotated[Path, typer.Argument(help="Run, stage, or artifact file.")]) -> None:
+    """Say what an artifact is, what made it, and whether it is whole."""
+    from stir_train.recipes.inspect import describe_path
+
+    describe_path(path, _console())
+
+
+@app.command()
+def doctor() -> None:
+    """Say what works here: versions, devices, deepspeed, Slurm, wandb, disk."""
+    from stir_train.recipes.doctor import run_doctor
+
+    raise SystemExit(0 if run_doctor(_console()) else 1)
+
+
+@app.command()
+def settings(
+    section: Annotated[str, typer.Argument(help="Only this section, as in rollout.")] = "",
+) -> None:
+    """List every setting with its default and meaning."""
+    from stir_train.config.describe import describe_settings
+
+    lines = describe_settings(section)
+    print("\n".join(f"{key} = {default}\n    {text}" for key, default, text in lines))
+
+
+@tiny.command("train")
+def tiny_train(
+    output: Annotated[Path, typer.Argument(help="Directory to write the model to.")],
+    family: Annotated[str, typer.Option(help="Task family.")] = "addition",
+    seed: Annotated[int, typer.Option(help="Seed of weights and corpus.")] = 1,
+    steps: Annotated[
+        int | None, typer.Option(help="Training steps; default: the recipe's.")
+    ] = None,
+) -> None:
+    """Train a tiny model from scratch (minutes on one thread) and check its competence."""
+    from dataclasses import replace
+
+    from stir_train.recipes.tiny import train_tiny
+    from stir_train.tasks.tiny_model import TinyRecipe
+
+    recipe = replace(TinyRecipe(), seed=seed)
+    recipe = recipe if steps is None else replace(recipe, num_steps=steps)
+    train_tiny(family, recipe, output, _console())
+    tiny_check(str(output), family)
+
+
+@tiny.command("check")
+def tiny_check(
+    model: Annotated[str, typer.Argument(help="Model directory or embedded/NAME.")],
+    family: Annotated[str, typer.Option(help="Task family.")] = "addition",
+    problems: Annotated[int, typer.Option(help="Held-out problems.")] = 300,
+) -> None:
+    """Measure a tiny model: greedy should be 50-80 %, pass@8 above 90 %."""
+    from stir_train.recipes.tiny import measure_competence
+
+    found = measure_competence(family, model, problems)
+    print(
+        f"greedy {found.greedy:.1%} in {found.greedy_tokens:.1f} tokens, mean@1 "
+        f"{found.mean_at_1:.1%}, pass@8 {found.pass_at_8:.1%} on {found.num_problems} problems: "
+        + ("good but imperfect" if found.passes else "does not pass the competence check")
+    )
+
+
+def _run_verbs(
+    verbs: list[str], path: Path, overrides: list[str], *, dry_run: bool, redo: bool
+) -> None:
+    if dry_run:
+        _show_plan(_load(path, overrides), verbs)
+        return
+    with _opened(path, overrides) as context:
+        from stir_train.recipes.run import run_stages, show_outcome
+
+        run_stages(context, verbs, redo=redo)
+        show_outcome(context, verbs)
+
+
+def _show_plan(config: RunConfig, verbs: list[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from stir_train.launch.plan import plan_run
+
+    table = Table(title=f"{config.name}: {config.model.name} on {config.task.name}")
+    for column in ("stage", "state", "work", "directory"):
+        table.add_column(column)
+    for stage in plan_run(config):
+        if stage.verb in verbs:
+            table.add_row(stage.verb, stage.state, stage.work, stage.directory)
+    Console().print(table)
+
+
+def _load(path: Path, overrides: list[str]) -> RunConfig:
+    from stir_train.config.load import load_config
+    from stir_train.config.run import RunConfig
+
+    return load_config(RunConfig, path, overrides)
+
+
+@contextmanager
+def _opened(path: Path, overrides: list[str]) -> Iterator[Any]:
+    """A run's context; the configuration is checked before torch is imported."""
+    config = _load(path, overrides)
+    from stir_train.recipes.run import open_run
+
+    with open_run(config, _console(), sys.argv) as context:
+        yield context
+
+
+def _console() -> Any:
+    from stir_train.monitoring.console import make_console
+
+    return make_console()

@@ -1,0 +1,15 @@
+"""The stages of a run in order: the verb that runs each, and the directory it makes."""
+
+from __future__ import annotations
+
+STAGE_DIRECTORIES: dict[str, str] = {
+    "rollout": "rollouts",
+    "harvest": "harvest",
+    "basis": "basis",
+    "value": "value",
+    "tune": "tune",
+    "steer": "steered",
+    "distill": "adapter",
+    "evaluate": "eval",
+    "report": "report",
+}

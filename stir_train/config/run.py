@@ -1,0 +1,72 @@
+"""The root configuration: one run, all its stages."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from stir_train.config.base import FrozenConfig
+from stir_train.config.stages import (
+    BasisConfig,
+    ControlPointConfig,
+    DistillConfig,
+    EvaluateConfig,
+    GenerationConfig,
+    HarvestConfig,
+    ModelConfig,
+    RolloutConfig,
+    SplitsConfig,
+    SteeringConfig,
+    TaskConfig,
+    TrackingConfig,
+    TuneConfig,
+    ValueConfig,
+)
+
+
+class RunConfig(FrozenConfig):
+    """Everything a run depends on."""
+
+    name: str = Field(min_length=1)
+    """Name of the run; its directory is `output_dir/name`."""
+    output_dir: Path = Path("runs")
+    """Where run directories live."""
+    seed: int = 0
+    """Seeds sampling noise, the value head and distillation."""
+    num_threads: int | None = Field(default=None, ge=1)
+    """CPU threads of PyTorch; results are bitwise repeatable only for a fixed number."""
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
+    splits: SplitsConfig = SplitsConfig()
+    control_points: ControlPointConfig = ControlPointConfig()
+    generation: GenerationConfig = GenerationConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    harvest: HarvestConfig = HarvestConfig()
+    basis: BasisConfig = BasisConfig()
+    value: ValueConfig = ValueConfig()
+    steering: SteeringConfig = SteeringConfig()
+    tune: TuneConfig = TuneConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    distill: DistillConfig = DistillConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise ValueError(f"name must be letters, digits, '.', '_' or '-', not {self.name!r}")
+        steered = {d for d in (self.steering.depth, *self.tune.depths) if d is not None}
+        unknown = sorted(steered - set(self.harvest.depths))
+        if unknown:
+            raise ValueError(
+                f"steering.depth and tune.depths must be among harvest.depths "
+                f"{list(self.harvest.depths)}; not harvested: {unknown}"
+            )
+        return self
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return self.output_dir / self.name

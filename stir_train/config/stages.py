@@ -1,0 +1,263 @@
+"""The settings of each stage, with the published defaults where the paper has one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from stir_train.config.base import FrozenConfig
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+SteeringMode = Literal["none", "similarity", "preview", "value", "hybrid"]
+
+
+class ModelConfig(FrozenConfig):
+    """Which causal language model, and how to hold it."""
+
+    name: str = "embedded/addition"
+    """Directory, hub id, or `embedded/NAME` for a model shipped with the package."""
+    revision: str | None = None
+    """Pinned hub revision (commit, tag or branch); a commit is the only one that cannot move."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto` is bfloat16 on a GPU and float32 on a CPU."""
+    device: str = "auto"
+    """`auto` is the GPU when there is one; otherwise `cpu` or `cuda:N`."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """Attention implementation; the engine builds its own masks, which these two take."""
+    blocks_path: str | None = None
+    """Dotted path of the decoder blocks, for an architecture that is not recognised."""
+    trust_remote_code: bool = False
+    """Run the model repository's own Python code. Off unless you have read that code."""
+
+
+class TaskConfig(FrozenConfig):
+    """Where problems come from and how answers are judged."""
+
+    name: str = "addition"
+    """An embedded family (`addition`), or any label for a task read from `source`."""
+    source: str | None = None
+    """Hub id, or a local folder, JSONL or Parquet file. None: the embedded family `name`."""
+    revision: str | None = None
+    """Pinned hub revision of the dataset."""
+    subset: str | None = None
+    """Hub configuration name (`main` for GSM8K)."""
+    hub_split: str = "train"
+    """Which of the dataset's own splits to read; ours are cut from it by content hash."""
+    question_field: str = "question"
+    """Column holding the problem."""
+    answer_field: str = "answer"
+    """Column holding the gold answer."""
+    choices_field: str | None = None
+    """Column holding the options of a multiple-choice problem."""
+    template: str = "{question}"
+    """Prompt template; `{question}` is replaced."""
+    system_prompt: str | None = None
+    """System message, when the chat template is used."""
+    chat_template: bool = False
+    """Render the prompt through the tokenizer's chat template."""
+    grader: Literal["exact", "numeric", "choice", "math"] = "exact"
+    """How an answer is compared with the gold one."""
+    answer_marker: str = "Answer:"
+    """The answer is what follows the last occurrence of this text on its line."""
+
+    @model_validator(mode="after")
+    def _template_has_a_question(self) -> Self:
+        if "{question}" not in self.template:
+            raise ValueError("template must contain {question}")
+        return self
+
+
+class SplitsConfig(FrozenConfig):
+    """How many problems each split holds; which one a problem is in depends on its content."""
+
+    num_harvest: PositiveInt = 256
+    """Problems for rollouts, the basis, the value head and distillation."""
+    num_tune: PositiveInt = 128
+    """Problems for choosing settings."""
+    num_test: PositiveInt = 512
+    """Problems for the final figures, opened only by `evaluate`."""
+    seed: int = 0
+    """Another seed cuts the splits elsewhere."""
+
+
+class ControlPointConfig(FrozenConfig):
+    """Where a trajectory may be read and steered."""
+
+    delimiters: tuple[Annotated[str, Field(min_length=1)], ...] = ("\n\n",)
+    """A control point is the token that completes one of these."""
+    max_points: PositiveInt = 8
+    """Control points used per completion (the paper's M)."""
+
+
+class GenerationConfig(FrozenConfig):
+    """Limits of the decoding engine."""
+
+    max_new_tokens: PositiveInt = 256
+    """Token budget of a completion; one that reaches it is marked truncated."""
+    max_rows: PositiveInt = 256
+    """Completions decoded side by side."""
+    chunk_completions: PositiveInt = 256
+    """Completions in a chunk, whole prompts: the unit of resumption, which fixes its batches."""
+
+
+class RolloutConfig(FrozenConfig):
+    """Sampling for the harvest."""
+
+    num_samples: PositiveInt = 8
+    """Rollouts per prompt (the paper's N)."""
+    temperature: PositiveFloat = 0.7
+    """Sampling temperature."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Nucleus mass."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Keep only the k likeliest tokens; 0 keeps all."""
+    length_penalty: NonNegativeFloat = 0.01
+    """Reward is `1[correct] - length_penalty * num_tokens / max_new_tokens`."""
+
+
+class HarvestConfig(FrozenConfig):
+    """Contrasting right and wrong rollouts at each control point."""
+
+    depths: tuple[Fraction, ...] = (0.6,)
+    """Depth fractions of the captured blocks: `round(depth * (num_blocks - 1))`."""
+    num_positive: PositiveInt = 2
+    """Best-rewarded correct rollouts averaged at a point."""
+    num_negative: PositiveInt = 3
+    """Worst-rewarded wrong rollouts averaged at a point."""
+    keep_truncated: bool = False
+    """Let truncated rollouts count as wrong ones; the vectors then partly mean "long"."""
+
+
+class BasisConfig(FrozenConfig):
+    """Selecting a compact, diverse control basis."""
+
+    size: PositiveInt = 256
+    """Entries per captured block (the paper's B), corrections and anchors together."""
+    diversity: NonNegativeFloat = 0.5
+    """Weight of the log-determinant against quality (the paper's lambda)."""
+    jitter: PositiveFloat = 1e-4
+    """Added to the diagonal of the Gram matrix (the paper's eps)."""
+    min_per_point: Annotated[int, Field(ge=0)] = 8
+    """Entries forced in at each control point, best quality first."""
+    selection: Literal["greedy", "top", "random"] = "greedy"
+    """`greedy` is the method; the others are its ablations."""
+
+
+class ValueConfig(FrozenConfig):
+    """Training the value head on control-point states."""
+
+    hidden_width: PositiveInt = 64
+    """Width of the hidden layer."""
+    num_members: PositiveInt = 4
+    """Independently initialised heads; their spread is the doubt."""
+    num_steps: PositiveInt = 400
+    """Optimizer steps at most."""
+    batch_size: PositiveInt = 512
+    """States per step."""
+    learning_rate: PositiveFloat = 3e-3
+    """AdamW learning rate."""
+    weight_decay: NonNegativeFloat = 0.05
+    """AdamW weight decay."""
+    tokens_weight: NonNegativeFloat = 0.1
+    """Weight of the remaining-tokens loss beside the correctness loss."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of harvest prompts held out for early stopping and calibration."""
+
+
+class SteeringConfig(FrozenConfig):
+    """What the controller does at a control point."""
+
+    mode: SteeringMode = "value"
+    """`none`, `similarity`, `preview` (published), `value` (no extra pass) or `hybrid`."""
+    depth: Fraction | None = None
+    """Depth of the steered block; None takes the first harvested depth."""
+    strength: PositiveFloat = 1.0
+    """`k_scale` of the published rule; the injected multiplier in `value` mode."""
+    max_strength: PositiveFloat = 4.0
+    """Upper clip of the injected multiplier (the paper's alpha_max)."""
+    similarity_weight: NonNegativeFloat = 2.0
+    """Weight of similarity times quality in the score (the paper's beta)."""
+    preview_weight: NonNegativeFloat = 0.1
+    """Weight of the preview's gain in the score (the paper's rho)."""
+    num_nearest: PositiveInt = 8
+    """Entries retrieved by cosine similarity (the paper's k)."""
+    num_candidates: PositiveInt = 4
+    """Corrections considered (the paper's L)."""
+    preview_tokens: PositiveInt = 4
+    """Tokens decoded per preview."""
+    preview_strength: PositiveFloat | None = None
+    """Strength during previews; 1.0 is published, None previews what would be injected."""
+    min_score: float = 0.0
+    """A correction must score above this (the paper's tau), and above the null score."""
+    center_keys: bool = False
+    """Subtract the mean key before cosines; raw residual cosines are all close to 1."""
+    value_margin: NonNegativeFloat = 0.02
+    """`value`: least predicted gain in P(correct) that is worth an impulse."""
+    value_gate: Fraction = 0.95
+    """`value`: no impulse where P(correct) is already this high."""
+    max_relative_norm: PositiveFloat = 1.5
+    """`value`: bound of the impulse's norm relative to the state's (kappa)."""
+    first_point_only: bool = False
+    """Ablation: steer only the first control point."""
+
+
+class TuneConfig(FrozenConfig):
+    """A grid on the tune split; `none` is always one of the choices."""
+
+    enabled: bool = True
+    """When off, `steering` is used as it stands."""
+    modes: tuple[SteeringMode, ...] = ("value", "preview")
+    """Controller modes to try."""
+    strengths: tuple[PositiveFloat, ...] = (1.0, 2.0)
+    """Strengths to try."""
+    depths: tuple[Fraction, ...] = ()
+    """Depths to try; empty tries every harvested depth."""
+
+
+class EvaluateConfig(FrozenConfig):
+    """The held-out comparison."""
+
+    num_bootstrap: PositiveInt = 10_000
+    """Bootstrap resamples behind every interval."""
+    controls: bool = True
+    """Add the controls: empty basis, norm-matched random vectors, shuffled keys."""
+
+
+class DistillConfig(FrozenConfig):
+    """Distilling steered behaviour into a LoRA adapter (sequence objective)."""
+
+    rank: Literal[8, 16, 32, 64] = 16
+    """LoRA rank; servers accept a few values only."""
+    alpha: PositiveInt = 32
+    """LoRA scale is `alpha / rank`."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """LoRA dropout."""
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Module names that get an adapter; the output head never does."""
+    num_samples: PositiveInt = 4
+    """Steered samples per harvest problem, at the rollout temperature."""
+    keep_per_prompt: PositiveInt = 2
+    """Correct samples kept per problem, shortest first."""
+    num_steps: PositiveInt = 300
+    """Optimizer steps."""
+    batch_size: PositiveInt = 16
+    """Sequences per step."""
+    learning_rate: PositiveFloat = 2e-3
+    """AdamW learning rate."""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW weight decay."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 20
+    """Steps of linear warm-up before the cosine."""
+    logit_tolerance: PositiveFloat = 1e-4
+    """Largest difference allowed between the trainer's logits and the reloaded adapter's."""
+
+
+class TrackingConfig(FrozenConfig):
+    """Where metrics go besides `metrics.jsonl`."""
+
+    wandb: Literal["disabled", "offline", "online"] = "disabled"
+    """`offline` needs no account and no network."""
+    project: str = "stir-train"
+    """wandb project."""

@@ -1,0 +1,1 @@
+"""Distil steered behaviour into a LoRA adapter."""

@@ -1,0 +1,1 @@
+"""Held-out comparison: metrics, paired statistics, report."""

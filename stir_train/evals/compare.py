@@ -1,0 +1,70 @@
+"""Paired statistics on the same items: bootstrap intervals, McNemar's exact test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+LEVEL = 0.95
+_BLOCK = 500
+
+
+def bootstrap_interval(
+    values: Sequence[float], *, num_resamples: int, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of the mean of per-item values, 95 %.
+
+    For a paired comparison pass the per-item differences.
+    """
+    means = _resampled_means(np.asarray(values, dtype=np.float64)[None], num_resamples, seed)[0]
+    return _percentiles(means)
+
+
+def ratio_change_interval(
+    baseline: Sequence[float], method: Sequence[float], *, num_resamples: int, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of ``mean(method) / mean(baseline) - 1`` over paired resamples, 95 %."""
+    both = np.stack([np.asarray(baseline, np.float64), np.asarray(method, np.float64)])
+    means = _resampled_means(both, num_resamples, seed)
+    return _percentiles(means[1] / means[0] - 1)
+
+
+def mcnemar_p(wins: int, losses: int) -> float:
+    """Two-sided exact McNemar test: could ``wins`` against ``losses`` be a fair coin's?"""
+    total = wins + losses
+    if total == 0:
+        return 1.0
+    tail = sum(math.comb(total, k) for k in range(min(wins, losses) + 1))
+    return min(1.0, 2 * tail / 2**total)
+
+
+def describe_interval(low: float, high: float) -> str:
+    """Whether an interval clears zero: ``gain``, ``loss`` or ``no effect``."""
+    if low > 0:
+        return "gain"
+    return "loss" if high < 0 else "no effect"
+
+
+def _resampled_means(
+    values: Float[NDArray[np.float64], "S N"], num_resamples: int, seed: int
+) -> Float[NDArray[np.float64], "S R"]:
+    """Means of the same resampled items for every series."""
+    if values.shape[1] == 0:
+        raise ValueError("no items to resample")
+    rng = np.random.default_rng(seed)
+    count = values.shape[1]
+    parts = []
+    for start in range(0, num_resamples, _BLOCK):
+        index = rng.integers(count, size=(min(_BLOCK, num_resamples - start), count))
+        parts.append(values[:, index].mean(-1))
+    return np.concatenate(parts, axis=1)
+
+
+def _percentiles(means: NDArray[np.float64]) -> tuple[float, float]:
+    edge = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(means, [edge, 100 - edge])
+    return float(low), float(high)

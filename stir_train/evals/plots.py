@@ -1,0 +1,132 @@
+"""The report's figures, each returned as an inline PNG."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLORS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#4b5563", "#be185d")
+GRID = "#e5e7eb"
+
+
+def frontier(methods: Sequence[Mapping[str, Any]]) -> str:
+    """Accuracy against tokens per problem, with 95 % intervals on accuracy."""
+    figure, axes = _figure(6.4, 3.8)
+    for i, row in enumerate(methods):
+        low, high = row["accuracy_ci95"]
+        axes.errorbar(
+            row["tokens_mean"],
+            100 * row["accuracy"],
+            yerr=[[100 * (row["accuracy"] - low)], [100 * (high - row["accuracy"])]],
+            fmt="o",
+            color=COLORS[i % len(COLORS)],
+            label=row["name"],
+            capsize=3,
+        )
+    axes.set_xlabel("generated tokens per problem (previews included)")
+    axes.set_ylabel("accuracy (%)")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return _png(figure)
+
+
+def points_yield(points: Sequence[tuple[int, int, int]]) -> str:
+    """Contrasts found and corrections kept at each control point."""
+    figure, axes = _figure()
+    positions = [point for point, _, _ in points]
+    axes.bar([p - 0.2 for p in positions], [n for _, n, _ in points], 0.4, label="contrasts found")
+    axes.bar([p + 0.2 for p in positions], [n for _, _, n in points], 0.4, label="corrections kept")
+    axes.set_xlabel("control point")
+    axes.set_ylabel("count")
+    axes.legend(fontsize=8, frameon=False)
+    return _png(figure)
+
+
+def histogram(series: Mapping[str, Sequence[float]], xlabel: str) -> str:
+    """One outline per named series."""
+    figure, axes = _figure()
+    for i, (name, values) in enumerate(series.items()):
+        axes.hist(values, bins=30, histtype="step", color=COLORS[i % len(COLORS)], label=name)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel("contrasts")
+    if len(series) > 1:
+        axes.legend(fontsize=8, frameon=False)
+    return _png(figure)
+
+
+def curves(series: Mapping[str, Sequence[float]], xlabel: str, ylabel: str) -> str:
+    """One line per named series, x counted from 1."""
+    figure, axes = _figure()
+    for i, (name, values) in enumerate(series.items()):
+        xs = range(1, len(values) + 1)
+        axes.plot(xs, values, color=COLORS[i % len(COLORS)], label=name)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.legend(fontsize=8, frameon=False)
+    return _png(figure)
+
+
+def cosines(blocks: Sequence[Mapping[str, Any]]) -> str:
+    """Key cosines raw and centred, direction coherence and split-half agreement, per block."""
+    figure, axes = _figure(6.4, 3.2)
+    names = {
+        "raw_cosine": "keys, raw",
+        "centred_cosine": "keys, centred",
+        "coherence": "directions",
+        "split_half": "split-half",
+    }
+    for i, (key, label) in enumerate(names.items()):
+        xs = [j + 0.2 * (i - 1.5) for j in range(len(blocks))]
+        axes.bar(xs, [b[key] for b in blocks], 0.18, color=COLORS[i], label=label)
+    axes.set_xticks(range(len(blocks)), [f"block {b['block']}" for b in blocks])
+    axes.axhline(0, color="black", linewidth=0.6)
+    axes.set_ylabel("mean cosine")
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return _png(figure)
+
+
+def reliability(bins: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Observed against predicted P(correct) on held-out prompts, per block."""
+    figure, axes = _figure(4.2, 3.6)
+    axes.plot([0, 1], [0, 1], color="#9ca3af", linewidth=1, linestyle="--")
+    for i, (block, rows) in enumerate(bins.items()):
+        xs = [row["mean_predicted"] for row in rows]
+        ys = [row["mean_observed"] for row in rows]
+        axes.plot(xs, ys, "o-", markersize=4, color=COLORS[i % len(COLORS)], label=f"block {block}")
+    axes.set_xlabel("predicted P(correct)")
+    axes.set_ylabel("observed")
+    axes.legend(fontsize=8, frameon=False)
+    return _png(figure)
+
+
+def interventions(by_point: Mapping[int, tuple[int, int]]) -> str:
+    """Share of control points that received an impulse, by control point."""
+    figure, axes = _figure()
+    points = sorted(by_point)
+    axes.bar(points, [100 * by_point[p][1] / by_point[p][0] for p in points], color=COLORS[0])
+    axes.set_xlabel("control point")
+    axes.set_ylabel("steered (%)")
+    return _png(figure)
+
+
+def _figure(width: float = 4.6, height: float = 3.0) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _png(figure: Figure) -> str:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=130)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -1,0 +1,123 @@
+"""One self-contained HTML page for a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from itertools import pairwise
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined, select_autoescape
+
+from stir_train.evals import plots
+from stir_train.evals.compare import describe_interval
+from stir_train.types.rollout import GradedRollout
+from stir_train.types.steering import SteeringDecision
+
+NUM_EXAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Example:
+    """A problem answered twice, the steered text cut where impulses went in."""
+
+    question: str
+    answer: str
+    baseline: str
+    steered: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything the page shows.
+
+    Attributes:
+        title: Run name.
+        results: ``results.json``.
+        basis, value, tune: The stages' own reports.
+        summaries: Stage name to summary figures.
+        decisions: The steered method's decisions on the test items.
+        wins, losses: Items that steering mended, and that it broke.
+        lineage: Stage name to fingerprint.
+        config: The resolved configuration as YAML.
+    """
+
+    title: str
+    results: Mapping[str, Any]
+    basis: Mapping[str, Any]
+    value: Mapping[str, Any]
+    tune: Mapping[str, Any]
+    summaries: Mapping[str, Mapping[str, Any]]
+    decisions: Sequence[SteeringDecision]
+    wins: Sequence[Example]
+    losses: Sequence[Example]
+    lineage: Mapping[str, str]
+    config: str
+
+
+def render_report(data: ReportData) -> str:
+    """Render the page; it needs no other file and no network."""
+    environment = Environment(autoescape=select_autoescape(["html"]), undefined=StrictUndefined)
+    environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
+    environment.filters["signed_percent"] = lambda value: f"{100 * value:+.1f} %"
+    template = resources.files("stir_train.evals").joinpath("report.html.j2").read_text("utf-8")
+    figures = {
+        "frontier": plots.frontier(data.results["methods"]),
+        "yield": plots.points_yield(data.basis["points"]),
+        "quality": plots.histogram({"quality": data.basis["quality"]}, "quality of a contrast"),
+        "norms": plots.histogram(
+            {f"block {b}": v for b, v in data.basis["norms"].items()}, "norm of a direction"
+        ),
+        "cosines": plots.cosines(data.basis["blocks"]),
+        "logdet": plots.curves(
+            {f"block {b}": v for b, v in data.basis["logdet"].items()}, "entries picked", "log det"
+        ),
+        "reliability": plots.reliability({b: r["reliability"] for b, r in data.value.items()}),
+        "interventions": plots.interventions(_by_point(data.decisions)),
+    }
+    return environment.from_string(template).render(
+        data=data, figures=figures, verdict=lambda interval: describe_interval(*interval)
+    )
+
+
+def build_examples(
+    baseline: Sequence[GradedRollout],
+    steered: Sequence[GradedRollout],
+    questions: Mapping[str, tuple[str, str]],
+    decode: Callable[[Sequence[int]], str],
+) -> tuple[list[Example], list[Example]]:
+    """The first few wins and losses, side by side.
+
+    Args:
+        baseline: Greedy answers.
+        steered: Steered answers to the same items.
+        questions: Prompt id to (question, gold answer).
+        decode: Token ids to text.
+    """
+    wins: list[Example] = []
+    losses: list[Example] = []
+    for plain, changed in zip(baseline, steered, strict=True):
+        if plain.grade.correct == changed.grade.correct:
+            continue
+        kept = wins if changed.grade.correct else losses
+        if len(kept) < NUM_EXAMPLES:
+            question, answer = questions[plain.rollout.prompt_id]
+            kept.append(Example(question, answer, plain.text, _pieces(changed, decode)))
+    return wins, losses
+
+
+def _pieces(graded: GradedRollout, decode: Callable[[Sequence[int]], str]) -> tuple[str, ...]:
+    """The completion's text cut after every token that carried an impulse."""
+    cuts = [impulse.token_index + 1 for impulse in graded.rollout.impulses]
+    edges = [0, *cuts, len(graded.rollout.token_ids)]
+    ids = graded.rollout.token_ids
+    return tuple(decode(ids[start:end]) for start, end in pairwise(edges))
+
+
+def _by_point(decisions: Sequence[SteeringDecision]) -> dict[int, tuple[int, int]]:
+    counts: dict[int, tuple[int, int]] = {}
+    for decision in decisions:
+        seen, fired = counts.get(decision.point, (0, 0))
+        counts[decision.point] = seen + 1, fired + (decision.chosen >= 0)
+    return counts

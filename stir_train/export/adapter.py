@@ -1,0 +1,66 @@
+"""Save a trained LoRA adapter as PEFT reads it: two files, sorted config, nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from stir_train.artifacts.run_dir import StageDir
+from stir_train.artifacts.tensors import save_tensors
+from stir_train.errors import VerificationError
+from stir_train.models.load import LoadedModel
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER_DIRECTORY = "lora"
+PROBES_FILE = "probes.safetensors"
+
+
+def save_adapter(model: PeftModel, stage: StageDir) -> None:
+    """Write the adapter under ``lora/``.
+
+    Raises:
+        VerificationError: If there is nothing learnt to save (every ``lora_B`` is zero or empty).
+    """
+    learnt = [p for n, p in model.named_parameters() if "lora_B" in n]
+    if not learnt or not any(p.numel() and bool(p.detach().abs().max() > 0) for p in learnt):
+        raise VerificationError("the adapter learnt nothing: every lora_B is zero or empty")
+    with tempfile.TemporaryDirectory() as scratch:
+        model.save_pretrained(scratch)
+        config_file = Path(scratch) / ADAPTER_FILES[0]
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        # PEFT writes a set; its order changes from process to process.
+        if isinstance(config["target_modules"], list):
+            config["target_modules"].sort()
+        config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        for name in ADAPTER_FILES:
+            with stage.writing(f"{ADAPTER_DIRECTORY}/{name}") as path:
+                shutil.copyfile(Path(scratch) / name, path)
+
+
+@torch.no_grad()
+def save_probes(
+    model: PeftModel, sequences: Sequence[Sequence[int]], stage: StageDir
+) -> dict[str, Tensor]:
+    """Record the trainer's logits, and the base's, on a few sequences of equal length."""
+    token_ids = torch.tensor([list(s) for s in sequences], device=model.device)
+    model.eval()
+    adapted = model(input_ids=token_ids, use_cache=False).logits.float().cpu()
+    with model.disable_adapter():
+        base = model(input_ids=token_ids, use_cache=False).logits.float().cpu()
+    probes = {"token_ids": token_ids.cpu(), "adapted_logits": adapted, "base_logits": base}
+    save_tensors(stage, PROBES_FILE, probes, {"what": "logits recorded by the trainer"})
+    return probes
+
+
+def save_merged(base: LoadedModel, adapter: Path, target: Path) -> None:
+    """Fold an adapter into its base and write the full model and tokenizer."""
+    merged = PeftModel.from_pretrained(base.model, str(adapter)).merge_and_unload()
+    merged.save_pretrained(target)
+    base.tokenizer.save_pretrained(target)

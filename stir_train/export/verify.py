@@ -1,0 +1,95 @@
+"""Prove in a fresh process that an exported adapter loads strictly and does what was trained."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from stir_train.errors import VerificationError
+from stir_train.export.adapter import ADAPTER_FILES
+
+SCRIPT = Path(__file__).with_name("fresh_check.py")
+TIMEOUT_SECONDS = 600
+EFFECT_FLOOR = 1e-3
+"""Smallest change of any probe logit that counts as doing something."""
+
+
+@dataclass(frozen=True)
+class VerificationResult:
+    """What the fresh process measured.
+
+    Attributes:
+        num_tensors: Tensors in the adapter.
+        effect: Largest change of a probe logit that the adapter makes.
+        difference: Largest difference from the trainer's logits.
+    """
+
+    num_tensors: int
+    effect: float
+    difference: float
+
+
+def verify_adapter(
+    base_path: str, adapter: Path, probes: Path, *, tolerance: float
+) -> VerificationResult:
+    """Check the files and config here, then load and compare in a fresh interpreter.
+
+    Raises:
+        VerificationError: Saying what is wrong with the adapter.
+    """
+    _check_files(adapter)
+    _check_config(adapter / ADAPTER_FILES[0])
+    completed = subprocess.run(
+        [sys.executable, "-I", str(SCRIPT), base_path, str(adapter), str(probes)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+        check=False,
+    )
+    if completed.returncode != 0:
+        last = completed.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise VerificationError(f"{adapter}: a fresh process cannot load it: {last[0]}")
+    found = json.loads(completed.stdout)
+    problems = [f"{key}: {found[key]}" for key in ("missing", "unexpected", "empty") if found[key]]
+    if len(found["zero_b"]) == found["num_tensors"] // 2:
+        problems.append("every lora_B is zero: the adapter does nothing")
+    if found["base_difference"] > tolerance:
+        problems.append(
+            f"the base model's logits differ by {found['base_difference']:.2e} from those recorded "
+            f"(tolerance {tolerance:.0e}): another base?"
+        )
+    if found["adapted_difference"] > tolerance:
+        problems.append(
+            f"the adapter's logits differ by {found['adapted_difference']:.2e} from the trainer's "
+            f"(tolerance {tolerance:.0e})"
+        )
+    if found["effect"] < EFFECT_FLOOR:
+        problems.append(f"no logit changes by more than {found['effect']:.2e}: it does nothing")
+    if problems:
+        raise VerificationError(f"{adapter} does not verify:\n  - " + "\n  - ".join(problems))
+    return VerificationResult(found["num_tensors"], found["effect"], found["adapted_difference"])
+
+
+def _check_files(adapter: Path) -> None:
+    present = {file.name for file in adapter.iterdir()} if adapter.is_dir() else set()
+    missing = [name for name in ADAPTER_FILES if name not in present]
+    if missing:
+        raise VerificationError(f"{adapter}: missing {', '.join(missing)}")
+    extra = sorted(name for name in present - set(ADAPTER_FILES) if name.startswith("adapter_"))
+    if extra:
+        raise VerificationError(f"{adapter}: stale extra file {', '.join(extra)}; remove it")
+
+
+def _check_config(path: Path) -> None:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise VerificationError(f"{path} is not JSON: {error}") from error
+    for key in ("r", "lora_alpha"):
+        if not config.get(key, 0) > 0:
+            raise VerificationError(f"{path}: {key} is {config.get(key)!r}; it must be above 0")
+    if config.get("bias") != "none" or config.get("modules_to_save"):
+        raise VerificationError(f"{path}: servers load only bias='none' and no modules_to_save")

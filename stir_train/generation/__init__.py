@@ -1,0 +1,1 @@
+"""One sampling stack: KV-cached batched decoding with capture and impulses inside the pass."""

@@ -1,0 +1,1 @@
+"""Differential intrinsic action induction: contrast right and wrong rollouts."""

@@ -1,0 +1,1 @@
+"""Plan and submit runs without loading torch."""

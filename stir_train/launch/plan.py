@@ -1,0 +1,65 @@
+"""What a run would do, from its configuration and directory alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stir_train.artifacts.run_dir import RunDir
+from stir_train.config.pipeline import STAGE_DIRECTORIES
+from stir_train.config.run import RunConfig
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One line of a plan.
+
+    Attributes:
+        verb: The command that runs it.
+        state: ``done``, ``unfinished`` or ``to do``.
+        work: What it does, with counts.
+        directory: Where its artifacts go.
+    """
+
+    verb: str
+    state: str
+    work: str
+    directory: str
+
+
+def plan_run(config: RunConfig) -> list[PlannedStage]:
+    """Plan every stage; counts are exact, tokens are upper bounds."""
+    run_dir = RunDir(config.directory)
+    work = _work(config)
+    planned = []
+    for verb, directory in STAGE_DIRECTORIES.items():
+        stage = run_dir.stage(directory)
+        unfinished = "unfinished" if stage.path.exists() else "to do"
+        state = "done" if stage.is_complete else unfinished
+        planned.append(PlannedStage(verb, state, work[verb], str(stage.path)))
+    return planned
+
+
+def _work(config: RunConfig) -> dict[str, str]:
+    splits, budget = config.splits, config.generation.max_new_tokens
+    rollouts = splits.num_harvest * config.rollout.num_samples
+    steered = splits.num_harvest * config.distill.num_samples
+    depths = config.tune.depths or config.harvest.depths
+    trials = len(config.tune.modes) * len(config.tune.strengths) * len(depths)
+    trials = trials if config.tune.enabled else 1
+    methods = 7 if config.evaluate.controls else 4
+    captured = ", ".join(f"{depth:g}" for depth in config.harvest.depths)
+    return {
+        "rollout": f"{splits.num_harvest} problems x {config.rollout.num_samples} samples = "
+        f"{rollouts} rollouts, at most {rollouts * budget:,} tokens; states at depths {captured}",
+        "harvest": f"contrast {config.harvest.num_positive} right with "
+        f"{config.harvest.num_negative} wrong at up to {config.control_points.max_points} points",
+        "basis": f"{config.basis.selection} selection of up to {config.basis.size} entries a block",
+        "value": f"{config.value.num_members} heads a block, at most {config.value.num_steps} steps",
+        "tune": f"{trials} settings x {splits.num_tune} problems, greedy beside them",
+        "steer": f"{splits.num_harvest} problems x {config.distill.num_samples} samples = "
+        f"{steered} steered rollouts",
+        "distill": f"LoRA rank {config.distill.rank}, {config.distill.num_steps} steps of "
+        f"{config.distill.batch_size} sequences; export and verify",
+        "evaluate": f"{methods} methods x {splits.num_test} held-out problems",
+        "report": "one HTML page",
+    }

@@ -1,0 +1,1 @@
+"""Frozen causal language models: loading, decoder blocks, hooks, and the value head."""

@@ -1,0 +1,218 @@
+"""Load a frozen causal language model by path, hub id or embedded name, and identify it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from stir_train.config.stages import ModelConfig
+from stir_train.errors import ModelError
+from stir_train.models.blocks import BLOCK_CONVENTION, find_blocks
+
+EMBEDDED_PREFIX = "embedded/"
+EMBEDDED_ROOT = Path(__file__).resolve().parent.parent / "tasks" / "models"
+SAMPLED_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What an artifact must match to be used with a model.
+
+    Attributes:
+        name: Path or hub id as configured.
+        revision: Pinned hub revision, or empty for a local directory.
+        architecture: Model class.
+        weights_sha256: For a local directory, a hash of its config and of the name, size, first
+            and last MiB of every weights file; for a hub id, of its id and commit.
+        tokenizer_sha256: Hash of the vocabulary and special tokens.
+        width: Residual width ``D``.
+        num_blocks: Number of decoder blocks.
+        block_convention: What ``h[b]`` means.
+    """
+
+    name: str
+    revision: str
+    architecture: str
+    weights_sha256: str
+    tokenizer_sha256: str
+    width: int
+    num_blocks: int
+    block_convention: str = BLOCK_CONVENTION
+
+    def as_dict(self) -> dict[str, str | int]:
+        """The identity as JSON-ready values."""
+        return asdict(self)
+
+    def fingerprint(self) -> str:
+        """One hash of everything but the name, so that a moved directory stays the same model."""
+        kept = {key: value for key, value in asdict(self).items() if key != "name"}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A frozen model in evaluation mode with its tokenizer, blocks and identity."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    blocks: nn.ModuleList
+    identity: ModelIdentity
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's inputs go."""
+        return self.model.device
+
+    @property
+    def max_tokens(self) -> int:
+        """Context length in tokens."""
+        config = self.model.config.get_text_config()
+        return int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of a completion, special tokens left out."""
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """The end-of-sequence ids of the generation config, or else of the tokenizer."""
+        ids = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        if ids is None:
+            ids = self.tokenizer.eos_token_id
+        if ids is None:
+            return ()
+        return tuple(ids) if isinstance(ids, list) else (int(ids),)
+
+
+def resolve_model_path(name: str) -> str:
+    """Turn ``embedded/NAME`` into the directory shipped with the package; leave the rest alone.
+
+    Raises:
+        ModelError: If no such model is embedded.
+    """
+    if not name.startswith(EMBEDDED_PREFIX):
+        return name
+    path = EMBEDDED_ROOT / name.removeprefix(EMBEDDED_PREFIX)
+    if not (path / "config.json").is_file():
+        known = ", ".join(sorted(p.parent.name for p in EMBEDDED_ROOT.glob("*/config.json")))
+        raise ModelError(
+            f"model.name: no embedded model {name!r}; embedded models: {known or 'none'}"
+        )
+    return str(path)
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """Load the configured model's tokenizer alone."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        resolve_model_path(config.name),
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    return tokenizer
+
+
+def load_model(config: ModelConfig) -> LoadedModel:
+    """Load and freeze the configured model.
+
+    Raises:
+        ModelError: If it cannot be found or read, or its blocks are not recognised.
+    """
+    path = resolve_model_path(config.name)
+    is_local = Path(path).is_dir()
+    if not is_local and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise ModelError(f"model.name: no directory {path!r}")
+    revision = None if is_local else config.revision
+    device = resolve_device(config.device)
+    transformers_logging.disable_progress_bar()  # our own bars show what matters
+    try:
+        tokenizer = load_tokenizer(config)
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            revision=revision,
+            trust_remote_code=config.trust_remote_code,
+            dtype=resolve_dtype(config.dtype, device),
+            attn_implementation=config.attention,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(
+            f"model.name: cannot load {config.name!r}"
+            + (f" at revision {revision}" if revision else "")
+            + f": {error}"
+        ) from error
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps the signature
+    model.eval().requires_grad_(requires_grad=False)
+    blocks = find_blocks(model, path=config.blocks_path)
+    identity = _identify(config.name, path, revision or "", model, tokenizer)
+    return LoadedModel(model, tokenizer, blocks, identity)
+
+
+def resolve_device(device: str) -> torch.device:
+    """Resolve ``auto`` to the GPU when there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Resolve ``auto``: bfloat16 on a GPU, float32 on a CPU."""
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
+
+
+def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash the vocabulary and the special tokens."""
+    content = {
+        "vocabulary": sorted(tokenizer.get_vocab().items()),
+        "special": {k: str(v) for k, v in sorted(tokenizer.special_tokens_map.items())},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _identify(
+    name: str,
+    path: str,
+    revision: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> ModelIdentity:
+    text_config = model.config.get_text_config()
+    return ModelIdentity(
+        name=name,
+        revision=revision,
+        architecture=type(model).__name__,
+        weights_sha256=_weights_sha256(
+            path, getattr(model.config, "_commit_hash", None) or revision
+        ),
+        tokenizer_sha256=tokenizer_sha256(tokenizer),
+        width=text_config.hidden_size,
+        num_blocks=text_config.num_hidden_layers,
+    )
+
+
+def _weights_sha256(path: str, commit: str) -> str:
+    directory = Path(path)
+    if not directory.is_dir():
+        return hashlib.sha256(f"{path}@{commit}".encode()).hexdigest()
+    digest = hashlib.sha256((directory / "config.json").read_bytes())
+    for file in sorted(directory.glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(SAMPLED_BYTES))
+            stream.seek(max(0, size - SAMPLED_BYTES))
+            digest.update(stream.read())
+    return digest.hexdigest()

@@ -1,0 +1,58 @@
+"""Put LoRA layers on a loaded model, or load an exported adapter onto one."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
+
+from stir_train.config.stages import DistillConfig
+from stir_train.errors import ArtifactError, ModelError
+from stir_train.models.load import LoadedModel
+
+
+def add_lora(loaded: LoadedModel, config: DistillConfig, *, seed: int) -> PeftModel:
+    """Wrap the model in place with a fresh, trainable adapter named ``default``.
+
+    Raises:
+        ModelError: If no module matches ``distill.targets``.
+    """
+    targets = config.targets if isinstance(config.targets, str) else list(config.targets)
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=targets,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(seed)
+        try:
+            return get_peft_model(loaded.model, lora)
+        except ValueError as error:
+            raise ModelError(f"distill.targets: {error}") from error
+
+
+def load_adapter(loaded: LoadedModel, directory: Path) -> LoadedModel:
+    """Load an exported adapter onto a freshly loaded base model, in place, frozen.
+
+    Raises:
+        ArtifactError: If PEFT cannot read it.
+    """
+    try:
+        peft_model = PeftModel.from_pretrained(loaded.model, str(directory))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ArtifactError(f"{directory} cannot be loaded as a PEFT adapter: {error}") from error
+    peft_model.eval().requires_grad_(requires_grad=False)
+    return dataclasses.replace(loaded, model=base_of(peft_model))
+
+
+def base_of(peft_model: PeftModel) -> PreTrainedModel:
+    """The transformers model inside, its LoRA layers active."""
+    model = peft_model.get_base_model()
+    assert isinstance(model, PreTrainedModel)
+    return model

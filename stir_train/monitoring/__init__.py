@@ -1,0 +1,1 @@
+"""What people watch: logging, metric sinks, progress bars."""

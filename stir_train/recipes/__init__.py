@@ -1,0 +1,1 @@
+"""One stage each: config to objects to run. The only place that wires."""

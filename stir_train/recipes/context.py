@@ -1,0 +1,142 @@
+"""What every stage of a run shares: config, directory, model, splits, sinks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from rich.console import Console
+
+from stir_train.artifacts.run_dir import RunDir, StageDir, StageInputs
+from stir_train.config.run import RunConfig
+from stir_train.data.control_points import DelimiterAutomaton, build_automaton
+from stir_train.data.problems import SourceProblem, read_source
+from stir_train.data.prompts import (
+    SplitName,
+    cut_splits,
+    render_prompts,
+    require_disjoint,
+    split_sha256,
+)
+from stir_train.errors import ConfigError
+from stir_train.generation.engine import DecodeEngine
+from stir_train.models.blocks import resolve_depth
+from stir_train.models.load import LoadedModel, load_model
+from stir_train.monitoring.metrics import Metrics
+from stir_train.tasks.families import FAMILIES, HELD_OUT_POOL
+from stir_train.tasks.problem import held_out_problems
+from stir_train.types.rollout import Prompt
+
+
+@dataclass
+class RunContext:
+    """A run being worked on. Model and splits are loaded on first use."""
+
+    config: RunConfig
+    run_dir: RunDir
+    metrics: Metrics
+    console: Console
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        """The frozen base model."""
+        return load_model(self.config.model)
+
+    @cached_property
+    def splits(self) -> dict[SplitName, list[Prompt]]:
+        """Rendered prompts per split, checked disjoint."""
+        cut = cut_splits(read_problems(self.config), self.config.splits)
+        tokenizer = self.loaded.tokenizer
+        splits = {
+            name: render_prompts(problems, self.config.task, tokenizer)
+            for name, problems in cut.items()
+        }
+        require_disjoint(splits)
+        return splits
+
+    @cached_property
+    def automaton(self) -> DelimiterAutomaton:
+        """Finds control points for this model's tokenizer."""
+        return build_automaton(
+            self.loaded.tokenizer,
+            self.config.control_points.delimiters,
+            vocab_size=self.loaded.model.config.get_text_config().vocab_size,
+        )
+
+    @cached_property
+    def engine(self) -> DecodeEngine:
+        """The decoding engine over the base model."""
+        return DecodeEngine(self.loaded, max_rows=self.config.generation.max_rows)
+
+    @property
+    def captured_blocks(self) -> tuple[int, ...]:
+        """The harvested depths as ascending block indices."""
+        return tuple(sorted({self.block_at(depth) for depth in self.config.harvest.depths}))
+
+    def block_at(self, depth: float) -> int:
+        """The block at a depth fraction."""
+        return resolve_depth(depth, self.loaded.identity.num_blocks)
+
+    def stage(self, name: str) -> StageDir:
+        """A stage's directory."""
+        return self.run_dir.stage(name)
+
+    def begin(
+        self,
+        name: str,
+        settings: Mapping[str, BaseModel | Any],
+        *,
+        upstream: tuple[str, ...] = (),
+        splits: tuple[SplitName, ...] = (),
+    ) -> StageDir | None:
+        """Open a stage for its settings and sources; None when it is already complete."""
+        stage = self.stage(name)
+        sources = {"model": self.loaded.identity.fingerprint()}
+        sources |= {f"stage {other}": self.stage(other).fingerprint() for other in upstream}
+        sources |= {f"split {split}": split_sha256(self.splits[split]) for split in splits}
+        config = {
+            key: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+            for key, value in settings.items()
+        }
+        if stage.begin(StageInputs(config=config, sources=sources)):
+            return stage
+        self.console.print(f"[green]✓[/] {name}: done before, nothing to do")
+        return None
+
+    def report_done(self, stage: StageDir, summary: Mapping[str, Any], sentence: str) -> None:
+        """Finish a stage, log its figures, tell the user."""
+        stage.finish(summary)
+        scalars = {k: v for k, v in summary.items() if isinstance(v, int | float | str)}
+        self.metrics.log(stage.name, scalars)
+        self.console.print(f"[green]✓[/] {stage.name}: {sentence}")
+
+
+def read_problems(config: RunConfig) -> list[SourceProblem]:
+    """Every problem the configured task offers.
+
+    Raises:
+        ConfigError: If the task names neither an embedded family nor a source.
+    """
+    task = config.task
+    if task.source is not None:
+        return read_source(task)
+    if task.name not in FAMILIES:
+        raise ConfigError(
+            f"task.name: {task.name!r} is no embedded family ({', '.join(FAMILIES)}); "
+            "set task.source to a dataset to read another task"
+        )
+    family = FAMILIES[task.name]
+    return [
+        SourceProblem(p.question, p.answer, content=p.content, kind=p.kind)
+        for p in held_out_problems(family, HELD_OUT_POOL)
+    ]
+
+
+def set_threads(config: RunConfig) -> None:
+    """Fix the number of CPU threads, on which bitwise repeatability depends."""
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)

@@ -1,0 +1,160 @@
+"""Steered rollouts on harvest problems, then LoRA on the good ones, then proof that it loads."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from stir_train.config.pipeline import STAGE_DIRECTORIES
+from stir_train.distill.objective import sequence_loss
+from stir_train.distill.samples import choose_samples, sequence_batches
+from stir_train.errors import StageError
+from stir_train.export.adapter import ADAPTER_DIRECTORY, PROBES_FILE, save_adapter, save_probes
+from stir_train.export.verify import VerificationResult, verify_adapter
+from stir_train.models.load import load_model, resolve_model_path
+from stir_train.models.lora import add_lora
+from stir_train.monitoring.console import progress
+from stir_train.recipes.context import RunContext
+from stir_train.recipes.harvest import BASIS, VALUE, load_basis
+from stir_train.recipes.rollouts import (
+    GenerationJob,
+    generate_job,
+    load_rollouts,
+    num_chunks,
+    sampling_params,
+)
+from stir_train.recipes.tune import TUNE, controller_for, load_choice
+from stir_train.train.loop import StepRecord, fit, warmup_then_cosine
+from stir_train.types.rollout import GradedRollout
+
+STEERED, ADAPTER = STAGE_DIRECTORIES["steer"], STAGE_DIRECTORIES["distill"]
+NUM_PROBES, PROBE_TOKENS = 4, 48
+LOG_EVERY = 20
+
+
+def run_steered(context: RunContext) -> None:
+    """Sample completions of harvest problems under the chosen controller."""
+    config = context.config
+    settings = {
+        "seed": config.seed,
+        "num_threads": config.num_threads,
+        "num_samples": config.distill.num_samples,
+        "rollout": config.rollout,
+        "generation": config.generation,
+    }
+    stage = context.begin(STEERED, settings, upstream=(BASIS, VALUE, TUNE), splits=("harvest",))
+    if stage is None:
+        return
+    job = _steered_job(context)
+    total = len(job.prompts) * job.num_samples
+    with progress(context.console, "steered rollouts", total, "rollouts") as advance:
+        generate_job(context, stage, job, advance)
+    graded = _load_steered(context)
+    correct = sum(g.grade.correct for g in graded) / len(graded)
+    context.report_done(
+        stage,
+        {"num_rollouts": len(graded), "correct_rate": correct},
+        f"{len(graded)} rollouts under {load_choice(context).mode}, {correct:.1%} correct",
+    )
+
+
+def run_distill(context: RunContext) -> None:
+    """Fine-tune LoRA on the chosen steered completions; export; verify in a fresh process."""
+    config = context.config
+    settings = {"distill": config.distill, "seed": config.seed, "num_threads": config.num_threads}
+    stage = context.begin(ADAPTER, settings, upstream=(STEERED,))
+    if stage is None:
+        return
+    samples = choose_samples(_load_steered(context), keep_per_prompt=config.distill.keep_per_prompt)
+    if not samples:
+        raise StageError("no steered rollout is correct: there is nothing to distil")
+    # A second copy: the run's own model stays the frozen base.
+    student = load_model(config.model.model_copy(update={"dtype": "float32"}))
+    model = add_lora(student, config.distill, seed=config.seed)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=config.distill.learning_rate,
+        weight_decay=config.distill.weight_decay,
+    )
+    batches = sequence_batches(
+        samples,
+        batch_size=config.distill.batch_size,
+        pad_token_id=int(student.tokenizer.pad_token_id or 0),
+        seed=config.seed,
+    )
+    model.train()
+    with (
+        torch.random.fork_rng(),
+        progress(context.console, "distill", config.distill.num_steps, "steps") as advance,
+    ):
+        torch.default_generator.manual_seed(config.seed)
+
+        def on_step(record: StepRecord) -> None:
+            advance(1, f"loss {record.loss:.3f}")
+            if record.step % LOG_EVERY == 0:
+                context.metrics.log(ADAPTER, dataclasses.asdict(record), step=record.step)
+
+        fitted = fit(
+            model,
+            [optimizer],
+            batches,
+            lambda batch: sequence_loss(model, batch),
+            num_steps=config.distill.num_steps,
+            schedule=warmup_then_cosine(
+                config.distill.num_steps, warmup_steps=config.distill.warmup_steps
+            ),
+            on_step=on_step,
+        )
+    save_adapter(model, stage)
+    sequences = [[*s.prompt_token_ids, *s.token_ids] for s in samples]
+    longest = sorted(sequences, key=len)[-NUM_PROBES:]
+    width = min(PROBE_TOKENS, min(map(len, longest)))
+    save_probes(model, [s[:width] for s in longest], stage)
+    verified = verify_adapter(
+        resolve_model_path(config.model.name),
+        stage.path / ADAPTER_DIRECTORY,
+        stage.path / PROBES_FILE,
+        tolerance=config.distill.logit_tolerance,
+    )
+    context.report_done(
+        stage,
+        {
+            "num_samples": len(samples),
+            "final_loss": sum(fitted.losses[-LOG_EVERY:]) / len(fitted.losses[-LOG_EVERY:]),
+            "effect": verified.effect,
+            "reload_difference": verified.difference,
+        },
+        f"{len(samples)} samples, {fitted.num_steps} steps; reloaded in a fresh process: "
+        f"{verified.num_tensors} tensors, logits within {verified.difference:.1e} of the trainer's",
+    )
+
+
+def run_verify(context: RunContext) -> VerificationResult:
+    """Verify a finished run's adapter again."""
+    stage = context.stage(ADAPTER)
+    stage.require_complete()
+    for file in stage.files(ADAPTER_DIRECTORY):
+        assert file.is_file()
+    return verify_adapter(
+        resolve_model_path(context.config.model.name),
+        stage.path / ADAPTER_DIRECTORY,
+        stage.file(PROBES_FILE),
+        tolerance=context.config.distill.logit_tolerance,
+    )
+
+
+def _steered_job(context: RunContext) -> GenerationJob:
+    choice, basis = load_choice(context), load_basis(context)
+    return GenerationJob(
+        prompts=context.splits["harvest"],
+        num_samples=context.config.distill.num_samples,
+        sampling=sampling_params(context, greedy=False),
+        make_controller=lambda: controller_for(context, choice, basis),
+    )
+
+
+def _load_steered(context: RunContext) -> list[GradedRollout]:
+    stage = context.stage(STEERED)
+    chunks = range(num_chunks(context, _steered_job(context)))
+    return [graded for chunk in chunks for graded in load_rollouts(stage, "", chunk)]

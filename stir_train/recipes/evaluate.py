@@ -1,0 +1,218 @@
+"""Every method on the same held-out items, with intervals; the test split is opened only here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from stir_train.config.pipeline import STAGE_DIRECTORIES
+from stir_train.config.stages import SteeringConfig
+from stir_train.data.prompts import split_sha256
+from stir_train.errors import StageError
+from stir_train.evals.compare import describe_interval
+from stir_train.evals.metrics import MethodMetrics, compare_to_baseline
+from stir_train.export.adapter import ADAPTER_DIRECTORY
+from stir_train.generation.engine import DecodeEngine
+from stir_train.models.load import load_model
+from stir_train.models.lora import load_adapter
+from stir_train.monitoring.console import progress
+from stir_train.recipes.context import RunContext
+from stir_train.recipes.distill import ADAPTER
+from stir_train.recipes.harvest import BASIS, VALUE, load_basis
+from stir_train.recipes.rollouts import (
+    GenerationJob,
+    generate_job,
+    load_rollouts,
+    num_chunks,
+    sampling_params,
+)
+from stir_train.recipes.tune import TUNE, controller_for, load_choice, trial_name
+from stir_train.steering.controller import BasisController
+from stir_train.steering.controls import empty_basis, random_directions, shuffled_keys
+from stir_train.types.rollout import GradedRollout
+from stir_train.types.steering import ControlBasis
+
+EVAL, RESULTS_FILE = STAGE_DIRECTORIES["evaluate"], "results.json"
+RESULTS_SCHEMA = 1
+GREEDY, PUBLISHED, STEERED_METHOD, STUDENT = "greedy", "stir-published", "stir", "lora-student"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to answer the test items.
+
+    Attributes:
+        name: Row label, also the directory of its answers.
+        settings: What it was run with.
+        chosen_on: Which split its settings were chosen on.
+        make_controller: None decodes plainly.
+        engine: None uses the base model.
+    """
+
+    name: str
+    settings: SteeringConfig | None
+    chosen_on: str
+    make_controller: Callable[[], BasisController] | None = None
+    engine: DecodeEngine | None = None
+
+
+def run_evaluate(context: RunContext) -> None:
+    """Answer the test split with every method and compare with greedy decoding."""
+    config = context.config
+    settings = {
+        "evaluate": config.evaluate,
+        "generation": config.generation,
+        "seed": config.seed,
+        "num_threads": config.num_threads,
+    }
+    stage = context.begin(EVAL, settings, upstream=(BASIS, VALUE, TUNE, ADAPTER), splits=("test",))
+    if stage is None:
+        return
+    methods = build_methods(context)
+    answers: dict[str, list[GradedRollout]] = {}
+    total = len(context.splits["test"]) * len(methods)
+    with progress(context.console, "evaluate", total, "problems") as advance:
+        for method in methods:
+            job = GenerationJob(
+                prompts=context.splits["test"],
+                num_samples=1,
+                sampling=sampling_params(context, greedy=True),
+                make_controller=method.make_controller,
+                prefix=f"{method.name}/",
+                engine=method.engine,
+            )
+            generate_job(context, stage, job, advance)
+            chunks = range(num_chunks(context, job))
+            answers[method.name] = [
+                g for chunk in chunks for g in load_rollouts(stage, job.prefix, chunk)
+            ]
+    _require_null_is_greedy(answers)
+    rows = [
+        compare_to_baseline(
+            method.name,
+            answers[method.name],
+            answers[GREEDY],
+            num_resamples=config.evaluate.num_bootstrap,
+        )
+        for method in methods
+    ]
+    with stage.writing(RESULTS_FILE) as path:
+        path.write_text(
+            json.dumps(_results(context, methods, rows), indent=1, sort_keys=True) + "\n",
+            encoding="utf-8",
+        )
+    for row in rows:
+        context.metrics.log(
+            EVAL,
+            {f"{row.name}/accuracy": row.accuracy, f"{row.name}/tokens_mean": row.tokens_mean},
+        )
+    named = {row.name: row for row in rows}
+    steered, student = named[STEERED_METHOD], named[STUDENT]
+    context.report_done(
+        stage,
+        {"accuracy_greedy": named[GREEDY].accuracy, "accuracy_stir": steered.accuracy},
+        f"{len(context.splits['test'])} test problems: greedy {named[GREEDY].accuracy:.1%}, "
+        f"steered {steered.accuracy:.1%}, LoRA student {student.accuracy:.1%}",
+    )
+
+
+def build_methods(context: RunContext) -> list[Method]:
+    """Greedy, the published rule, the tuned controller, its controls, and the LoRA student."""
+    basis, choice = load_basis(context), load_choice(context)
+    published = SteeringConfig(mode="preview", strength=1.0, preview_strength=1.0)
+
+    def steered(name: str, settings: SteeringConfig, used: ControlBasis, chosen: str) -> Method:
+        return Method(name, settings, chosen, lambda: controller_for(context, settings, used))
+
+    methods = [
+        Method(GREEDY, None, "nothing"),
+        steered(PUBLISHED, published, basis, "published defaults"),
+        steered(STEERED_METHOD, choice, basis, "tune"),
+    ]
+    if context.config.evaluate.controls:
+        seed = context.config.seed
+        methods += [
+            steered("control-empty-basis", choice, empty_basis(basis), "tune"),
+            steered("control-random-vectors", choice, random_directions(basis, seed=seed), "tune"),
+            steered("control-shuffled-keys", choice, shuffled_keys(basis, seed=seed), "tune"),
+        ]
+    adapter = context.stage(ADAPTER)
+    adapter.require_complete()
+    student = load_adapter(load_model(context.config.model), adapter.path / ADAPTER_DIRECTORY)
+    engine = DecodeEngine(student, max_rows=context.config.generation.max_rows)
+    return [*methods, Method(STUDENT, None, "harvest", engine=engine)]
+
+
+def results_table(results: dict[str, object]) -> Table:
+    """The results as a terminal table."""
+    table = Table(title=f"{results['num_items']} held-out problems, {results['task']}")
+    for column in ("method", "accuracy", "Δ accuracy", "tokens", "Δ tokens", "passes", "verdict"):
+        table.add_column(column, justify="left" if column in ("method", "verdict") else "right")
+    methods = results["methods"]
+    assert isinstance(methods, list)
+    for row in methods:
+        low, high = row["delta_accuracy_ci95"]
+        token_low, token_high = row["delta_tokens_ci95"]
+        is_base = row["name"] == GREEDY
+        verdict = f"{describe_interval(low, high)}"
+        table.add_row(
+            row["name"] if row["name"] != STEERED_METHOD else f"[bold]{row['name']}[/]",
+            f"{row['accuracy']:.1%}",
+            "" if is_base else f"{row['delta_accuracy']:+.1%} [{low:+.1%}, {high:+.1%}]",
+            f"{row['tokens_mean']:.1f}",
+            ""
+            if is_base
+            else f"{row['delta_tokens_fraction']:+.1%} [{token_low:+.1%}, {token_high:+.1%}]",
+            f"{row['forward_passes_mean']:.1f}",
+            "" if is_base else verdict,
+        )
+    return table
+
+
+def load_results(context: RunContext) -> dict[str, object]:
+    """The results of a finished evaluation."""
+    path = context.stage(EVAL).file(RESULTS_FILE)
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _results(
+    context: RunContext, methods: list[Method], rows: list[MethodMetrics]
+) -> dict[str, object]:
+    described = [
+        {
+            **dataclasses.asdict(row),
+            "settings": None if m.settings is None else m.settings.model_dump(mode="json"),
+            "label": m.name if m.settings is None else trial_name(m.settings),
+            "chosen_on": m.chosen_on,
+        }
+        for m, row in zip(methods, rows, strict=True)
+    ]
+    test = context.splits["test"]
+    return {
+        "schema": RESULTS_SCHEMA,
+        "model": context.loaded.identity.as_dict(),
+        "task": context.config.task.name,
+        "split": "test",
+        "num_items": len(test),
+        "items_sha256": split_sha256(test),
+        "seeds": [context.config.seed],
+        "methods": described,
+    }
+
+
+def _require_null_is_greedy(answers: dict[str, list[GradedRollout]]) -> None:
+    """Steering with an empty basis must be plain greedy, token for token."""
+    null = answers.get("control-empty-basis")
+    if null is None:
+        return
+    pairs = zip(null, answers[GREEDY], strict=True)
+    differing = sum(a.rollout.token_ids != b.rollout.token_ids for a, b in pairs)
+    if differing:
+        raise StageError(
+            f"steering with an empty basis changed {differing} of {len(null)} answers; "
+            "the comparison would be biased, so it stops here (please report this)"
+        )

@@ -1,0 +1,341 @@
+"""The stages that learn from rollouts: rollout, harvest, basis, value."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import torch
+
+from stir_train.artifacts.atomic import json_sha256
+from stir_train.artifacts.run_dir import StageDir
+from stir_train.artifacts.tensors import load_tensors, save_tensors
+from stir_train.basis.diagnostics import diagnose, points_yield, warnings_of
+from stir_train.basis.select import select_basis
+from stir_train.config.pipeline import STAGE_DIRECTORIES
+from stir_train.errors import StageError
+from stir_train.harvest.contrast import contrast_rollouts
+from stir_train.models.value_head import ValueHead
+from stir_train.monitoring.console import progress
+from stir_train.recipes.context import RunContext
+from stir_train.recipes.rollouts import (
+    GenerationJob,
+    generate_job,
+    load_rollouts,
+    load_states,
+    num_chunks,
+    sampling_params,
+)
+from stir_train.types.rollout import GradedRollout
+from stir_train.types.steering import Candidates, ControlBasis
+from stir_train.types.trajectory import CapturedStates
+from stir_train.value.calibration import auroc, calibration, reliability
+from stir_train.value.fit import fit_value_head
+from stir_train.value.targets import ValueExamples, build_examples
+
+ROLLOUTS, HARVEST = STAGE_DIRECTORIES["rollout"], STAGE_DIRECTORIES["harvest"]
+BASIS, VALUE = STAGE_DIRECTORIES["basis"], STAGE_DIRECTORIES["value"]
+CANDIDATES_FILE, BASIS_FILE, REPORT_FILE = (
+    "candidates.safetensors",
+    "basis.safetensors",
+    "report.json",
+)
+
+
+def rollout_job(context: RunContext) -> GenerationJob:
+    """Sampled rollouts of the harvest split, states captured at every harvested block."""
+    return GenerationJob(
+        prompts=context.splits["harvest"],
+        num_samples=context.config.rollout.num_samples,
+        sampling=sampling_params(context, greedy=False),
+        capture_blocks=context.captured_blocks,
+    )
+
+
+def run_rollout(context: RunContext) -> None:
+    """Sample, grade and capture."""
+    config = context.config
+    settings = {
+        "seed": config.seed,
+        "num_threads": config.num_threads,
+        "task": config.task,
+        "control_points": config.control_points,
+        "generation": config.generation,
+        "rollout": config.rollout,
+        "blocks": context.captured_blocks,
+    }
+    stage = context.begin(ROLLOUTS, settings, splits=("harvest",))
+    if stage is None:
+        return
+    job = rollout_job(context)
+    total = len(job.prompts) * job.num_samples
+    with progress(context.console, "rollouts", total, "rollouts") as advance:
+        generate_job(context, stage, job, advance)
+    graded = [
+        g for chunk in range(num_chunks(context, job)) for g in load_rollouts(stage, "", chunk)
+    ]
+    by_prompt: dict[str, list[bool]] = {}
+    for item in graded:
+        by_prompt.setdefault(item.rollout.prompt_id, []).append(item.grade.correct)
+    summary = {
+        "num_rollouts": len(graded),
+        "correct_rate": sum(g.grade.correct for g in graded) / len(graded),
+        "pass_at_n": sum(map(any, by_prompt.values())) / len(by_prompt),
+        "tokens_mean": sum(len(g.rollout.token_ids) for g in graded) / len(graded),
+        "truncated_rate": sum(g.rollout.truncated for g in graded) / len(graded),
+    }
+    context.report_done(
+        stage,
+        summary,
+        f"{len(graded)} rollouts, {summary['correct_rate']:.1%} correct, "
+        f"pass@{job.num_samples} {summary['pass_at_n']:.1%}, {summary['tokens_mean']:.1f} tokens",
+    )
+
+
+def run_harvest(context: RunContext) -> None:
+    """Contrast right and wrong rollouts."""
+    config = context.config
+    settings = {"harvest": config.harvest, "max_points": config.control_points.max_points}
+    stage = context.begin(HARVEST, settings, upstream=(ROLLOUTS,))
+    if stage is None:
+        return
+    parts = []
+    for graded, captured in _chunks(context):
+        parts.append(
+            contrast_rollouts(
+                graded,
+                captured,
+                max_points=config.control_points.max_points,
+                num_positive=config.harvest.num_positive,
+                num_negative=config.harvest.num_negative,
+                keep_truncated=config.harvest.keep_truncated,
+            )
+        )
+    candidates = _join(parts)
+    if not len(candidates):
+        raise StageError(
+            "the harvest found no control point with both right and wrong rollouts; see the correct "
+            "rate above. Use harder or easier problems, more rollout.num_samples, or a higher "
+            "rollout.temperature"
+        )
+    _save_candidates(stage, candidates)
+    context.report_done(
+        stage,
+        {"num_contrasts": len(candidates), "num_prompts": len(set(candidates.prompt_ids))},
+        f"{len(candidates)} contrasts from {len(set(candidates.prompt_ids))} problems at "
+        f"{len(candidates.points.unique())} control points",
+    )
+
+
+def run_basis(context: RunContext) -> None:
+    """Select the control basis and diagnose the contrasts."""
+    config = context.config
+    stage = context.begin(BASIS, {"basis": config.basis, "seed": config.seed}, upstream=(HARVEST,))
+    if stage is None:
+        return
+    candidates = load_candidates(context)
+    selections = select_basis(candidates, config.basis, seed=config.seed)
+    basis = ControlBasis.concatenate([selection.basis for selection in selections])
+    save_tensors(stage, BASIS_FILE, vars(basis), _model_metadata(context))
+    diagnostics = diagnose(candidates)
+    warnings = warnings_of(candidates, diagnostics)
+    report: dict[str, Any] = {
+        "blocks": [dataclasses.asdict(d) for d in diagnostics],
+        "warnings": warnings,
+        "points": points_yield(candidates, basis),
+        "quality": candidates.quality.tolist(),
+        "norms": {
+            str(block): (candidates.mean_right - candidates.mean_wrong)[:, layer]
+            .norm(dim=-1)
+            .tolist()
+            for layer, block in enumerate(candidates.blocks)
+        },
+        "logdet": {str(s.block): s.selection.logdet for s in selections},
+        "objective": {str(s.block): s.selection.objective for s in selections},
+    }
+    save_report(stage, report)
+    for warning in warnings:
+        context.console.print(f"[yellow]! basis: {warning}[/]")
+    context.report_done(
+        stage,
+        {"num_entries": len(basis), "num_corrections": int((~basis.is_anchor).sum())},
+        f"{len(basis)} entries over blocks {', '.join(map(str, candidates.blocks))}",
+    )
+
+
+def run_value(context: RunContext) -> None:
+    """Train and calibrate one value head per captured block."""
+    config = context.config
+    settings = {"value": config.value, "seed": config.seed, "num_threads": config.num_threads}
+    stage = context.begin(VALUE, settings, upstream=(ROLLOUTS,))
+    if stage is None:
+        return
+    chunks = list(_chunks(context))
+    graded = [item for part, _ in chunks for item in part]
+    captured = _join_states([states for _, states in chunks])
+    reports: dict[str, Any] = {}
+    total = len(captured.blocks) * config.value.num_steps
+    with progress(context.console, "value head", total, "steps") as advance:
+        for block in captured.blocks:
+            examples = build_examples(graded, captured, block)
+            generator = torch.Generator().manual_seed(config.seed)
+            train, validation = examples.split_by_prompt(
+                config.value.validation_fraction, generator
+            )
+            head, fitted = fit_value_head(
+                train,
+                validation,
+                config.value,
+                max_points=config.control_points.max_points,
+                seed=config.seed,
+                on_step=lambda record: advance(1, f"loss {record.loss:.3f}"),
+            )
+            advance(config.value.num_steps - fitted.num_steps)
+            save_tensors(stage, head_file(block), head.state_dict(), _model_metadata(context))
+            reports[str(block)] = _value_report(head, train, validation)
+    save_report(stage, reports)
+    best = max(reports, key=lambda block: float(reports[block]["overall"]["auroc"]))
+    context.report_done(
+        stage,
+        {f"auroc_block_{block}": report["overall"]["auroc"] for block, report in reports.items()},
+        f"AUROC {reports[best]['overall']['auroc']:.3f} at block {best} (length alone "
+        f"{reports[best]['length_only_auroc']:.3f}), ECE {reports[best]['overall']['ece']:.3f}",
+    )
+
+
+def head_file(block: int) -> str:
+    """Name of a block's value head."""
+    return f"head-block-{block}.safetensors"
+
+
+def load_candidates(context: RunContext) -> Candidates:
+    """The finished harvest."""
+    path = context.stage(HARVEST).file(CANDIDATES_FILE)
+    tensors, metadata = load_tensors(path)
+    return Candidates(
+        prompt_ids=tuple(json.loads(metadata["prompt_ids"])),
+        points=tensors["points"],
+        quality=tensors["quality"],
+        mean_right=tensors["mean_right"],
+        mean_wrong=tensors["mean_wrong"],
+        blocks=tuple(json.loads(metadata["blocks"])),
+    )
+
+
+def load_basis(context: RunContext) -> ControlBasis:
+    """The finished control basis, checked against this run's model."""
+    tensors, metadata = load_tensors(context.stage(BASIS).file(BASIS_FILE))
+    _require_same_model(context, metadata)
+    return ControlBasis(**tensors)
+
+
+def load_head(context: RunContext, block: int) -> ValueHead:
+    """A block's finished value head, checked against this run's model."""
+    tensors, metadata = load_tensors(context.stage(VALUE).file(head_file(block)))
+    _require_same_model(context, metadata)
+    num_members, width, hidden_width = tensors["weight_in"].shape
+    head = ValueHead(
+        width=width,
+        hidden_width=hidden_width,
+        num_members=num_members,
+        max_points=tensors["point_bias"].shape[1],
+    )
+    head.load_state_dict(tensors)
+    return head.eval().requires_grad_(requires_grad=False)
+
+
+def load_report(stage: StageDir) -> dict[str, Any]:
+    """A finished stage's figures."""
+    return dict(json.loads(stage.file(REPORT_FILE).read_text(encoding="utf-8")))
+
+
+def save_report(stage: StageDir, report: dict[str, Any]) -> None:
+    """Write a stage's figures as JSON."""
+    with stage.writing(REPORT_FILE) as path:
+        path.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _chunks(context: RunContext) -> list[tuple[list[GradedRollout], CapturedStates]]:
+    stage = context.stage(ROLLOUTS)
+    stage.require_complete()
+    count = num_chunks(context, rollout_job(context))
+    return [(load_rollouts(stage, "", i), load_states(stage, "", i)) for i in range(count)]
+
+
+def _join(parts: list[Candidates]) -> Candidates:
+    return Candidates(
+        prompt_ids=tuple(i for part in parts for i in part.prompt_ids),
+        points=torch.cat([part.points for part in parts]),
+        quality=torch.cat([part.quality for part in parts]),
+        mean_right=torch.cat([part.mean_right for part in parts]),
+        mean_wrong=torch.cat([part.mean_wrong for part in parts]),
+        blocks=parts[0].blocks,
+    )
+
+
+def _join_states(parts: list[CapturedStates]) -> CapturedStates:
+    labels = tuple(label for part in parts for label in part.labels)
+    return CapturedStates(labels, parts[0].blocks, torch.cat([part.states for part in parts]))
+
+
+def _save_candidates(stage: StageDir, candidates: Candidates) -> None:
+    save_tensors(
+        stage,
+        CANDIDATES_FILE,
+        {
+            "points": candidates.points,
+            "quality": candidates.quality,
+            "mean_right": candidates.mean_right,
+            "mean_wrong": candidates.mean_wrong,
+        },
+        {
+            "prompt_ids": json.dumps(candidates.prompt_ids),
+            "blocks": json.dumps(candidates.blocks),
+        },
+    )
+
+
+def _value_report(
+    head: ValueHead, train: ValueExamples, validation: ValueExamples
+) -> dict[str, Any]:
+    """Calibration on held-out prompts, over all and per control point, beside the baselines."""
+    predicted, _ = head.p_correct(validation.states, validation.points)
+    rate = float(train.correct.mean())
+    per_point = {}
+    for point in validation.points.unique().tolist():
+        here = validation.points == point
+        per_point[str(point)] = dataclasses.asdict(
+            calibration(predicted[here], validation.correct[here])
+        )
+    return {
+        "overall": dataclasses.asdict(calibration(predicted, validation.correct)),
+        "per_point": per_point,
+        "length_only_auroc": max(
+            auroc(validation.tokens_so_far, validation.correct),
+            auroc(-validation.tokens_so_far, validation.correct),
+        ),
+        "majority_brier": float((validation.correct - rate).square().mean()),
+        "reliability": [dataclasses.asdict(b) for b in reliability(predicted, validation.correct)],
+        "temperature": float(head.temperature),
+    }
+
+
+def _model_metadata(context: RunContext) -> dict[str, str]:
+    identity = context.loaded.identity
+    return {
+        "model": identity.name,
+        "model_fingerprint": identity.fingerprint(),
+        "block_convention": identity.block_convention,
+        "identity": json_sha256(identity.as_dict()),
+    }
+
+
+def _require_same_model(context: RunContext, metadata: dict[str, str]) -> None:
+    expected = context.loaded.identity.fingerprint()
+    if metadata["model_fingerprint"] != expected:
+        raise StageError(
+            f"this artifact was made for model {metadata['model']!r} "
+            f"({metadata['model_fingerprint'][:12]}...), the run uses "
+            f"{context.loaded.identity.name!r} ({expected[:12]}...)"
+        )

@@ -1,0 +1,100 @@
+"""Say what data a configuration reads, and what an artifact is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from stir_train.artifacts.run_dir import MANIFEST, STAGE_FILE, RunDir, StageDir
+from stir_train.artifacts.tensors import load_tensors
+from stir_train.config.pipeline import STAGE_DIRECTORIES
+from stir_train.config.run import RunConfig
+from stir_train.data.prompts import cut_splits, render_prompts, require_disjoint
+from stir_train.errors import ArtifactError
+from stir_train.models.load import load_tokenizer
+from stir_train.recipes.context import read_problems
+
+
+def describe_data(config: RunConfig, console: Console) -> None:
+    """Print split sizes, prompt lengths and one rendered prompt; reads no model weights."""
+    tokenizer = load_tokenizer(config.model)
+    cut = cut_splits(read_problems(config), config.splits)
+    splits = {name: render_prompts(p, config.task, tokenizer) for name, p in cut.items()}
+    require_disjoint(splits)
+    table = Table(title=f"{config.task.name}: {config.task.source or 'embedded'}")
+    for column in ("split", "problems", "prompt tokens: mean", "longest"):
+        table.add_column(column, justify="right")
+    for name, prompts in splits.items():
+        lengths = [len(prompt.token_ids) for prompt in prompts]
+        mean = f"{sum(lengths) / len(lengths):.1f}"
+        table.add_row(name, str(len(prompts)), mean, str(max(lengths)))
+    console.print(table)
+    example = splits["harvest"][0]
+    console.print(f"gold answer: {example.answer}\nprompt:", markup=False)
+    console.print(example.text, markup=False)
+
+
+def describe_path(path: Path, console: Console) -> None:
+    """Print what a run directory, a stage directory or an artifact file is.
+
+    Raises:
+        ArtifactError: If it is none of these, or not whole.
+    """
+    if path.is_dir() and (path / "config.yaml").is_file():
+        _describe_run(RunDir(path), console)
+    elif path.is_dir() and (path / STAGE_FILE).is_file():
+        _describe_stage(StageDir(path), console)
+    elif path.suffix == ".safetensors" and path.is_file():
+        tensors, metadata = load_tensors(path)
+        for name, tensor in tensors.items():
+            console.print(f"{name}: {tuple(tensor.shape)} {tensor.dtype}", markup=False)
+        for key, value in metadata.items():
+            console.print(f"  {key}: {value[:100]}", markup=False)
+    elif path.suffix == ".parquet" and path.is_file():
+        file = pq.ParquetFile(path)
+        console.print(f"{file.metadata.num_rows} rows\n{file.schema_arrow}", markup=False)
+    else:
+        raise ArtifactError(
+            f"{path} is no run directory (config.yaml), stage directory ({STAGE_FILE}), "
+            "safetensors or Parquet file"
+        )
+
+
+def _describe_run(run: RunDir, console: Console) -> None:
+    table = Table(title=str(run.path))
+    for column in ("stage", "state", "figures"):
+        table.add_column(column)
+    for directory in STAGE_DIRECTORIES.values():
+        stage = run.stage(directory)
+        if not stage.is_complete:
+            table.add_row(directory, "unfinished" if stage.path.exists() else "not begun", "")
+            continue
+        table.add_row(directory, "complete", _figures(stage.summary()))
+    console.print(table)
+
+
+def _describe_stage(stage: StageDir, console: Console) -> None:
+    manifest = stage.require_complete()
+    for name in manifest["files"]:
+        stage.file(name)
+    console.print(f"{stage.name}: complete, schema {manifest['schema']}", markup=False)
+    console.print(f"figures: {_figures(manifest['summary'])}", markup=False)
+    console.print("made from:", markup=False)
+    for source, fingerprint in manifest["sources"].items():
+        console.print(f"  {source}: {fingerprint[:16]}", markup=False)
+    total = sum(entry["bytes"] for entry in manifest["files"].values())
+    console.print(
+        f"{len(manifest['files'])} files, {total:,} bytes, every checksum right "
+        f"({stage.path / MANIFEST})",
+        markup=False,
+    )
+
+
+def _figures(summary: dict[str, object]) -> str:
+    return ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in summary.items()
+    )

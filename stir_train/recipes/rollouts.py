@@ -1,0 +1,217 @@
+"""Generate, grade and store completions chunk by chunk; steered generation is this plus a controller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from stir_train.artifacts.run_dir import StageDir
+from stir_train.artifacts.tables import load_table, save_table
+from stir_train.artifacts.tensors import load_tensors, save_tensors
+from stir_train.data.grading import grade_responses, reward
+from stir_train.errors import ArtifactError
+from stir_train.generation.backend import (
+    ControlSpec,
+    GenerationCost,
+    GenerationRequest,
+    SamplingParams,
+)
+from stir_train.generation.engine import DecodeEngine
+from stir_train.monitoring.console import Advance
+from stir_train.recipes.context import RunContext
+from stir_train.steering.controller import BasisController
+from stir_train.types.rollout import GradedRollout, Prompt, Rollout
+from stir_train.types.steering import SteeringDecision
+from stir_train.types.trajectory import CapturedStates, StateLabel
+
+
+@dataclass(frozen=True)
+class GenerationJob:
+    """What to generate for a list of prompts.
+
+    Attributes:
+        prompts: In order; chunks are consecutive runs of them.
+        num_samples: Per prompt.
+        sampling: Greedy or sampled.
+        capture_blocks: Blocks whose control-point states are kept.
+        make_controller: A fresh controller per chunk; None decodes plainly.
+        prefix: Directory inside the stage, for stages that hold several sets.
+        engine: Decodes; None takes the run's base-model engine.
+    """
+
+    prompts: Sequence[Prompt]
+    num_samples: int
+    sampling: SamplingParams
+    capture_blocks: tuple[int, ...] = ()
+    make_controller: Callable[[], BasisController] | None = None
+    prefix: str = ""
+    engine: DecodeEngine | None = None
+
+
+def sampling_params(context: RunContext, *, greedy: bool) -> SamplingParams:
+    """The run's sampling settings, or greedy decoding under the same budget."""
+    config = context.config
+    budget, stop = config.generation.max_new_tokens, context.loaded.stop_token_ids
+    if greedy:
+        return SamplingParams(budget, stop)
+    rollout = config.rollout
+    return SamplingParams(
+        budget, stop, temperature=rollout.temperature, top_p=rollout.top_p, top_k=rollout.top_k
+    )
+
+
+def num_chunks(context: RunContext, job: GenerationJob) -> int:
+    """How many chunks a job has."""
+    return -(-len(job.prompts) // prompts_per_chunk(context, job))
+
+
+def prompts_per_chunk(context: RunContext, job: GenerationJob) -> int:
+    """Prompts in a full chunk: as many as make up the configured completions, at least one."""
+    return max(1, context.config.generation.chunk_completions // job.num_samples)
+
+
+def generate_job(
+    context: RunContext, stage: StageDir, job: GenerationJob, advance: Advance
+) -> GenerationCost:
+    """Make every chunk that is not there yet; return the cost of those made now."""
+    size = prompts_per_chunk(context, job)
+    total = GenerationCost()
+    for chunk in range(num_chunks(context, job)):
+        prompts = job.prompts[chunk * size : (chunk + 1) * size]
+        note = ""
+        if not stage.has(rollouts_file(job.prefix, chunk)):
+            graded, cost = _generate_chunk(context, stage, job, prompts, chunk)
+            total.add(cost)
+            correct = sum(g.grade.correct for g in graded) / len(graded)
+            tokens = sum(g.rollout.total_tokens for g in graded)
+            note = f"correct {correct:.0%}"
+            context.metrics.log(
+                stage.name,
+                {
+                    "set": job.prefix or "rollouts",
+                    "correct_rate": correct,
+                    "tokens": tokens,
+                    "truncated": sum(g.rollout.truncated for g in graded),
+                    "forward_passes": cost.forward_passes,
+                },
+                step=chunk,
+            )
+        advance(len(prompts) * job.num_samples, note)
+    return total
+
+
+def rollouts_file(prefix: str, chunk: int) -> str:
+    """Name of a chunk's rollout table."""
+    return f"{prefix}rollouts-{chunk:05d}.parquet"
+
+
+def states_file(prefix: str, chunk: int) -> str:
+    """Name of a chunk's captured states."""
+    return f"{prefix}states-{chunk:05d}.safetensors"
+
+
+def decisions_file(prefix: str, chunk: int) -> str:
+    """Name of a chunk's controller decisions."""
+    return f"{prefix}decisions-{chunk:05d}.parquet"
+
+
+def load_rollouts(stage: StageDir, prefix: str, chunk: int) -> list[GradedRollout]:
+    """Read one chunk of a stage, finished or still being made."""
+    name = rollouts_file(prefix, chunk)
+    path = stage.file(name) if stage.is_complete else stage.path / name
+    return load_table(path, GradedRollout)
+
+
+def load_states(stage: StageDir, prefix: str, chunk: int) -> CapturedStates:
+    """Read one chunk's captured states, with their labels.
+
+    Raises:
+        ArtifactError: If labels point at rollouts that are not in the chunk.
+    """
+    path = stage.file(states_file(prefix, chunk))
+    tensors, metadata = load_tensors(path)
+    rollouts = [graded.rollout for graded in load_rollouts(stage, prefix, chunk)]
+    owners = tensors["rollout"].tolist()
+    if owners and max(owners) >= len(rollouts):
+        raise ArtifactError(
+            f"{path}: states of rollout {max(owners)}, the chunk has {len(rollouts)}"
+        )
+    labels = tuple(
+        StateLabel(rollouts[owner].prompt_id, rollouts[owner].sample, point, index, token)
+        for owner, point, index, token in zip(
+            owners,
+            tensors["point"].tolist(),
+            tensors["token_index"].tolist(),
+            tensors["token_id"].tolist(),
+            strict=True,
+        )
+    )
+    blocks = tuple(int(block) for block in metadata["blocks"].split(","))
+    return CapturedStates(labels, blocks, tensors["states"])
+
+
+def _generate_chunk(
+    context: RunContext, stage: StageDir, job: GenerationJob, prompts: Sequence[Prompt], chunk: int
+) -> tuple[list[GradedRollout], GenerationCost]:
+    requests = [GenerationRequest(p, k) for p in prompts for k in range(job.num_samples)]
+    controller = job.make_controller() if job.make_controller else None
+    control = ControlSpec(
+        context.automaton, context.config.control_points.max_points, job.capture_blocks
+    )
+    engine = job.engine or context.engine
+    result = engine.generate(
+        requests, job.sampling, seed=context.config.seed, control=control, controller=controller
+    )
+    graded = _grade(context, result.rollouts, [r.prompt for r in requests])
+    if result.states is not None:
+        _save_states(context, stage, states_file(job.prefix, chunk), result.rollouts, result.states)
+    if controller is not None:
+        save_table(stage, decisions_file(job.prefix, chunk), SteeringDecision, controller.decisions)
+    # The rollout table comes last: a chunk counts as made when it is there.
+    save_table(stage, rollouts_file(job.prefix, chunk), GradedRollout, graded)
+    return graded, result.cost
+
+
+def _grade(
+    context: RunContext, rollouts: Sequence[Rollout], prompts: Sequence[Prompt]
+) -> list[GradedRollout]:
+    config = context.config
+    texts = [context.loaded.decode(r.token_ids) for r in rollouts]
+    grades = grade_responses(
+        texts, [p.answer for p in prompts], [r.truncated for r in rollouts], config.task
+    )
+    budget = config.generation.max_new_tokens
+    return [
+        GradedRollout(r, text, grade, reward(grade, r, config.rollout, max_new_tokens=budget))
+        for r, text, grade in zip(rollouts, texts, grades, strict=True)
+    ]
+
+
+def _save_states(
+    context: RunContext,
+    stage: StageDir,
+    name: str,
+    rollouts: Sequence[Rollout],
+    captured: CapturedStates,
+) -> None:
+    index = {(r.prompt_id, r.sample): i for i, r in enumerate(rollouts)}
+    labels = captured.labels
+    save_tensors(
+        stage,
+        name,
+        {
+            "states": captured.states,
+            "rollout": torch.tensor(
+                [index[label.prompt_id, label.sample] for label in labels], dtype=torch.long
+            ),
+            "point": torch.tensor([label.point for label in labels], dtype=torch.long),
+            "token_index": torch.tensor([label.token_index for label in labels], dtype=torch.long),
+            "token_id": torch.tensor([label.token_id for label in labels], dtype=torch.long),
+        },
+        {
+            "blocks": ",".join(map(str, captured.blocks)),
+            "block_convention": context.loaded.identity.block_convention,
+        },
+    )

@@ -1,0 +1,106 @@
+"""Train the embedded tiny model from scratch, and check that it is good but imperfect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from stir_train.config.stages import ModelConfig, TaskConfig
+from stir_train.data.grading import grade_responses
+from stir_train.data.problems import SourceProblem
+from stir_train.data.prompts import render_prompts
+from stir_train.generation.backend import GenerationRequest, SamplingParams
+from stir_train.generation.engine import DecodeEngine
+from stir_train.models.load import load_model
+from stir_train.monitoring.console import progress
+from stir_train.tasks.families import FAMILIES
+from stir_train.tasks.problem import TaskFamily, held_out_problems
+from stir_train.tasks.tiny_model import (
+    TinyRecipe,
+    build_model,
+    build_optimizers,
+    corpus_batches,
+    corpus_loss,
+)
+from stir_train.tasks.tokenizer import build_tokenizer
+from stir_train.train.loop import fit, warmup_then_linear
+
+COMPETENCE_SEED = 1
+"""Seed of the problems behind the competence check; experiments use seed 0."""
+NUM_SAMPLES, TEMPERATURE, TOP_P, MAX_NEW_TOKENS = 8, 0.7, 0.95, 256
+
+
+@dataclass(frozen=True)
+class Competence:
+    """What a tiny model can do: greedy accuracy, mean@1 and pass@8 at temperature 0.7."""
+
+    num_problems: int
+    greedy: float
+    mean_at_1: float
+    pass_at_8: float
+    greedy_tokens: float
+
+    @property
+    def passes(self) -> bool:
+        """Good but imperfect, with headroom: greedy 50-80 %, pass@8 above 90 %."""
+        return 0.5 <= self.greedy <= 0.8 and self.pass_at_8 > 0.9
+
+
+def train_tiny(family_name: str, recipe: TinyRecipe, output: Path, console: Console) -> None:
+    """Train one tiny model on one thread, so that the same seed gives the same weights."""
+    torch.set_num_threads(1)
+    family = FAMILIES[family_name]
+    tokenizer = build_tokenizer([family], max_tokens=recipe.max_tokens)
+    model = build_model(recipe, tokenizer)
+    with progress(console, f"tiny model ({family_name})", recipe.num_steps, "steps") as advance:
+        fit(
+            model,
+            build_optimizers(model, recipe),
+            corpus_batches([family], tokenizer, recipe),
+            lambda batch: corpus_loss(model, batch),
+            num_steps=recipe.num_steps,
+            schedule=warmup_then_linear(
+                recipe.num_steps, warmup_steps=recipe.warmup_steps, decay_from=recipe.decay_from
+            ),
+            on_step=lambda record: advance(1, f"loss {record.loss:.3f}"),
+        )
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+
+
+def measure_competence(family_name: str, model_path: str, num_problems: int) -> Competence:
+    """Greedy and sampled accuracy on reserved problems that no experiment uses for choosing."""
+    loaded = load_model(ModelConfig(name=model_path))
+    task = TaskConfig(name=family_name)
+    prompts = render_prompts(_problems(FAMILIES[family_name], num_problems), task, loaded.tokenizer)
+    engine = DecodeEngine(loaded, max_rows=256)
+    greedy = SamplingParams(MAX_NEW_TOKENS, loaded.stop_token_ids)
+    sampled = replace(greedy, temperature=TEMPERATURE, top_p=TOP_P)
+
+    def correct(sampling: SamplingParams, num_samples: int) -> tuple[list[bool], float]:
+        requests = [GenerationRequest(p, k) for p in prompts for k in range(num_samples)]
+        rollouts = engine.generate(requests, sampling, seed=COMPETENCE_SEED).rollouts
+        texts = [loaded.decode(r.token_ids) for r in rollouts]
+        answers = [request.prompt.answer for request in requests]
+        grades = grade_responses(texts, answers, [r.truncated for r in rollouts], task)
+        mean_tokens = sum(len(r.token_ids) for r in rollouts) / len(rollouts)
+        return [grade.correct for grade in grades], mean_tokens
+
+    once, tokens = correct(greedy, 1)
+    many, _ = correct(sampled, NUM_SAMPLES)
+    solved = [any(many[i : i + NUM_SAMPLES]) for i in range(0, len(many), NUM_SAMPLES)]
+    return Competence(
+        num_problems=num_problems,
+        greedy=sum(once) / len(once),
+        mean_at_1=sum(many) / len(many),
+        pass_at_8=sum(solved) / len(solved),
+        greedy_tokens=tokens,
+    )
+
+
+def _problems(family: TaskFamily, count: int) -> list[SourceProblem]:
+    problems = held_out_problems(family, count, seed=COMPETENCE_SEED)
+    return [SourceProblem(p.question, p.answer, content=p.content, kind=p.kind) for p in problems]

@@ -1,0 +1,179 @@
+"""Choose the controller on the tune split; ``none`` is always one of the choices."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+from stir_train.artifacts.run_dir import StageDir
+from stir_train.config.pipeline import STAGE_DIRECTORIES
+from stir_train.config.stages import SteeringConfig
+from stir_train.evals.metrics import MethodMetrics, compare_to_baseline
+from stir_train.monitoring.console import progress
+from stir_train.recipes.context import RunContext
+from stir_train.recipes.harvest import BASIS, VALUE, load_basis, load_head, load_report, save_report
+from stir_train.recipes.rollouts import (
+    GenerationJob,
+    generate_job,
+    load_rollouts,
+    num_chunks,
+    sampling_params,
+)
+from stir_train.steering.controller import VALUE_MODES, BasisController
+from stir_train.types.rollout import GradedRollout
+from stir_train.types.steering import ControlBasis
+
+TUNE = STAGE_DIRECTORIES["tune"]
+TOLERATED_ACCURACY_LOSS = 0.01
+"""A shorter method may lose at most this much accuracy, by its interval, to be chosen."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting and its figures on the tune split."""
+
+    settings: SteeringConfig
+    metrics: MethodMetrics
+
+    @property
+    def is_gain(self) -> bool:
+        """Whether it beats greedy by an interval: on accuracy, or on tokens at equal accuracy."""
+        metrics = self.metrics
+        shorter = metrics.delta_tokens_ci95[1] < 0
+        return metrics.delta_accuracy_ci95[0] > 0 or (
+            shorter and metrics.delta_accuracy_ci95[0] >= -TOLERATED_ACCURACY_LOSS
+        )
+
+
+def controller_for(
+    context: RunContext, settings: SteeringConfig, basis: ControlBasis
+) -> BasisController:
+    """Build the controller that settings describe."""
+    block = steered_block(context, settings)
+    head = load_head(context, block) if settings.mode in VALUE_MODES else None
+    return BasisController(basis, settings, block=block, head=head, device=context.loaded.device)
+
+
+def steered_block(context: RunContext, settings: SteeringConfig) -> int:
+    """The block that settings steer."""
+    depth = settings.depth if settings.depth is not None else context.config.harvest.depths[0]
+    return context.block_at(depth)
+
+
+def run_tune(context: RunContext) -> None:
+    """Try every setting on the tune split and freeze the choice."""
+    config = context.config
+    settings = {
+        "tune": config.tune,
+        "steering": config.steering,
+        "num_bootstrap": config.evaluate.num_bootstrap,
+        "generation": config.generation,
+        "num_threads": config.num_threads,
+    }
+    stage = context.begin(TUNE, settings, upstream=(BASIS, VALUE), splits=("tune",))
+    if stage is None:
+        return
+    grid = trial_grid(context)
+    basis = load_basis(context)
+    total = len(context.splits["tune"]) * (len(grid) + 1)
+    with progress(context.console, "tune", total, "problems") as advance:
+
+        def answers(name: str, controlled: SteeringConfig | None) -> list[GradedRollout]:
+            job = GenerationJob(
+                prompts=context.splits["tune"],
+                num_samples=1,
+                sampling=sampling_params(context, greedy=True),
+                make_controller=None
+                if controlled is None
+                else lambda: controller_for(context, controlled, basis),
+                prefix=f"{name}/",
+            )
+            generate_job(context, stage, job, advance)
+            chunks = range(num_chunks(context, job))
+            return [g for chunk in chunks for g in load_rollouts(stage, job.prefix, chunk)]
+
+        greedy = answers("greedy", None)
+        trials = [
+            Trial(
+                trial,
+                compare_to_baseline(
+                    trial_name(trial),
+                    answers(trial_name(trial), trial),
+                    greedy,
+                    num_resamples=config.evaluate.num_bootstrap,
+                ),
+            )
+            for trial in grid
+        ]
+    chosen = choose(trials, config.steering)
+    _save_choice(stage, trials, chosen)
+    best = max(trials, key=lambda trial: trial.metrics.accuracy)
+    gain = best.metrics.delta_accuracy
+    context.report_done(
+        stage,
+        {"num_trials": len(trials), "best_delta_accuracy": gain, "mode": chosen.mode},
+        f"{len(trials)} settings on {len(greedy)} problems; best {trial_name(best.settings)} "
+        f"({gain:+.1%} accuracy); chosen: {trial_name(chosen)}",
+    )
+
+
+def trial_grid(context: RunContext) -> list[SteeringConfig]:
+    """Every combination of mode, depth and strength; one per block."""
+    config = context.config
+    if not config.tune.enabled:
+        return [config.steering]
+    depths = {
+        context.block_at(depth): depth for depth in config.tune.depths or config.harvest.depths
+    }
+    return [
+        config.steering.model_copy(update={"mode": mode, "strength": strength, "depth": depth})
+        for mode in config.tune.modes
+        for depth in depths.values()
+        for strength in config.tune.strengths
+    ]
+
+
+def trial_name(settings: SteeringConfig) -> str:
+    """A short label, also the trial's directory."""
+    if settings.mode == "none":
+        return "none"
+    depth = "" if settings.depth is None else f"-depth{settings.depth:g}"
+    return f"{settings.mode}{depth}-strength{settings.strength:g}"
+
+
+def choose(trials: list[Trial], base: SteeringConfig) -> SteeringConfig:
+    """The most accurate setting that beats greedy by an interval, or ``none``.
+
+    Ties go to fewer tokens.
+    """
+    gains = [trial for trial in trials if trial.is_gain]
+    if not gains:
+        return base.model_copy(update={"mode": "none"})
+    best = max(gains, key=lambda trial: (trial.metrics.accuracy, -trial.metrics.tokens_mean))
+    return best.settings
+
+
+def load_choice(context: RunContext) -> SteeringConfig:
+    """The frozen choice of a finished tune stage."""
+    return SteeringConfig.model_validate(load_report(context.stage(TUNE))["chosen"])
+
+
+def _save_choice(stage: StageDir, trials: list[Trial], chosen: SteeringConfig) -> None:
+    save_report(
+        stage,
+        json.loads(
+            json.dumps(
+                {
+                    "chosen": chosen.model_dump(mode="json"),
+                    "trials": [
+                        {
+                            "settings": trial.settings.model_dump(mode="json"),
+                            "metrics": dataclasses.asdict(trial.metrics),
+                        }
+                        for trial in trials
+                    ],
+                }
+            )
+        ),
+    )

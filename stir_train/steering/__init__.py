@@ -1,0 +1,1 @@
+"""Retrieve, weigh, and commit: the controller that steers at control points."""

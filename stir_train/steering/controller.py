@@ -1,0 +1,199 @@
+"""The controller: picks one entry and a strength, or none, at a control point.
+
+Modes. ``similarity``: affinity alone. ``preview``: affinity plus the previews' gain, the published
+rule. ``value``: predicted gain in P(correct), inside the pass. ``hybrid``: predicted gain plus the
+previews' gain. ``none`` never acts.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from stir_train.config.stages import SteeringConfig
+from stir_train.errors import ArtifactError, StageError
+from stir_train.generation.backend import ControlBatch, ImpulseBatch, Proposal, no_impulses
+from stir_train.models.value_head import ValueHead
+from stir_train.steering.scoring import Retrieved, Retriever
+from stir_train.types.steering import ControlBasis, SteeringDecision
+
+PREVIEWING_MODES = frozenset({"preview", "hybrid"})
+VALUE_MODES = frozenset({"value", "hybrid"})
+
+
+class BasisController:
+    """A `Controller` over one block of a control basis; logs every decision."""
+
+    def __init__(
+        self,
+        basis: ControlBasis,
+        config: SteeringConfig,
+        *,
+        block: int,
+        head: ValueHead | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        """Keep the entries of ``block``.
+
+        Raises:
+            StageError: If the mode needs a value head and there is none.
+            ArtifactError: If a direction or key is not finite.
+        """
+        if config.mode in VALUE_MODES and head is None:
+            raise StageError(f"steering.mode={config.mode} needs a value head; run `value` first")
+        if not bool(torch.isfinite(basis.directions).all() and torch.isfinite(basis.keys).all()):
+            raise ArtifactError("the control basis holds values that are not finite; remake it")
+        self.block = block
+        self.config = config
+        self.decisions: list[SteeringDecision] = []
+        device = device or torch.device("cpu")
+        self._rows = (basis.blocks == block).nonzero()[:, 0]
+        self._acts = config.mode != "none" and len(self._rows) > 0
+        previews = self._acts and config.mode in PREVIEWING_MODES
+        self.preview_tokens = config.preview_tokens if previews else 0
+        kept = basis.select(self._rows)
+        self._rows = self._rows.to(device)
+        self._basis = ControlBasis(**{k: v.to(device) for k, v in vars(kept).items()})
+        self._head = None if head is None else head.to(device)
+        self._retriever = Retriever(
+            self._basis, center_keys=config.center_keys, num_nearest=config.num_nearest
+        )
+        self._pending: tuple[Retrieved, Tensor, Tensor] | None = None
+
+    def decide(self, states: Float[Tensor, "R D"], batch: ControlBatch) -> ImpulseBatch:
+        """Choose impulses from the states alone (``none``, ``similarity`` and ``value``)."""
+        if not self._acts:
+            return no_impulses(states)
+        found, strengths = self._retrieve(states, batch)
+        if self.config.mode == "value":
+            scores, null = self._value_scores(states, batch, found, strengths)
+        else:
+            scores, null = self._similarity_scores(found)
+        return self._choose(states, batch, found, strengths, scores, null)
+
+    def propose(self, states: Float[Tensor, "R D"], batch: ControlBatch) -> Proposal:
+        """Retrieve what to preview, at the preview strength."""
+        found, strengths = self._retrieve(states, batch)
+        self._pending = found, strengths, states
+        shown = strengths
+        if self.config.preview_strength is not None:
+            shown = torch.full_like(strengths, self.config.preview_strength)
+        deltas = self._basis.directions[found.entries] * shown[..., None]
+        return Proposal(deltas=deltas, valid=found.valid)
+
+    def commit(
+        self, states: Float[Tensor, "R D"], batch: ControlBatch, gains: Float[Tensor, "R L"]
+    ) -> ImpulseBatch:
+        """Choose impulses, given the previews' gains."""
+        assert self._pending is not None, "propose() comes before commit()"
+        found, strengths, proposed = self._pending
+        assert proposed.shape == states.shape, "commit() is for the rows of the last propose()"
+        self._pending = None
+        if self.config.mode == "hybrid":
+            scores, null = self._value_scores(states, batch, found, strengths)
+        else:
+            scores, null = self._similarity_scores(found)
+        scores = scores + self.config.preview_weight * gains
+        return self._choose(states, batch, found, strengths, scores, null)
+
+    def _retrieve(
+        self, states: Float[Tensor, "R D"], batch: ControlBatch
+    ) -> tuple[Retrieved, Float[Tensor, "R L"]]:
+        """Candidates, and the strength each would be injected at."""
+        config = self.config
+        found = self._retriever.retrieve(states, batch.points, config.num_candidates)
+        if config.first_point_only:
+            first = (batch.points == 1)[:, None]
+            found = Retrieved(
+                found.entries, found.valid & first, found.affinity, found.null_affinity
+            )
+        if config.mode in VALUE_MODES:
+            norms = self._basis.directions[found.entries].norm(dim=-1).clamp_min(1e-12)
+            bound = config.max_relative_norm * states.norm(dim=-1, keepdim=True) / norms
+            strengths = bound.clamp_max(min(config.strength, config.max_strength))
+        else:
+            affinity = torch.where(found.valid, found.affinity, 0.0)
+            scaled = config.strength * config.similarity_weight * affinity
+            strengths = scaled.clamp(0.0, config.max_strength)
+        return found, strengths
+
+    def _similarity_scores(self, found: Retrieved) -> tuple[Tensor, Tensor]:
+        weight = self.config.similarity_weight
+        null = (weight * found.null_affinity).clamp_min(self.config.min_score)
+        return weight * found.affinity, null
+
+    def _value_scores(
+        self,
+        states: Float[Tensor, "R D"],
+        batch: ControlBatch,
+        found: Retrieved,
+        strengths: Float[Tensor, "R L"],
+    ) -> tuple[Float[Tensor, "R L"], Float[Tensor, "R"]]:
+        """Lower bound of P(correct | steered) minus P(correct) now, for every candidate at once."""
+        assert self._head is not None
+        num_rows, num_candidates = found.entries.shape
+        now, _ = self._head.p_correct(states, batch.points)
+        deltas = self._basis.directions[found.entries] * strengths[..., None]
+        steered = (states[:, None] + deltas).flatten(0, 1)
+        points = batch.points.repeat_interleave(num_candidates)
+        mean, deviation = self._head.p_correct(steered, points)
+        gain = (mean - deviation).view(num_rows, num_candidates) - now[:, None]
+        gain = torch.where(found.valid, gain, -torch.inf)
+        gate = now[:, None] >= self.config.value_gate
+        null = torch.full_like(now, self.config.value_margin)
+        return torch.where(gate, -torch.inf, gain), null
+
+    def _choose(
+        self,
+        states: Float[Tensor, "R D"],
+        batch: ControlBatch,
+        found: Retrieved,
+        strengths: Float[Tensor, "R L"],
+        scores: Float[Tensor, "R L"],
+        null: Float[Tensor, "R"],
+    ) -> ImpulseBatch:
+        """Take the best-scored candidate where it is strictly above the null."""
+        scores = torch.where(found.valid, scores, -torch.inf)
+        best, column = scores.max(1)
+        fires: Bool[Tensor, "R"] = best > null
+        entry = found.entries.gather(1, column[:, None])[:, 0]
+        strength = strengths.gather(1, column[:, None])[:, 0]
+        fires = fires & (strength > 0)
+        strength = torch.where(fires, strength, 0.0)
+        chosen = torch.where(fires, self._rows[entry], -1)
+        deltas = torch.zeros_like(states)
+        if bool(fires.any()):
+            deltas = self._basis.directions[entry] * strength[:, None]
+        self._log(batch, found, scores, null, chosen, strength)
+        return ImpulseBatch(fires=fires, deltas=deltas, entries=chosen, strengths=strength)
+
+    def _log(
+        self,
+        batch: ControlBatch,
+        found: Retrieved,
+        scores: Tensor,
+        null: Tensor,
+        chosen: Tensor,
+        strength: Tensor,
+    ) -> None:
+        rows = self._rows[found.entries].tolist()
+        valid, score_lists = found.valid.tolist(), scores.tolist()
+        nulls, picks, used = null.tolist(), chosen.tolist(), strength.tolist()
+        points = batch.points.tolist()
+        for i, prompt_id in enumerate(batch.prompt_ids):
+            kept = [j for j, is_valid in enumerate(valid[i]) if is_valid]
+            self.decisions.append(
+                SteeringDecision(
+                    prompt_id=prompt_id,
+                    sample=batch.samples[i],
+                    point=points[i],
+                    token_index=batch.token_indices[i],
+                    block=self.block,
+                    candidates=tuple(rows[i][j] for j in kept),
+                    scores=tuple(score_lists[i][j] for j in kept),
+                    null_score=nulls[i],
+                    chosen=picks[i],
+                    strength=used[i],
+                )
+            )

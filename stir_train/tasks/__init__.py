@@ -1,0 +1,1 @@
+"""The embedded synthetic reasoning tasks and the tiny model's recipe."""
