@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -123,6 +123,7 @@ class Proposal:
     valid: Bool[Tensor, "R L"]
 
 
+@runtime_checkable
 class Controller(Protocol):
     """Decides at control points. Either inside the pass, or after previews when it asks for them."""
 
@@ -174,6 +175,7 @@ class GenerationResult:
     cost: GenerationCost = field(default_factory=GenerationCost)
 
 
+@runtime_checkable
 class GenerationBackend(Protocol):
     """Anything that can complete requests under a controller."""
 

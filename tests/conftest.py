@@ -1,0 +1,51 @@
+"""Shared fixtures: the embedded model, some of its problems, and an engine."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+from stir_train.config.stages import ModelConfig, TaskConfig
+from stir_train.data.control_points import DelimiterAutomaton, build_automaton
+from stir_train.data.problems import SourceProblem
+from stir_train.data.prompts import render_prompts
+from stir_train.generation.backend import SamplingParams
+from stir_train.generation.engine import DecodeEngine
+from stir_train.models.load import LoadedModel, load_model
+from stir_train.tasks.families import FAMILIES
+from stir_train.tasks.problem import held_out_problems
+from stir_train.types.rollout import Prompt
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def loaded() -> LoadedModel:
+    return load_model(ModelConfig(name="embedded/addition"))
+
+
+@pytest.fixture(scope="session")
+def prompts(loaded: LoadedModel) -> list[Prompt]:
+    problems = held_out_problems(FAMILIES["addition"], 24, seed=5)
+    sources = [SourceProblem(p.question, p.answer, p.content, p.kind) for p in problems]
+    return render_prompts(sources, TaskConfig(), loaded.tokenizer)
+
+
+@pytest.fixture(scope="session")
+def automaton(loaded: LoadedModel) -> DelimiterAutomaton:
+    return build_automaton(loaded.tokenizer, ["\n\n"], vocab_size=loaded.model.config.vocab_size)
+
+
+@pytest.fixture(scope="session")
+def engine(loaded: LoadedModel) -> DecodeEngine:
+    return DecodeEngine(loaded, max_rows=16)
+
+
+@pytest.fixture(scope="session")
+def greedy(loaded: LoadedModel) -> SamplingParams:
+    return SamplingParams(96, loaded.stop_token_ids)
