@@ -4,7 +4,9 @@
 the gain of row ``i`` is ``log(1 + quality_i) + diversity * log d_i``, where
 ``d_i = |k_i|^2 + jitter - k_i^T P k_i``. Picking row ``j`` adds ``u u^T`` to ``P``, with
 ``u = (k_j - P k_j) / sqrt(d_j)``, so that every ``d_i`` drops by ``(k_i . u)^2``: one
-matrix-vector product a pick, ``O(C K D)`` in all, and memory for the keys and two vectors.
+matrix-vector product a pick, ``O(C K D)`` in all, and memory for the keys and two vectors. The
+products run in the keys' own dtype: float32 is fast, float64 is exact where the picks exhaust the
+rank and ``d`` falls to the jitter.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def _select_block(
         quality, diversity = order.repeat_interleave(2).float(), 0.0
     partner = [row ^ 1 for row in range(len(entries))]
     selection = greedy_select(
-        KeysInMemory(entries.keys),
+        KeysInMemory(entries.keys.double()),
         quality,
         config.size,
         diversity=diversity,

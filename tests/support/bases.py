@@ -1,0 +1,91 @@
+"""Control bases for tests: harvested from real rollouts of the embedded model."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from stir_train.basis.select import select_basis
+from stir_train.config.stages import (
+    BasisConfig,
+    ModelConfig,
+    RolloutConfig,
+    TaskConfig,
+    ValueConfig,
+)
+from stir_train.data.control_points import build_automaton
+from stir_train.data.grading import grade_responses, reward
+from stir_train.data.problems import SourceProblem
+from stir_train.data.prompts import render_prompts
+from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
+from stir_train.generation.engine import DecodeEngine
+from stir_train.harvest.contrast import contrast_rollouts
+from stir_train.models.load import load_model
+from stir_train.models.value_head import ValueHead
+from stir_train.tasks.families import FAMILIES
+from stir_train.tasks.problem import held_out_problems
+from stir_train.types.rollout import GradedRollout
+from stir_train.types.steering import Candidates, ControlBasis
+from stir_train.types.trajectory import CapturedStates
+from stir_train.value.fit import fit_value_head
+from stir_train.value.targets import build_examples
+
+BLOCK, MAX_POINTS, BUDGET = 4, 8, 128
+
+
+@cache
+def harvest(num_prompts: int = 40) -> tuple[tuple[GradedRollout, ...], CapturedStates]:
+    """Graded rollouts of some problems and their states at blocks 3 and 4."""
+    loaded = load_model(ModelConfig(name="embedded/addition"))
+    problems = held_out_problems(FAMILIES["addition"], num_prompts, seed=6)
+    sources = [SourceProblem(p.question, p.answer, p.content, p.kind) for p in problems]
+    prompts = render_prompts(sources, TaskConfig(), loaded.tokenizer)
+    automaton = build_automaton(loaded.tokenizer, ["\n\n"], vocab_size=65)
+    requests = [GenerationRequest(p, k) for p in prompts for k in range(8)]
+    result = DecodeEngine(loaded, max_rows=320).generate(
+        requests,
+        SamplingParams(BUDGET, loaded.stop_token_ids, temperature=0.7, top_p=0.95),
+        seed=0,
+        control=ControlSpec(automaton, MAX_POINTS, (3, BLOCK)),
+    )
+    texts = [loaded.decode(r.token_ids) for r in result.rollouts]
+    grades = grade_responses(
+        texts,
+        [r.prompt.answer for r in requests],
+        [r.truncated for r in result.rollouts],
+        TaskConfig(),
+    )
+    graded = tuple(
+        GradedRollout(r, t, g, reward(g, r, RolloutConfig(), max_new_tokens=BUDGET))
+        for r, t, g in zip(result.rollouts, texts, grades, strict=True)
+    )
+    assert result.states is not None
+    return graded, result.states
+
+
+@cache
+def candidates() -> Candidates:
+    """The contrasts of that harvest."""
+    graded, states = harvest()
+    return contrast_rollouts(
+        graded, states, max_points=MAX_POINTS, num_positive=2, num_negative=3, keep_truncated=False
+    )
+
+
+@cache
+def basis(size: int = 64) -> ControlBasis:
+    """A small control basis over blocks 3 and 4."""
+    parts = select_basis(candidates(), BasisConfig(size=size), seed=0)
+    return ControlBasis.concatenate([part.basis for part in parts])
+
+
+@cache
+def value_head() -> ValueHead:
+    """A value head for the steered block."""
+    graded, states = harvest()
+    examples = build_examples(graded, states, BLOCK)
+    train, validation = examples.split_by_prompt(0.2, torch.Generator().manual_seed(0))
+    config = ValueConfig(num_steps=60, hidden_width=32, num_members=2)
+    head, _ = fit_value_head(train, validation, config, max_points=MAX_POINTS, seed=0)
+    return head

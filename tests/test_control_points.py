@@ -1,0 +1,111 @@
+"""The delimiter automaton against plain string search, over several kinds of tokenizer."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from stir_train.data.control_points import build_automaton
+from stir_train.errors import ConfigError
+from stir_train.models.load import LoadedModel
+
+CORPUS = [
+    "First we add.\n\nThen we multiply: 3*4=12.\n\nSo the answer is 12.\n\n\nCafé, naïve, 東京.\n",
+    "Wait\n\nno.\n \n\n\n\nStep 1\n\nStep 2\r\n\r\nDone\n\n",
+] * 20
+
+
+def _byte_level() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def _sentencepiece_style() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<unk>", *(f"<0x{b:02X}>" for b in range(256))],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    # The bytes are ordinary tokens in such vocabularies; only <unk> is special.
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+TOKENIZERS = {"byte-level": _byte_level(), "sentencepiece": _sentencepiece_style()}
+DELIMITERS = (["\n\n"], ["\n"], [". ", "\n\n"], ["aba"], ["So", "\n\n\n"])
+
+
+def _by_string_search(pieces: list[bytes], delimiters: list[str]) -> tuple[int, ...]:
+    """Non-overlapping leftmost-ending matches in the joined bytes, mapped back to tokens."""
+    text, owner = b"".join(pieces), [i for i, p in enumerate(pieces) for _ in p]
+    found, start = [], 0
+    while True:
+        ends = [
+            position + len(d.encode())
+            for d in delimiters
+            if (position := text.find(d.encode(), start)) >= 0
+        ]
+        if not ends:
+            return tuple(dict.fromkeys(found))
+        start = min(ends)
+        found.append(owner[start - 1])
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("delimiters", DELIMITERS)
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**9))
+def test_random_token_strings_equal_string_search(
+    name: str, delimiters: list[str], seed: int
+) -> None:
+    tokenizer = TOKENIZERS[name]
+    rng = random.Random(seed)
+    likely = [i for t, i in tokenizer.get_vocab().items() if any(c in t for c in "ĊSoab.Ġ▁\n")]
+    ids = [rng.choice(likely) if rng.random() < 0.8 else rng.randrange(300) for _ in range(40)]
+    automaton = build_automaton(tokenizer, delimiters, vocab_size=len(tokenizer))
+    from stir_train.data.control_points import token_bytes
+
+    pieces = token_bytes(tokenizer, len(tokenizer))
+    assert automaton.find(ids) == _by_string_search([pieces[i] for i in ids], delimiters)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_token_bytes_join_to_the_decoded_text(name: str) -> None:
+    from stir_train.data.control_points import token_bytes
+
+    tokenizer = TOKENIZERS[name]
+    pieces = token_bytes(tokenizer, len(tokenizer))
+    for text in CORPUS[:2]:
+        ids = tokenizer(text)["input_ids"]
+        assert b"".join(pieces[i] for i in ids) == tokenizer.decode(ids).encode() == text.encode()
+        automaton = build_automaton(tokenizer, ["\n\n"], vocab_size=len(tokenizer))
+        assert len(automaton.find(ids)) <= text.count("\n\n")
+        assert automaton.find(ids)
+
+
+def test_the_embedded_model_marks_every_paragraph(loaded: LoadedModel) -> None:
+    automaton = build_automaton(loaded.tokenizer, ["\n\n"], vocab_size=65)
+    ids = loaded.tokenizer("Easy, just add.\n\njust 3+b4=7.\n\nAnswer: 7.")["input_ids"]
+    blank = loaded.tokenizer.get_vocab()["\n\n"]
+    assert automaton.find(ids) == tuple(i for i, t in enumerate(ids) if t == blank)
+
+
+def test_a_delimiter_the_tokenizer_cannot_spell_is_refused(loaded: LoadedModel) -> None:
+    with pytest.raises(ConfigError, match="can spell"):
+        build_automaton(loaded.tokenizer, ["§"], vocab_size=65)
