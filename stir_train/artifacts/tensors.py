@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.errors import ArtifactError
+
+METADATA_KEY = "stir_train"
 
 
 def save_tensors(
@@ -29,8 +32,10 @@ def save_tensors(
                 f"{stage.path / name}: {bad} of {tensor.numel()} values of {key!r} are not finite; "
                 "the model or its dtype overflows (try model.dtype=float32)"
             )
+    # One metadata key: safetensors writes several in an order that changes from run to run.
+    packed = {METADATA_KEY: json.dumps(dict(metadata), sort_keys=True)}
     with stage.writing(name) as path:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata=dict(metadata))
+        save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata=packed)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -41,6 +46,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            packed = (file.metadata() or {}).get(METADATA_KEY, "{}")
+            return tensors, dict(json.loads(packed))
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} cannot be read as safetensors: {error}") from error

@@ -22,6 +22,7 @@ from rich.progress import (
 from rich.text import Text
 
 LINE_INTERVAL_SECONDS = 5.0
+LOG_WIDTH = 120
 
 
 class Advance(Protocol):
@@ -43,7 +44,8 @@ class _Rate(ProgressColumn):
 
 def make_console() -> Console:
     """The console for people: standard error, so that standard output stays for results."""
-    return Console(stderr=True, highlight=False)
+    width = None if sys.stderr.isatty() else LOG_WIDTH
+    return Console(stderr=True, highlight=False, width=width)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from stir_train.config.pipeline import STAGE_DIRECTORIES
@@ -149,28 +150,40 @@ def build_methods(context: RunContext) -> list[Method]:
 
 def results_table(results: dict[str, object]) -> Table:
     """The results as a terminal table."""
-    table = Table(title=f"{results['num_items']} held-out problems, {results['task']}")
-    for column in ("method", "accuracy", "Δ accuracy", "tokens", "Δ tokens", "passes", "verdict"):
-        table.add_column(column, justify="left" if column in ("method", "verdict") else "right")
+    title = f"{results['num_items']} held-out problems of {results['task']}; intervals are 95 %"
+    table = Table(title=title, box=SIMPLE, padding=(0, 1))
+    for column in (
+        "method",
+        "accuracy",
+        "points gained",
+        "tokens",
+        "tokens, %",
+        "passes",
+        "verdict",
+    ):
+        left = column in ("method", "verdict")
+        table.add_column(column, justify="left" if left else "right", no_wrap=column == "method")
     methods = results["methods"]
     assert isinstance(methods, list)
     for row in methods:
-        low, high = row["delta_accuracy_ci95"]
-        token_low, token_high = row["delta_tokens_ci95"]
-        is_base = row["name"] == GREEDY
-        verdict = f"{describe_interval(low, high)}"
-        table.add_row(
-            row["name"] if row["name"] != STEERED_METHOD else f"[bold]{row['name']}[/]",
+        style = "bold" if row["name"] in (STEERED_METHOD, STUDENT) else ""
+        figures = (
             f"{row['accuracy']:.1%}",
-            "" if is_base else f"{row['delta_accuracy']:+.1%} [{low:+.1%}, {high:+.1%}]",
+            _change(row["delta_accuracy"], row["delta_accuracy_ci95"]),
             f"{row['tokens_mean']:.1f}",
-            ""
-            if is_base
-            else f"{row['delta_tokens_fraction']:+.1%} [{token_low:+.1%}, {token_high:+.1%}]",
+            _change(row["delta_tokens_fraction"], row["delta_tokens_ci95"]),
             f"{row['forward_passes_mean']:.1f}",
-            "" if is_base else verdict,
+            describe_interval(*row["delta_accuracy_ci95"]),
         )
+        if row["name"] == GREEDY:
+            figures = (figures[0], "", figures[2], "", figures[4], "")
+        table.add_row(row["name"], *figures, style=style)
     return table
+
+
+def _change(value: float, interval: list[float]) -> str:
+    low, high = interval
+    return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def load_results(context: RunContext) -> dict[str, object]:

@@ -1,0 +1,157 @@
+"""The whole pipeline through the command line: resume, kill, damage, and what it leaves behind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SMOKE = ROOT / "configs" / "tiny" / "smoke.yaml"
+STAGES = ["rollouts", "harvest", "basis", "value", "tune", "steered", "adapter", "eval", "report"]
+
+
+def _command(output: Path, *arguments: str, verb: str = "run") -> list[str]:
+    python = [sys.executable, "-W", "ignore", "-m", "stir_train"]
+    return [*python, verb, str(SMOKE), f"output_dir={output}", *arguments]
+
+
+def _run(output: Path, *arguments: str, verb: str = "run") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        _command(output, *arguments, verb=verb), capture_output=True, text=True, check=False
+    )
+
+
+def _digests(output: Path) -> dict[str, str]:
+    """Hash of every artifact; logs and metrics are about attempts, not about results."""
+    run = output / "smoke"
+    return {
+        str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for stage in STAGES
+        for path in sorted((run / stage).rglob("*"))
+        if path.is_file() and stage != "report"
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("finished")
+    completed = _run(output)
+    assert completed.returncode == 0, completed.stderr
+    assert "held-out problems" in completed.stderr
+    assert "lora-student" in completed.stderr
+    return output
+
+
+def test_every_stage_is_whole_and_a_second_run_does_nothing(finished: Path) -> None:
+    run = finished / "smoke"
+    before = _digests(finished)
+    for stage in STAGES:
+        assert (run / stage / "complete").is_file(), stage
+        manifest = json.loads((run / stage / "manifest.json").read_text())
+        listed = set(manifest["files"]) | {"manifest.json", "stage.json", "complete"}
+        present = {
+            str(p.relative_to(run / stage))
+            for p in (run / stage).rglob("*")
+            if p.is_file() and ".checksums" not in p.parts
+        }
+        assert present == listed, stage
+    again = _run(finished)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("nothing to do") == len(STAGES)
+    assert _digests(finished) == before
+
+
+def test_results_are_complete_and_consistent(finished: Path) -> None:
+    results = json.loads((finished / "smoke" / "eval" / "results.json").read_text())
+    assert results["num_items"] == 24
+    rows = {row["name"]: row for row in results["methods"]}
+    assert rows["control-empty-basis"]["delta_accuracy_ci95"] == [0.0, 0.0]
+    assert rows["control-empty-basis"]["tokens_mean"] == rows["greedy"]["tokens_mean"]
+    for row in rows.values():
+        total = row["committed_tokens_mean"] + row["extra_tokens_mean"]
+        assert row["tokens_mean"] == pytest.approx(total)
+        low, high = row["accuracy_ci95"]
+        assert low <= row["accuracy"] <= high
+    assert rows["stir"]["chosen_on"] == "tune"
+    page = (finished / "smoke" / "report" / "report.html").read_text()
+    assert "http://" not in page
+    assert "https://" not in page
+    assert page.count("data:image/png;base64,") >= 8
+
+
+def test_the_adapter_is_two_files_that_plain_peft_loads(finished: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from stir_train.models.load import EMBEDDED_ROOT
+
+    adapter = finished / "smoke" / "adapter" / "lora"
+    assert {p.name for p in adapter.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    base = AutoModelForCausalLM.from_pretrained(EMBEDDED_ROOT / "addition")
+    assert PeftModel.from_pretrained(base, adapter).active_adapter == "default"
+    verified = _run(finished, verb="verify")
+    assert verified.returncode == 0, verified.stderr
+
+
+def test_other_settings_or_a_damaged_file_stop_with_what_to_do(
+    finished: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    changed = _run(copy, "harvest.num_positive=1")
+    assert changed.returncode == 1
+    assert "harvest.num_positive: 2 then, 1 now" in changed.stderr
+    assert "--redo" in changed.stderr
+    assert "Traceback" not in changed.stderr
+    shard = next((copy / "smoke" / "rollouts").glob("states-*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    shutil.rmtree(copy / "smoke" / "harvest")
+    damaged = _run(copy, verb="harvest")
+    assert damaged.returncode == 1
+    assert "is damaged" in damaged.stderr
+    assert not (copy / "smoke" / "harvest" / "complete").exists()
+
+
+def test_redo_remakes_a_stage_and_those_after_it(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    redone = _run(copy, "--redo", "basis.size=16", verb="basis")
+    assert redone.returncode == 0, redone.stderr
+    assert (copy / "smoke" / "harvest" / "complete").exists()
+    assert not (copy / "smoke" / "tune").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_at_a_random_point_and_rerun_it_ends_with_the_same_bytes(
+    finished: Path, tmp_path: Path, seed: int
+) -> None:
+    expected = _digests(finished)
+    rng = random.Random(seed)
+    for _ in range(3):
+        target = rng.randrange(1, len(expected))
+        process = subprocess.Popen(
+            _command(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 120
+        # Watch files appear and kill at the chosen one: any point of any stage.
+        while process.poll() is None and time.monotonic() < deadline:
+            if sum(1 for _ in tmp_path.rglob("*")) >= target:
+                break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    completed = _run(tmp_path)
+    assert completed.returncode == 0, completed.stderr
+    assert _digests(tmp_path) == expected
