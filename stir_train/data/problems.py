@@ -76,6 +76,9 @@ def _rows(config: TaskConfig, source: str) -> Iterable[Mapping[str, Any]]:
 
     path = Path(source)
     looks_local = path.exists() or path.suffix in FILE_FORMATS or source.startswith((".", "/"))
+    if looks_local and not path.exists():
+        raise DataError(f"task.source: no file or folder {source}")
+    datasets.disable_progress_bars()
     try:
         if not looks_local:
             return datasets.load_dataset(

@@ -1,0 +1,113 @@
+"""The command line as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = str(ROOT / "configs" / "demo.yaml")
+VERBS = ["rollout", "harvest", "basis", "value", "tune", "steer", "distill", "evaluate", "report", "run", "verify", "export", "data", "inspect", "doctor", "settings", "tiny"]
+
+
+def _cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "stir_train", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_help_lists_every_verb_and_every_verb_has_help() -> None:
+    shown = _cli("--help")
+    assert shown.returncode == 0
+    for verb in VERBS:
+        assert f"  {verb} " in shown.stdout, verb
+
+
+@pytest.mark.parametrize("verb", ["run", "rollout", "export", "tiny"])
+def test_verbs_explain_themselves(verb: str) -> None:
+    shown = _cli(verb, "--help")
+    assert shown.returncode == 0
+    assert "Usage" in shown.stdout
+
+
+def test_dry_run_shows_the_work_and_touches_nothing(tmp_path: Path) -> None:
+    shown = _cli("run", DEMO, f"output_dir={tmp_path / 'runs'}", "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert "2048 rollouts" in " ".join(shown.stdout.split())
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("run", "nowhere.yaml"), "no such configuration file"),
+        (("run", DEMO, "rollout.num_sampels=3"), "did you mean 'num_samples'"),
+        (("run", DEMO, "model.name=embedded/nothing"), "embedded models: addition"),
+        (("run", DEMO, "model.name=/no/such/dir"), "no directory"),
+        (("run", DEMO, "task.name=chess"), "no embedded family"),
+        (("run", DEMO, "splits.num_test=100000"), "distinct"),
+        (("harvest", DEMO), "rollouts stage is missing; run it first"),
+        (("verify", DEMO), "missing; run it first"),
+        (("inspect", "nothing"), "is no run directory"),
+        (("settings", "nothing"), "sections: model"),
+    ],
+)
+def test_mistakes_are_answered_without_a_traceback(
+    tmp_path: Path, arguments: tuple[str, ...], expected: str
+) -> None:
+    extra = (f"output_dir={tmp_path}",) if DEMO in arguments else ()
+    failed = _cli(*arguments, *extra)
+    assert failed.returncode == 1
+    assert expected in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert not list(tmp_path.rglob("complete"))
+
+
+def test_a_directory_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
+    blocker = tmp_path / "file"
+    blocker.write_text("in the way")
+    failed = _cli("run", DEMO, f"output_dir={blocker}")
+    assert failed.returncode == 1
+    assert "error:" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_data_settings_and_doctor_print_what_they_promise() -> None:
+    shown = _cli("data", DEMO)
+    assert shown.returncode == 0, shown.stderr
+    assert "gold answer" in shown.stderr
+    assert " sum, " in shown.stderr
+    settings = _cli("settings", "rollout")
+    assert "rollout.num_samples = 8" in settings.stdout
+    doctor = _cli("doctor")
+    assert doctor.returncode == 0, doctor.stderr
+    assert "torch" in doctor.stderr
+
+
+def test_offline_wandb_writes_one_run_whose_id_is_kept(tmp_path: Path) -> None:
+    from wandb.proto import wandb_internal_pb2  # noqa: F401 - the format test below needs it
+
+    from stir_train.monitoring.metrics import open_metrics
+
+    for _ in range(2):
+        with open_metrics(
+            tmp_path, wandb_mode="offline", project="p", name="n", config={"a": 1}
+        ) as metrics:
+            metrics.log("rollouts", {"correct_rate": 0.5}, step=3)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 2
+    assert lines[0]["stage"] == "rollouts"
+    assert lines[0]["step"] == 3
+    identity = (tmp_path / "wandb_id").read_text()
+    offline = list((tmp_path / "wandb").glob("offline-run-*"))
+    assert offline
+    assert all(path.name.endswith(identity) for path in offline)
+    content = b"".join(p.read_bytes() for path in offline for p in path.glob("*.wandb"))
+    assert b"rollouts/correct_rate" in content

@@ -1,0 +1,111 @@
+"""Configuration: every problem at once, with the nearest name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stir_train.config.describe import describe_settings
+from stir_train.config.load import dump_config, load_config
+from stir_train.config.pipeline import STAGE_DIRECTORIES
+from stir_train.config.run import RunConfig
+from stir_train.errors import ConfigError
+from stir_train.launch.plan import plan_run
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
+
+
+def _write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_shipped_configs_validate_plan_and_survive_a_round_trip(path: Path, tmp_path: Path) -> None:
+    config = load_config(RunConfig, path)
+    assert [stage.verb for stage in plan_run(config)] == list(STAGE_DIRECTORIES)
+    again = load_config(RunConfig, _write(tmp_path, dump_config(config)))
+    assert again == config
+
+
+def test_every_problem_is_listed_at_once_with_the_nearest_name(tmp_path: Path) -> None:
+    path = _write(
+        tmp_path,
+        "nmae: x\nrollout: {num_sample: 8, top_p: 1.5}\nbasis: {diversity: -1}\nmodel: 3\n",
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config(RunConfig, path)
+    message = str(caught.value)
+    assert "6 problems" in message
+    assert "nmae: unknown key; did you mean 'name'?" in message
+    assert "rollout.num_sample: unknown key; did you mean 'num_samples'?" in message
+    assert "rollout.top_p" in message
+    assert "basis.diversity" in message
+    assert "name: required" in message
+    assert "(got 3)" in message
+
+
+def test_overrides_reach_nested_keys_and_numbers_are_numbers(tmp_path: Path) -> None:
+    path = _write(tmp_path, "name: x\nbasis: {jitter: 1e-5}\n")
+    config = load_config(
+        RunConfig,
+        path,
+        ["rollout.num_samples=4", "distill.learning_rate=1e-3", "harvest.depths=[1]"],
+    )
+    assert config.basis.jitter == 1e-5
+    assert config.rollout.num_samples == 4
+    assert config.distill.learning_rate == 1e-3
+    assert config.harvest.depths == (1.0,)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        ("name: x", ["rollout"], "expected key=value"),
+        ("name: x", ["name.sub=1"], "is a value, not a section"),
+        ("- a", [], "expected a mapping"),
+        ("name: [", [], "cannot be read as YAML"),
+        ("name: ../x", [], "letters, digits"),
+        ("name: x\nsteering: {depth: 0.5}", [], "not harvested"),
+        ("name: x\ntask: {template: hi}", [], "must contain {question}"),
+        ("name: x\nrollout: {temperature: .nan}", [], "finite"),
+    ],
+)
+def test_bad_input_says_what_was_expected(
+    tmp_path: Path, text: str, overrides: list[str], expected: str
+) -> None:
+    with pytest.raises(ConfigError, match="(?s).*" + expected.replace("{", "\\{")):
+        load_config(RunConfig, _write(tmp_path, text), overrides)
+    with pytest.raises(ConfigError, match="no such configuration file"):
+        load_config(RunConfig, tmp_path / "missing.yaml")
+
+
+def test_every_setting_has_help_and_sections_can_be_chosen() -> None:
+    rows = describe_settings()
+    assert len(rows) > 60
+    undocumented = [key for key, _, text in rows if not text]
+    assert not undocumented
+    assert all(key.startswith("rollout.") for key, _, _ in describe_settings("rollout"))
+    with pytest.raises(ConfigError, match="sections: model"):
+        describe_settings("nothing")
+
+
+def test_configuration_and_planning_import_no_torch() -> None:
+    code = (
+        "import sys; import stir_train.cli, stir_train.launch.plan, stir_train.config.run, "
+        "stir_train.artifacts.run_dir; "
+        "print([m for m in ('torch','transformers','datasets','wandb','deepspeed') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_dumped_config_is_plain_yaml() -> None:
+    values = yaml.safe_load(dump_config(load_config(RunConfig, ROOT / "configs" / "demo.yaml")))
+    assert values["control_points"]["delimiters"] == ["\n\n"]

@@ -1,0 +1,100 @@
+"""The value head learns, is calibrated, and never trains on a prompt it is judged on."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from stir_train.config.stages import ValueConfig
+from stir_train.errors import StageError
+from stir_train.train.loop import EarlyStopping, fit, warmup_then_cosine, warmup_then_linear
+from stir_train.value.calibration import auroc, calibration, reliability
+from stir_train.value.fit import fit_value_head
+from stir_train.value.targets import build_examples
+from tests.support import bases
+
+
+def test_prompts_are_never_on_both_sides_and_targets_are_right() -> None:
+    graded, captured = bases.harvest()
+    examples = build_examples(graded, captured, bases.BLOCK)
+    train, validation = examples.split_by_prompt(0.25, torch.Generator().manual_seed(0))
+    assert not set(train.prompt.tolist()) & set(validation.prompt.tolist())
+    assert len(train.correct) + len(validation.correct) == len(captured.labels)
+    outcome = {(g.rollout.prompt_id, g.rollout.sample): g for g in graded}
+    for i in range(0, len(captured.labels), 37):
+        label = captured.labels[i]
+        item = outcome[label.prompt_id, label.sample]
+        assert float(examples.correct[i]) == item.grade.correct
+        left = len(item.rollout.token_ids) - label.token_index - 1
+        assert float(examples.log_tokens_left[i].exp()) == pytest.approx(max(1, left), rel=1e-4)
+
+
+def test_it_predicts_held_out_outcomes_better_than_length_does() -> None:
+    graded, captured = bases.harvest()
+    examples = build_examples(graded, captured, bases.BLOCK)
+    _, validation = examples.split_by_prompt(0.2, torch.Generator().manual_seed(0))
+    head = bases.value_head()
+    predicted, deviation = head.p_correct(validation.states, validation.points)
+    found = calibration(predicted, validation.correct)
+    by_length = auroc(-validation.tokens_so_far, validation.correct)
+    assert found.auroc > max(by_length, 1 - by_length) + 0.1
+    assert found.brier < float((validation.correct - validation.correct.mean()).square().mean())
+    assert bool((deviation >= 0).all())
+    expected_left = head.tokens_left(validation.states, validation.points).log()
+    correlation = torch.corrcoef(torch.stack([expected_left, validation.log_tokens_left]))[0, 1]
+    assert float(correlation) > 0.5
+
+
+def test_one_outcome_only_is_an_error_that_says_what_to_do() -> None:
+    graded, captured = bases.harvest()
+    examples = build_examples(graded, captured, bases.BLOCK)
+    always = dataclasses.replace(examples, correct=torch.ones_like(examples.correct))
+    with pytest.raises(StageError, match="needs right and wrong rollouts"):
+        fit_value_head(always, always, ValueConfig(), max_points=8, seed=0)
+
+
+def test_auroc_and_reliability_on_cases_done_by_hand() -> None:
+    correct = torch.tensor([0.0, 0.0, 1.0, 1.0])
+    assert auroc(torch.tensor([0.1, 0.4, 0.35, 0.8]), correct) == pytest.approx(0.75)
+    assert auroc(torch.tensor([0.5, 0.5, 0.5, 0.5]), correct) == pytest.approx(0.5)
+    assert auroc(torch.tensor([0.1, 0.2, 0.8, 0.9]), torch.ones(4)) == 0.5
+    bins = reliability(torch.tensor([0.05, 0.07, 0.95, 1.0]), correct)
+    assert [(b.count, b.mean_observed) for b in bins] == [(2, 0.0), (2, 1.0)]
+
+
+def test_early_stopping_keeps_the_best_parameters() -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(0.0)
+    scores = iter([3.0, 1.0, 2.0, 2.5])
+    seen: list[float] = []
+
+    def evaluate() -> float:
+        seen.append(model.weight.item())
+        return next(scores)
+
+    result = fit(
+        model,
+        [torch.optim.SGD(model.parameters(), lr=0.1)],
+        iter(lambda: None, 0),
+        lambda _: (model.weight - 5).square().sum(),
+        num_steps=100,
+        schedule=lambda _: 1.0,
+        early_stopping=EarlyStopping(evaluate, every_steps=2, patience=2),
+    )
+    assert result.best_step == 4
+    assert result.num_steps == 8
+    assert model.weight.item() == seen[1]
+
+
+def test_schedules_rise_hold_and_fall() -> None:
+    linear = warmup_then_linear(100, warmup_steps=10, decay_from=0.5)
+    assert linear(0) == pytest.approx(0.1)
+    assert linear(30) == 1
+    assert linear(75) == pytest.approx(0.5)
+    cosine = warmup_then_cosine(100, warmup_steps=10)
+    assert cosine(9) == 1
+    assert cosine(55) == pytest.approx(0.5)
+    assert cosine(99) < 0.01
