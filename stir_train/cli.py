@@ -208,18 +208,23 @@ def _run_verbs(
 
 
 def _show_plan(config: RunConfig, verbs: list[str]) -> None:
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
     from stir_train.launch.plan import plan_run
 
-    table = Table(title=f"{config.name}: {config.model.name} on {config.task.name}")
-    for column in ("stage", "state", "work", "directory"):
+    table = Table(box=SIMPLE)
+    for column in ("stage", "state", "what it does"):
         table.add_column(column)
     for stage in plan_run(config):
         if stage.verb in verbs:
-            table.add_row(stage.verb, stage.state, stage.work, stage.directory)
-    Console().print(table)
+            table.add_row(stage.verb, stage.state, stage.work)
+    console = Console()
+    console.print(
+        f"{config.model.name} on {config.task.name}, in {config.directory}", soft_wrap=True
+    )
+    console.print(table)
 
 
 def _load(path: Path, overrides: list[str]) -> RunConfig:

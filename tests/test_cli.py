@@ -11,7 +11,25 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = str(ROOT / "configs" / "demo.yaml")
-VERBS = ["rollout", "harvest", "basis", "value", "tune", "steer", "distill", "evaluate", "report", "run", "verify", "export", "data", "inspect", "doctor", "settings", "tiny"]
+VERBS = [
+    "rollout",
+    "harvest",
+    "basis",
+    "value",
+    "tune",
+    "steer",
+    "distill",
+    "evaluate",
+    "report",
+    "run",
+    "verify",
+    "export",
+    "data",
+    "inspect",
+    "doctor",
+    "settings",
+    "tiny",
+]
 
 
 def _cli(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -108,6 +126,6 @@ def test_offline_wandb_writes_one_run_whose_id_is_kept(tmp_path: Path) -> None:
     identity = (tmp_path / "wandb_id").read_text()
     offline = list((tmp_path / "wandb").glob("offline-run-*"))
     assert offline
-    assert all(path.name.endswith(identity) for path in offline)
+    assert all(identity in path.name for path in offline)
     content = b"".join(p.read_bytes() for path in offline for p in path.glob("*.wandb"))
     assert b"rollouts/correct_rate" in content

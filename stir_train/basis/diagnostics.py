@@ -61,11 +61,16 @@ def warnings_of(candidates: Candidates, blocks: list[BlockDiagnostics]) -> list[
     return found
 
 
-def points_yield(candidates: Candidates, basis: ControlBasis) -> list[tuple[int, int, int]]:
-    """(point, contrasts found, corrections kept over all blocks) per control point."""
+def points_yield(candidates: Candidates, basis: ControlBasis) -> list[tuple[int, int, float]]:
+    """(point, contrasts found, corrections kept in a block on average) per control point."""
     corrections = basis.points[~basis.is_anchor]
+    num_blocks = len(candidates.blocks)
     return [
-        (point, int((candidates.points == point).sum()), int((corrections == point).sum()))
+        (
+            point,
+            int((candidates.points == point).sum()),
+            int((corrections == point).sum()) / num_blocks,
+        )
         for point in candidates.points.unique().tolist()
     ]
 

@@ -12,16 +12,19 @@ from pydantic import BaseModel, ValidationError
 
 from stir_train.errors import ConfigError
 
+EXTENDS = "extends"
 Config = TypeVar("Config", bound=BaseModel)
 
 
 def load_config(kind: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read ``path``, apply ``key.sub=value`` overrides, validate.
+    """Read ``path`` over the files it extends, apply ``key.sub=value`` overrides, validate.
+
+    ``extends: [a.yaml, b.yaml]`` names files beside this one; later files win, this one last.
 
     Raises:
         ConfigError: Listing every unknown key (with the nearest valid name) and every bad value.
     """
-    values = _read_yaml(path)
+    values = _read_extended(path, ())
     for override in overrides:
         _apply_override(values, override)
     try:
@@ -36,6 +39,29 @@ def load_config(kind: type[Config], path: Path, overrides: Sequence[str] = ()) -
 def dump_config(config: BaseModel) -> str:
     """The resolved configuration as YAML, every default filled in."""
     return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+def _read_extended(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """A file's values merged over those of the files it extends."""
+    if path in above:
+        raise ConfigError(f"{path}: extends itself, by way of {above[-1]}")
+    values = _read_yaml(path)
+    parents = values.pop(EXTENDS, [])
+    if not isinstance(parents, list) or not all(isinstance(name, str) for name in parents):
+        raise ConfigError(f"{path}: {EXTENDS} must be a list of file names")
+    merged: dict[str, Any] = {}
+    for name in parents:
+        merged = _merge(merged, _read_extended((path.parent / name).resolve(), (*above, path)))
+    return _merge(merged, values)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        held = merged.get(key)
+        both = isinstance(held, dict) and isinstance(value, dict)
+        merged[key] = _merge(held, value) if both and isinstance(held, dict) else value
+    return merged
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

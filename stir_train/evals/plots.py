@@ -38,7 +38,7 @@ def frontier(methods: Sequence[Mapping[str, Any]]) -> str:
     return _png(figure)
 
 
-def points_yield(points: Sequence[tuple[int, int, int]]) -> str:
+def points_yield(points: Sequence[tuple[int, int, float]]) -> str:
     """Contrasts found and corrections kept at each control point."""
     figure, axes = _figure()
     positions = [point for point, _, _ in points]

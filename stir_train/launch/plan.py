@@ -17,13 +17,11 @@ class PlannedStage:
         verb: The command that runs it.
         state: ``done``, ``unfinished`` or ``to do``.
         work: What it does, with counts.
-        directory: Where its artifacts go.
     """
 
     verb: str
     state: str
     work: str
-    directory: str
 
 
 def plan_run(config: RunConfig) -> list[PlannedStage]:
@@ -35,7 +33,7 @@ def plan_run(config: RunConfig) -> list[PlannedStage]:
         stage = run_dir.stage(directory)
         unfinished = "unfinished" if stage.path.exists() else "to do"
         state = "done" if stage.is_complete else unfinished
-        planned.append(PlannedStage(verb, state, work[verb], str(stage.path)))
+        planned.append(PlannedStage(verb, state, work[verb]))
     return planned
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -32,7 +35,8 @@ def add_lora(loaded: LoadedModel, config: DistillConfig, *, seed: int) -> PeftMo
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(seed)
         try:
-            return get_peft_model(loaded.model, lora)
+            with _known_deprecations():
+                return get_peft_model(loaded.model, lora)
         except ValueError as error:
             raise ModelError(f"distill.targets: {error}") from error
 
@@ -44,7 +48,8 @@ def load_adapter(loaded: LoadedModel, directory: Path) -> LoadedModel:
         ArtifactError: If PEFT cannot read it.
     """
     try:
-        peft_model = PeftModel.from_pretrained(loaded.model, str(directory))
+        with _known_deprecations():
+            peft_model = PeftModel.from_pretrained(loaded.model, str(directory))
     except (OSError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{directory} cannot be loaded as a PEFT adapter: {error}") from error
     peft_model.eval().requires_grad_(requires_grad=False)
@@ -56,3 +61,11 @@ def base_of(peft_model: PeftModel) -> PreTrainedModel:
     model = peft_model.get_base_model()
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+@contextmanager
+def _known_deprecations() -> Iterator[None]:
+    """PEFT 0.21 reads a property that transformers 5.23 renames; users can do nothing about it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is dep", FutureWarning)
+        yield
