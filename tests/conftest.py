@@ -10,8 +10,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-from stir_train.config.stages import ModelConfig, TaskConfig
-from stir_train.data.control_points import DelimiterAutomaton, build_automaton
+from stir_train.config.stages import ControlPointConfig, ModelConfig, TaskConfig
+from stir_train.data.control_points import ControlPointAutomaton, build_automaton
 from stir_train.data.problems import SourceProblem
 from stir_train.data.prompts import render_prompts
 from stir_train.generation.backend import SamplingParams
@@ -37,8 +37,10 @@ def prompts(loaded: LoadedModel) -> list[Prompt]:
 
 
 @pytest.fixture(scope="session")
-def automaton(loaded: LoadedModel) -> DelimiterAutomaton:
-    return build_automaton(loaded.tokenizer, ["\n\n"], vocab_size=loaded.model.config.vocab_size)
+def automaton(loaded: LoadedModel) -> ControlPointAutomaton:
+    return build_automaton(
+        loaded.tokenizer, ControlPointConfig(), vocab_size=loaded.model.config.vocab_size
+    )
 
 
 @pytest.fixture(scope="session")

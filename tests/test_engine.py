@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stir_train.data.control_points import DelimiterAutomaton
+from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.errors import DataError
 from stir_train.generation.backend import (
     ControlBatch,
@@ -109,7 +109,7 @@ def test_refilled_slots_never_read_what_the_last_row_left(
 def test_captured_states_and_logprobs_equal_one_teacher_forced_pass(
     loaded: LoadedModel,
     prompts: list[Prompt],
-    automaton: DelimiterAutomaton,
+    automaton: ControlPointAutomaton,
     greedy: SamplingParams,
 ) -> None:
     result = DecodeEngine(loaded, max_rows=7).generate(
@@ -159,7 +159,7 @@ class _Constant:
 def test_idle_controllers_change_nothing_and_impulses_persist(
     loaded: LoadedModel,
     prompts: list[Prompt],
-    automaton: DelimiterAutomaton,
+    automaton: ControlPointAutomaton,
     greedy: SamplingParams,
 ) -> None:
     requests = [GenerationRequest(p) for p in prompts]
@@ -189,7 +189,7 @@ def test_idle_controllers_change_nothing_and_impulses_persist(
 def test_replaying_recorded_impulses_reproduces_the_steered_states_and_tokens(
     loaded: LoadedModel,
     prompts: list[Prompt],
-    automaton: DelimiterAutomaton,
+    automaton: ControlPointAutomaton,
     greedy: SamplingParams,
 ) -> None:
     delta = 2 * torch.randn(64, generator=torch.Generator().manual_seed(1))

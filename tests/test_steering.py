@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stir_train.config.stages import SteeringConfig
-from stir_train.data.control_points import DelimiterAutomaton
+from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.errors import ArtifactError, StageError
 from stir_train.generation.backend import (
     ControlBatch,
@@ -45,7 +45,7 @@ def _by_place(decisions: list[SteeringDecision]) -> dict[tuple[str, int], Steeri
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_engine_equals_rebuilding_every_prefix_with_the_recorded_impulses(
-    name: str, loaded: LoadedModel, prompts: list[Prompt], automaton: DelimiterAutomaton
+    name: str, loaded: LoadedModel, prompts: list[Prompt], automaton: ControlPointAutomaton
 ) -> None:
     sampling = SamplingParams(60, loaded.stop_token_ids)
     fast = _controller(SETTINGS[name])
@@ -74,7 +74,7 @@ def test_engine_equals_rebuilding_every_prefix_with_the_recorded_impulses(
 def test_value_and_similarity_cost_no_pass_and_previews_cost_what_paper_says(
     loaded: LoadedModel,
     prompts: list[Prompt],
-    automaton: DelimiterAutomaton,
+    automaton: ControlPointAutomaton,
     greedy: SamplingParams,
 ) -> None:
     def cost(settings: SteeringConfig) -> tuple[list[int], list[int], BasisController, int]:
@@ -109,7 +109,7 @@ def test_value_and_similarity_cost_no_pass_and_previews_cost_what_paper_says(
 def test_empty_basis_is_plain_greedy_to_the_bit(
     loaded: LoadedModel,
     prompts: list[Prompt],
-    automaton: DelimiterAutomaton,
+    automaton: ControlPointAutomaton,
     greedy: SamplingParams,
 ) -> None:
     engine = DecodeEngine(loaded, max_rows=8)

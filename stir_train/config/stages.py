@@ -87,6 +87,10 @@ class ControlPointConfig(FrozenConfig):
 
     delimiters: tuple[Annotated[str, Field(min_length=1)], ...] = ("\n\n",)
     """A control point is the token that completes one of these."""
+    every_tokens: PositiveInt | None = None
+    """Instead of delimiters: a control point every so many completion tokens."""
+    only_in_think: bool = False
+    """Only between the tokens `<think>` and `</think>`, which the tokenizer must have."""
     max_points: PositiveInt = 8
     """Control points used per completion (the paper's M)."""
 

@@ -7,6 +7,7 @@ without decoding and for a whole batch at once. Matches do not overlap, as in ``
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,22 +16,38 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from stir_train.config.stages import ControlPointConfig
 from stir_train.errors import ConfigError
 
-START_STATE = 0
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
 
 @dataclass(frozen=True)
-class DelimiterAutomaton:
+class ControlPointAutomaton:
     """Transition tables over the vocabulary.
 
     Attributes:
         next_state: ``Int[Q V]``, state after reading a token.
-        completes: ``Bool[Q V]``, whether the token completes a delimiter.
+        completes: ``Bool[Q V]``, whether the token is a control point.
+        opens: Token that opens a region which this automaton is confined to, or -1.
+        closes: Token that closes it, or -1.
+        inside_state: Start state when the prompt leaves that region open.
     """
 
     next_state: Int[Tensor, "Q V"]
     completes: Bool[Tensor, "Q V"]
+    opens: int = -1
+    closes: int = -1
+    inside_state: int = 0
+
+    def start(self, prompt_token_ids: Sequence[int]) -> int:
+        """The state before the first completion token; the prompt itself is never matched."""
+        for token in reversed(prompt_token_ids):
+            if token == self.opens >= 0:
+                return self.inside_state
+            if token == self.closes >= 0:
+                return 0
+        return 0
 
     def step(
         self, state: Int[Tensor, "B"], token_ids: Int[Tensor, "B"]
@@ -38,32 +55,82 @@ class DelimiterAutomaton:
         """Read one token per row; return the new states and which rows are at a control point."""
         return self.next_state[state, token_ids], self.completes[state, token_ids]
 
-    def find(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+    def find(
+        self, token_ids: Sequence[int], prompt_token_ids: Sequence[int] = ()
+    ) -> tuple[int, ...]:
         """Indices of the control-point tokens of one completion."""
-        state, found = START_STATE, []
+        state, found = self.start(prompt_token_ids), []
         for index, token in enumerate(token_ids):
             if bool(self.completes[state, token]):
                 found.append(index)
             state = int(self.next_state[state, token])
         return tuple(found)
 
-    def to(self, device: torch.device) -> DelimiterAutomaton:
+    def to(self, device: torch.device) -> ControlPointAutomaton:
         """A copy on another device."""
-        return DelimiterAutomaton(self.next_state.to(device), self.completes.to(device))
+        return dataclasses.replace(
+            self, next_state=self.next_state.to(device), completes=self.completes.to(device)
+        )
 
 
 def build_automaton(
-    tokenizer: PreTrainedTokenizerBase, delimiters: Sequence[str], *, vocab_size: int
-) -> DelimiterAutomaton:
-    """Build the automaton that finds any of ``delimiters`` (Aho-Corasick, run through each token).
-
-    Args:
-        tokenizer: Gives each vocabulary item its bytes; special tokens stand for none.
-        delimiters: Non-empty strings.
-        vocab_size: Rows of the model's output layer; ids the tokenizer lacks stand for no bytes.
+    tokenizer: PreTrainedTokenizerBase, config: ControlPointConfig, *, vocab_size: int
+) -> ControlPointAutomaton:
+    """Build the automaton that a configuration describes.
 
     Raises:
-        ConfigError: If the vocabulary cannot spell one of the delimiters.
+        ConfigError: If the vocabulary cannot spell a delimiter, or lacks the think tokens.
+    """
+    if config.every_tokens is not None:
+        automaton = _every_tokens(config.every_tokens, vocab_size)
+    else:
+        automaton = _delimiters(tokenizer, config.delimiters, vocab_size=vocab_size)
+    return _only_in_think(automaton, tokenizer) if config.only_in_think else automaton
+
+
+def _every_tokens(period: int, vocab_size: int) -> ControlPointAutomaton:
+    """Count tokens; the tables are views of one column, whatever the vocabulary."""
+    states = torch.arange(period)[:, None]
+    return ControlPointAutomaton(
+        ((states + 1) % period).expand(period, vocab_size),
+        (states == period - 1).expand(period, vocab_size),
+    )
+
+
+def _only_in_think(
+    automaton: ControlPointAutomaton, tokenizer: PreTrainedTokenizerBase
+) -> ControlPointAutomaton:
+    """Two copies of the automaton: outside, where nothing counts, and inside."""
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in (THINK_OPEN, THINK_CLOSE) if token not in vocabulary]
+    if missing:
+        raise ConfigError(
+            f"control_points.only_in_think: this tokenizer has no token {' or '.join(missing)}; "
+            "turn it off, or use a model that thinks between them"
+        )
+    opens, closes = vocabulary[THINK_OPEN], vocabulary[THINK_CLOSE]
+    num_states = len(automaton.next_state)
+    outside = torch.zeros_like(automaton.next_state)
+    inside = automaton.next_state + num_states
+    outside[:, opens] = num_states
+    inside[:, closes] = 0
+    completes = automaton.completes.clone()
+    completes[:, closes] = False
+    return ControlPointAutomaton(
+        torch.cat([outside, inside]),
+        torch.cat([torch.zeros_like(completes), completes]),
+        opens=opens,
+        closes=closes,
+        inside_state=num_states,
+    )
+
+
+def _delimiters(
+    tokenizer: PreTrainedTokenizerBase, delimiters: Sequence[str], *, vocab_size: int
+) -> ControlPointAutomaton:
+    """Find any of the delimiters: Aho-Corasick, run through each token's bytes.
+
+    Special tokens, and ids of the output layer that the tokenizer lacks, stand for no bytes.
     """
     pieces = token_bytes(tokenizer, vocab_size)
     available = {byte for piece in pieces for byte in piece}
@@ -79,17 +146,17 @@ def build_automaton(
     interesting = {byte for delimiter in delimiters for byte in delimiter.encode()}
     for token, piece in enumerate(pieces):
         if piece and not interesting & set(piece):
-            next_state[:, token] = START_STATE
+            next_state[:, token] = 0
             continue
         for start in range(num_states):
             state, hit = start, False
             for byte in piece:
-                state = step[state].get(byte, START_STATE)
+                state = step[state].get(byte, 0)
                 if accepting[state]:
-                    state, hit = START_STATE, True
+                    state, hit = 0, True
             next_state[start, token] = state
             completes[start, token] = hit
-    return DelimiterAutomaton(next_state, completes)
+    return ControlPointAutomaton(next_state, completes)
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[bytes]:

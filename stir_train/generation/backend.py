@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from stir_train.data.control_points import DelimiterAutomaton
+from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.types.rollout import Prompt, Rollout
 from stir_train.types.trajectory import CapturedStates
 
@@ -72,7 +72,7 @@ class ControlSpec:
         capture_blocks: Blocks whose state is kept; empty captures nothing.
     """
 
-    automaton: DelimiterAutomaton
+    automaton: ControlPointAutomaton
     max_points: int
     capture_blocks: tuple[int, ...] = ()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from stir_train.data.control_points import START_STATE, DelimiterAutomaton
+from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.generation.backend import GenerationRequest, SamplingParams
 from stir_train.types.rollout import Impulse, Rollout
 
@@ -75,7 +75,7 @@ class Slots:
         """The most keys that any row's next pass attends to, known without asking the device."""
         return max(row.num_keys for row in self.rows)
 
-    def open(self, row: Row, noise_key: int, automaton: DelimiterAutomaton | None) -> int:
+    def open(self, row: Row, noise_key: int, automaton: ControlPointAutomaton | None) -> int:
         """Put a new row in the first free slot, its prefix already written; return the slot."""
         slot = len(self.rows)
         prompt, prefix = row.request.prompt.token_ids, row.request.prefix_token_ids
@@ -83,14 +83,8 @@ class Slots:
         self.position[slot] = len(prompt) + len(prefix) - 1
         self.count[slot] = len(prefix)
         self.noise_key[slot] = noise_key
-        self.automaton_state[slot] = START_STATE
-        if automaton is not None and prefix:
-            state = torch.tensor([START_STATE], device=self.position.device)
-            for index, token in enumerate(torch.tensor(prefix, device=state.device)):
-                state, hit = automaton.step(state, token[None])
-                if bool(hit):
-                    row.control_points.append(index)
-            self.automaton_state[slot] = state[0]
+        if automaton is not None:
+            self.automaton_state[slot] = _read_prefix(automaton, row)
         if prefix:
             self.token_ids[slot, : len(prefix)] = torch.tensor(prefix)
             self.logprobs[slot, : len(prefix)] = float("nan")
@@ -153,3 +147,15 @@ class Slots:
             self.logprobs,
         ]
         return registers if self.seen is None else [*registers, self.seen]
+
+
+def _read_prefix(automaton: ControlPointAutomaton, row: Row) -> int:
+    """Note the prefix's control points in the row; return the automaton's state after it."""
+    request = row.request
+    device = automaton.next_state.device
+    state = torch.tensor([automaton.start(request.prompt.token_ids)], device=device)
+    for index, token in enumerate(request.prefix_token_ids):
+        state, hit = automaton.step(state, torch.tensor([token], device=device))
+        if bool(hit):
+            row.control_points.append(index)
+    return int(state)

@@ -57,8 +57,8 @@ class ModelIdentity:
         return asdict(self)
 
     def fingerprint(self) -> str:
-        """One hash of everything but the name, so that a moved directory stays the same model."""
-        kept = {key: value for key, value in asdict(self).items() if key != "name"}
+        """One hash of what the model is, not of what it was called or where it lay."""
+        kept = {k: v for k, v in asdict(self).items() if k not in ("name", "revision")}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
@@ -155,7 +155,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
     model.to(device)  # type: ignore[arg-type]  # transformers wraps the signature
     model.eval().requires_grad_(requires_grad=False)
     blocks = find_blocks(model, path=config.blocks_path)
-    identity = _identify(config.name, path, revision or "", model, tokenizer)
+    identity = identify_model(model, tokenizer, name=config.name, revision=revision or "")
     return LoadedModel(model, tokenizer, blocks, identity)
 
 
@@ -182,16 +182,18 @@ def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _identify(
-    name: str,
-    path: str,
-    revision: str,
+def identify_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str = "",
+    revision: str = "",
 ) -> ModelIdentity:
+    """Identify a loaded model, by us or by the user, from where its weights came from."""
+    path = model.name_or_path or ""
     text_config = model.config.get_text_config()
     return ModelIdentity(
-        name=name,
+        name=name or path,
         revision=revision,
         architecture=type(model).__name__,
         weights_sha256=_weights_sha256(

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from stir_train.artifacts.run_dir import RunDir, StageDir, StageInputs
 from stir_train.config.run import RunConfig
-from stir_train.data.control_points import DelimiterAutomaton, build_automaton
+from stir_train.data.control_points import ControlPointAutomaton, build_automaton
 from stir_train.data.problems import SourceProblem, read_source
 from stir_train.data.prompts import (
     SplitName,
@@ -27,6 +27,7 @@ from stir_train.generation.engine import DecodeEngine
 from stir_train.models.blocks import resolve_depth
 from stir_train.models.load import LoadedModel, load_model
 from stir_train.monitoring.metrics import Metrics
+from stir_train.steering.artifacts import SteeringArtifacts
 from stir_train.tasks.families import FAMILIES, HELD_OUT_POOL
 from stir_train.tasks.problem import held_out_problems
 from stir_train.types.rollout import Prompt
@@ -59,11 +60,11 @@ class RunContext:
         return splits
 
     @cached_property
-    def automaton(self) -> DelimiterAutomaton:
+    def automaton(self) -> ControlPointAutomaton:
         """Finds control points for this model's tokenizer."""
         return build_automaton(
             self.loaded.tokenizer,
-            self.config.control_points.delimiters,
+            self.config.control_points,
             vocab_size=self.loaded.model.config.get_text_config().vocab_size,
         )
 
@@ -71,6 +72,11 @@ class RunContext:
     def engine(self) -> DecodeEngine:
         """The decoding engine over the base model."""
         return DecodeEngine(self.loaded, max_rows=self.config.generation.max_rows)
+
+    @cached_property
+    def steering(self) -> SteeringArtifacts:
+        """The run's basis, heads and choice, once their stages are finished."""
+        return SteeringArtifacts(self.run_dir, self.loaded.identity)
 
     @property
     def captured_blocks(self) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from stir_train.models.load import load_model, resolve_model_path
 from stir_train.models.lora import add_lora
 from stir_train.monitoring.console import progress
 from stir_train.recipes.context import RunContext
-from stir_train.recipes.harvest import BASIS, VALUE, load_basis
+from stir_train.recipes.harvest import BASIS, VALUE
 from stir_train.recipes.rollouts import (
     GenerationJob,
     generate_job,
@@ -24,7 +24,7 @@ from stir_train.recipes.rollouts import (
     num_chunks,
     sampling_params,
 )
-from stir_train.recipes.tune import TUNE, controller_for, load_choice
+from stir_train.recipes.tune import TUNE, controller_for
 from stir_train.train.loop import StepRecord, fit, warmup_then_cosine
 from stir_train.types.rollout import GradedRollout
 
@@ -55,7 +55,7 @@ def run_steered(context: RunContext) -> None:
     context.report_done(
         stage,
         {"num_rollouts": len(graded), "correct_rate": correct},
-        f"{len(graded)} rollouts under {load_choice(context).mode}, {correct:.1%} correct",
+        f"{len(graded)} rollouts under {context.steering.choice().mode}, {correct:.1%} correct",
     )
 
 
@@ -145,7 +145,7 @@ def run_verify(context: RunContext) -> VerificationResult:
 
 
 def _steered_job(context: RunContext) -> GenerationJob:
-    choice, basis = load_choice(context), load_basis(context)
+    choice, basis = context.steering.choice(), context.steering.basis()
     return GenerationJob(
         prompts=context.splits["harvest"],
         num_samples=context.config.distill.num_samples,

@@ -23,7 +23,7 @@ from stir_train.models.lora import load_adapter
 from stir_train.monitoring.console import progress
 from stir_train.recipes.context import RunContext
 from stir_train.recipes.distill import ADAPTER
-from stir_train.recipes.harvest import BASIS, VALUE, load_basis
+from stir_train.recipes.harvest import BASIS, VALUE
 from stir_train.recipes.rollouts import (
     GenerationJob,
     generate_job,
@@ -31,7 +31,7 @@ from stir_train.recipes.rollouts import (
     num_chunks,
     sampling_params,
 )
-from stir_train.recipes.tune import TUNE, controller_for, load_choice, trial_name
+from stir_train.recipes.tune import TUNE, controller_for, trial_name
 from stir_train.steering.controller import BasisController
 from stir_train.steering.controls import empty_basis, random_directions, shuffled_keys
 from stir_train.types.rollout import GradedRollout
@@ -123,7 +123,7 @@ def run_evaluate(context: RunContext) -> None:
 
 def build_methods(context: RunContext) -> list[Method]:
     """Greedy, the published rule, the tuned controller, its controls, and the LoRA student."""
-    basis, choice = load_basis(context), load_choice(context)
+    basis, choice = context.steering.basis(), context.steering.choice()
     published = SteeringConfig(mode="preview", strength=1.0, preview_strength=1.0)
 
     def steered(name: str, settings: SteeringConfig, used: ControlBasis, chosen: str) -> Method:

@@ -27,6 +27,7 @@ from stir_train.recipes.rollouts import (
     num_chunks,
     sampling_params,
 )
+from stir_train.steering.artifacts import BASIS_FILE, REPORT_FILE, head_file
 from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import Candidates, ControlBasis
 from stir_train.types.trajectory import CapturedStates
@@ -36,11 +37,7 @@ from stir_train.value.targets import ValueExamples, build_examples
 
 ROLLOUTS, HARVEST = STAGE_DIRECTORIES["rollout"], STAGE_DIRECTORIES["harvest"]
 BASIS, VALUE = STAGE_DIRECTORIES["basis"], STAGE_DIRECTORIES["value"]
-CANDIDATES_FILE, BASIS_FILE, REPORT_FILE = (
-    "candidates.safetensors",
-    "basis.safetensors",
-    "report.json",
-)
+CANDIDATES_FILE = "candidates.safetensors"
 
 
 def rollout_job(context: RunContext) -> GenerationJob:
@@ -204,11 +201,6 @@ def run_value(context: RunContext) -> None:
     )
 
 
-def head_file(block: int) -> str:
-    """Name of a block's value head."""
-    return f"head-block-{block}.safetensors"
-
-
 def load_candidates(context: RunContext) -> Candidates:
     """The finished harvest."""
     path = context.stage(HARVEST).file(CANDIDATES_FILE)
@@ -221,28 +213,6 @@ def load_candidates(context: RunContext) -> Candidates:
         mean_wrong=tensors["mean_wrong"],
         blocks=tuple(json.loads(metadata["blocks"])),
     )
-
-
-def load_basis(context: RunContext) -> ControlBasis:
-    """The finished control basis, checked against this run's model."""
-    tensors, metadata = load_tensors(context.stage(BASIS).file(BASIS_FILE))
-    _require_same_model(context, metadata)
-    return ControlBasis(**tensors)
-
-
-def load_head(context: RunContext, block: int) -> ValueHead:
-    """A block's finished value head, checked against this run's model."""
-    tensors, metadata = load_tensors(context.stage(VALUE).file(head_file(block)))
-    _require_same_model(context, metadata)
-    num_members, width, hidden_width = tensors["weight_in"].shape
-    head = ValueHead(
-        width=width,
-        hidden_width=hidden_width,
-        num_members=num_members,
-        max_points=tensors["point_bias"].shape[1],
-    )
-    head.load_state_dict(tensors)
-    return head.eval().requires_grad_(requires_grad=False)
 
 
 def load_report(stage: StageDir) -> dict[str, Any]:
@@ -329,13 +299,3 @@ def _model_metadata(context: RunContext) -> dict[str, str]:
         "block_convention": identity.block_convention,
         "identity": json_sha256(identity.as_dict()),
     }
-
-
-def _require_same_model(context: RunContext, metadata: dict[str, str]) -> None:
-    expected = context.loaded.identity.fingerprint()
-    if metadata["model_fingerprint"] != expected:
-        raise StageError(
-            f"this artifact was made for model {metadata['model']!r} "
-            f"({metadata['model_fingerprint'][:12]}...), the run uses "
-            f"{context.loaded.identity.name!r} ({expected[:12]}...)"
-        )

@@ -12,7 +12,7 @@ from stir_train.config.stages import SteeringConfig
 from stir_train.evals.metrics import MethodMetrics, compare_to_baseline
 from stir_train.monitoring.console import progress
 from stir_train.recipes.context import RunContext
-from stir_train.recipes.harvest import BASIS, VALUE, load_basis, load_head, load_report, save_report
+from stir_train.recipes.harvest import BASIS, VALUE, save_report
 from stir_train.recipes.rollouts import (
     GenerationJob,
     generate_job,
@@ -20,7 +20,7 @@ from stir_train.recipes.rollouts import (
     num_chunks,
     sampling_params,
 )
-from stir_train.steering.controller import VALUE_MODES, BasisController
+from stir_train.steering.controller import BasisController
 from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import ControlBasis
 
@@ -49,16 +49,16 @@ class Trial:
 def controller_for(
     context: RunContext, settings: SteeringConfig, basis: ControlBasis
 ) -> BasisController:
-    """Build the controller that settings describe."""
-    block = steered_block(context, settings)
-    head = load_head(context, block) if settings.mode in VALUE_MODES else None
-    return BasisController(basis, settings, block=block, head=head, device=context.loaded.device)
+    """Build the controller that settings describe; without a depth, at the first harvested one."""
+    device = context.loaded.device
+    return context.steering.controller(with_depth(context, settings), device=device, basis=basis)
 
 
-def steered_block(context: RunContext, settings: SteeringConfig) -> int:
-    """The block that settings steer."""
-    depth = settings.depth if settings.depth is not None else context.config.harvest.depths[0]
-    return context.block_at(depth)
+def with_depth(context: RunContext, settings: SteeringConfig) -> SteeringConfig:
+    """Settings whose depth is given."""
+    if settings.depth is not None:
+        return settings
+    return settings.model_copy(update={"depth": context.config.harvest.depths[0]})
 
 
 def run_tune(context: RunContext) -> None:
@@ -75,7 +75,7 @@ def run_tune(context: RunContext) -> None:
     if stage is None:
         return
     grid = trial_grid(context)
-    basis = load_basis(context)
+    basis = context.steering.basis()
     total = len(context.splits["tune"]) * (len(grid) + 1)
     with progress(context.console, "tune", total, "problems") as advance:
 
@@ -106,7 +106,7 @@ def run_tune(context: RunContext) -> None:
             )
             for trial in grid
         ]
-    chosen = choose(trials, config.steering)
+    chosen = choose(trials, with_depth(context, config.steering))
     _save_choice(stage, trials, chosen)
     best = max(trials, key=lambda trial: trial.metrics.accuracy)
     gain = best.metrics.delta_accuracy
@@ -122,7 +122,7 @@ def trial_grid(context: RunContext) -> list[SteeringConfig]:
     """Every combination of mode, depth and strength; one per block."""
     config = context.config
     if not config.tune.enabled:
-        return [config.steering]
+        return [with_depth(context, config.steering)]
     depths = {
         context.block_at(depth): depth for depth in config.tune.depths or config.harvest.depths
     }
@@ -152,11 +152,6 @@ def choose(trials: list[Trial], base: SteeringConfig) -> SteeringConfig:
         return base.model_copy(update={"mode": "none"})
     best = max(gains, key=lambda trial: (trial.metrics.accuracy, -trial.metrics.tokens_mean))
     return best.settings
-
-
-def load_choice(context: RunContext) -> SteeringConfig:
-    """The frozen choice of a finished tune stage."""
-    return SteeringConfig.model_validate(load_report(context.stage(TUNE))["chosen"])
 
 
 def _save_choice(stage: StageDir, trials: list[Trial], chosen: SteeringConfig) -> None:

@@ -9,6 +9,7 @@ import torch
 from stir_train.basis.select import select_basis
 from stir_train.config.stages import (
     BasisConfig,
+    ControlPointConfig,
     ModelConfig,
     RolloutConfig,
     TaskConfig,
@@ -41,7 +42,7 @@ def harvest(num_prompts: int = 40) -> tuple[tuple[GradedRollout, ...], CapturedS
     problems = held_out_problems(FAMILIES["addition"], num_prompts, seed=6)
     sources = [SourceProblem(p.question, p.answer, p.content, p.kind) for p in problems]
     prompts = render_prompts(sources, TaskConfig(), loaded.tokenizer)
-    automaton = build_automaton(loaded.tokenizer, ["\n\n"], vocab_size=65)
+    automaton = build_automaton(loaded.tokenizer, ControlPointConfig(), vocab_size=65)
     requests = [GenerationRequest(p, k) for p in prompts for k in range(8)]
     result = DecodeEngine(loaded, max_rows=320).generate(
         requests,

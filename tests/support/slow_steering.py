@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stir_train.data.control_points import DelimiterAutomaton
+from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.generation.backend import ControlBatch, ImpulseBatch, SamplingParams
 from stir_train.models.hooks import block_hooks
 from stir_train.models.load import LoadedModel
@@ -20,7 +20,7 @@ class SlowSteering:
     """Greedy steered decoding of one prompt without a cache."""
 
     loaded: LoadedModel
-    automaton: DelimiterAutomaton
+    automaton: ControlPointAutomaton
     controller: BasisController
     sampling: SamplingParams
     max_points: int

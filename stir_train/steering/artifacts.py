@@ -1,0 +1,101 @@
+"""Read a control basis, value heads and a frozen choice from a run's stages, for the right model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from stir_train.artifacts.run_dir import RunDir, StageDir
+from stir_train.artifacts.tensors import load_tensors
+from stir_train.config.pipeline import STAGE_DIRECTORIES
+from stir_train.config.stages import SteeringConfig
+from stir_train.errors import ArtifactError
+from stir_train.models.blocks import resolve_depth
+from stir_train.models.load import ModelIdentity
+from stir_train.models.value_head import ValueHead
+from stir_train.steering.controller import VALUE_MODES, BasisController
+from stir_train.types.steering import ControlBasis
+
+BASIS_FILE, REPORT_FILE = "basis.safetensors", "report.json"
+
+
+class SteeringArtifacts:
+    """What a finished run offers to steer with; every reader checks the model."""
+
+    def __init__(self, run_dir: RunDir, identity: ModelIdentity) -> None:
+        self._run_dir = run_dir
+        self._identity = identity
+
+    def basis(self) -> ControlBasis:
+        """The control basis."""
+        tensors, metadata = load_tensors(self._stage("basis").file(BASIS_FILE))
+        self._require_same_model(metadata)
+        return ControlBasis(**tensors)
+
+    def head(self, block: int) -> ValueHead:
+        """A block's value head, frozen."""
+        tensors, metadata = load_tensors(self._stage("value").file(head_file(block)))
+        self._require_same_model(metadata)
+        num_members, width, hidden_width = tensors["weight_in"].shape
+        head = ValueHead(
+            width=width,
+            hidden_width=hidden_width,
+            num_members=num_members,
+            max_points=tensors["point_bias"].shape[1],
+        )
+        head.load_state_dict(tensors)
+        return head.eval().requires_grad_(requires_grad=False)
+
+    def choice(self) -> SteeringConfig:
+        """The settings that tuning froze, their depth always given."""
+        report = self._stage("tune").file(REPORT_FILE).read_text(encoding="utf-8")
+        return SteeringConfig.model_validate(json.loads(report)["chosen"])
+
+    def controller(
+        self,
+        settings: SteeringConfig,
+        *,
+        device: torch.device,
+        basis: ControlBasis | None = None,
+    ) -> BasisController:
+        """The controller that settings describe, over the run's basis or another.
+
+        Raises:
+            ArtifactError: If the settings name no depth.
+        """
+        if settings.depth is None:
+            raise ArtifactError("steering.depth is not set; tuning sets it, or name one")
+        block = resolve_depth(settings.depth, self._identity.num_blocks)
+        head = self.head(block) if settings.mode in VALUE_MODES else None
+        used = self.basis() if basis is None else basis
+        return BasisController(used, settings, block=block, head=head, device=device)
+
+    def _stage(self, verb: str) -> StageDir:
+        return self._run_dir.stage(STAGE_DIRECTORIES[verb])
+
+    def _require_same_model(self, metadata: dict[str, str]) -> None:
+        expected = self._identity.fingerprint()
+        if metadata["model_fingerprint"] != expected:
+            raise ArtifactError(
+                f"{self._run_dir.path} was made for model {metadata['model']!r} "
+                f"({metadata['model_fingerprint'][:12]}...), not for {self._identity.name!r} "
+                f"({expected[:12]}...): other weights, tokenizer or width"
+            )
+
+
+def head_file(block: int) -> str:
+    """Name of a block's value head."""
+    return f"head-block-{block}.safetensors"
+
+
+def open_run_artifacts(path: Path, identity: ModelIdentity) -> SteeringArtifacts:
+    """The steering artifacts of a run directory.
+
+    Raises:
+        ArtifactError: If there is no such directory.
+    """
+    if not path.is_dir():
+        raise ArtifactError(f"{path} is no run directory")
+    return SteeringArtifacts(RunDir(path), identity)
