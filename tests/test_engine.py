@@ -18,6 +18,7 @@ from stir_train.generation.backend import (
     no_impulses,
 )
 from stir_train.generation.engine import DecodeEngine, _Decoding
+from stir_train.generation.slot_forward import SlotForward
 from stir_train.generation.teacher_forced import teacher_force
 from stir_train.models.load import LoadedModel
 from stir_train.types.rollout import Prompt
@@ -147,6 +148,9 @@ class _Constant:
             torch.ones_like(quiet.strengths),
         )
 
+    def reset(self) -> None:
+        raise AssertionError("memory does not run out here")
+
     def propose(self, states: torch.Tensor, batch: ControlBatch) -> Proposal:
         raise AssertionError("a controller without previews is never asked to propose")
 
@@ -258,3 +262,48 @@ def test_a_prompt_longer_than_the_context_is_refused(engine: DecodeEngine) -> No
         engine.generate([GenerationRequest(long)], SamplingParams(100), seed=0)
     with pytest.raises(DataError, match="no tokens"):
         engine.generate([GenerationRequest(_prompt("empty", []))], SamplingParams(4), seed=0)
+
+
+def test_out_of_memory_halves_the_rows_and_loses_no_prompt(
+    loaded: LoadedModel,
+    prompts: list[Prompt],
+    greedy: SamplingParams,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    requests = [GenerationRequest(p) for p in prompts]
+    expected = DecodeEngine(loaded, max_rows=16).generate(requests, greedy, seed=0)
+    forward, sizes = SlotForward.__call__, []
+
+    def limited(
+        self: SlotForward, cache: object, ids: torch.Tensor, *args: object, **kwargs: object
+    ):  # type: ignore[no-untyped-def]
+        sizes.append(len(ids))
+        if len(ids) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, cache, ids, *args, **kwargs)
+
+    monkeypatch.setattr(SlotForward, "__call__", limited)
+    found = DecodeEngine(loaded, max_rows=16).generate(requests, greedy, seed=0)
+    assert [r.token_ids for r in found.rollouts] == [r.token_ids for r in expected.rollouts]
+    assert max(sizes) == 16
+    assert sizes[-1] <= 4
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("other")
+
+    monkeypatch.setattr(SlotForward, "__call__", broken)
+    with pytest.raises(RuntimeError, match="other"):
+        DecodeEngine(loaded, max_rows=16).generate(requests, greedy, seed=0)
+
+
+def test_a_cache_budget_bounds_the_rows_and_a_listener_hears_every_token(
+    loaded: LoadedModel, prompts: list[Prompt], greedy: SamplingParams
+) -> None:
+    longest = max(len(p.token_ids) for p in prompts)
+    engine = DecodeEngine(loaded, max_rows=64, max_cache_tokens=3 * (longest + 96) + 5)
+    requests = [GenerationRequest(p) for p in prompts]
+    result = engine.generate(requests, greedy, seed=0)
+    assert result.cost.prefill_passes >= len(prompts) / 3
+    heard: list[list[int]] = [[] for _ in requests]
+    engine.generate(requests, greedy, seed=0, listener=lambda i, token: heard[i].append(token))
+    assert [tuple(tokens) for tokens in heard] == [r.token_ids for r in result.rollouts]

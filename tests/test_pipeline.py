@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE = ROOT / "configs" / "tiny" / "smoke.yaml"
@@ -88,6 +89,7 @@ def test_results_are_complete_and_consistent(finished: Path) -> None:
     assert page.count("data:image/png;base64,") >= 8
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_the_adapter_is_two_files_that_plain_peft_loads(finished: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -131,6 +133,51 @@ def test_redo_remakes_a_stage_and_those_after_it(finished: Path, tmp_path: Path)
     assert redone.returncode == 0, redone.stderr
     assert (copy / "smoke" / "harvest" / "complete").exists()
     assert not (copy / "smoke" / "tune").exists()
+
+
+def test_plain_generate_inside_the_context_gives_the_engines_tokens(finished: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from stir_train.artifacts.tables import load_table
+    from stir_train.config.stages import SteeringConfig
+    from stir_train.errors import ArtifactError, StageError
+    from stir_train.models.load import EMBEDDED_ROOT
+    from stir_train.steering.attach import steering
+    from stir_train.types.rollout import GradedRollout
+
+    run = finished / "smoke"
+    table = load_table(run / "eval" / "stir" / "rollouts-00000.parquet", GradedRollout)
+    assert any(g.rollout.impulses for g in table)
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_ROOT / "addition", padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(EMBEDDED_ROOT / "addition")
+    prompts = [tokenizer.decode(g.rollout.prompt_token_ids) for g in table]
+    inputs = tokenizer(prompts, return_tensors="pt", padding=True)
+    inputs.pop("token_type_ids", None)
+    with steering(model, tokenizer, run) as controller:
+        output = model.generate(**inputs, max_new_tokens=128, do_sample=False)
+        assert sum(d.chosen >= 0 for d in controller.decisions) == sum(
+            len(g.rollout.impulses) for g in table
+        )
+        sampled = model.generate(**inputs, max_new_tokens=32, do_sample=True, top_k=5)
+        assert sampled.shape[0] == len(table)
+        with pytest.raises(StageError, match="beam search"):
+            model.generate(**inputs, max_new_tokens=8, num_beams=2, do_sample=False)
+    width = inputs["input_ids"].shape[1]
+    for row, graded in zip(output[:, width:].tolist(), table, strict=True):
+        expected = list(graded.rollout.token_ids)
+        assert row[: len(expected)] == expected
+        assert set(row[len(expected) :]) <= {tokenizer.pad_token_id}
+    plain = model.generate(**inputs, max_new_tokens=128, do_sample=False)
+    assert plain.tolist() != output.tolist()  # and the context left no hook
+    previewing = SteeringConfig(mode="preview", depth=0.8)
+    with pytest.raises(StageError, match="needs previews"):
+        steering(model, tokenizer, run, settings=previewing).__enter__()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.01)
+    model.save_pretrained(finished / "other")
+    other = AutoModelForCausalLM.from_pretrained(finished / "other")
+    with pytest.raises(ArtifactError, match="other weights"):
+        steering(other, tokenizer, run).__enter__()
 
 
 @pytest.mark.slow

@@ -102,6 +102,8 @@ class GenerationConfig(FrozenConfig):
     """Token budget of a completion; one that reaches it is marked truncated."""
     max_rows: PositiveInt = 256
     """Completions decoded side by side."""
+    max_cache_tokens: PositiveInt | None = None
+    """Bound of rows times their longest possible length, and so of the key-value cache."""
     chunk_completions: PositiveInt = 256
     """Completions in a chunk, whole prompts: the unit of resumption, which fixes its batches."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -123,6 +123,10 @@ class Proposal:
     valid: Bool[Tensor, "R L"]
 
 
+TokenListener = Callable[[int, int], None]
+"""Called with (index of the request, token id) for every sampled token, in order."""
+
+
 @runtime_checkable
 class Controller(Protocol):
     """Decides at control points. Either inside the pass, or after previews when it asks for them."""
@@ -130,6 +134,10 @@ class Controller(Protocol):
     block: int
     preview_tokens: int
     """Tokens per preview; 0 means ``decide`` is called inside the pass, at no extra pass."""
+
+    def reset(self) -> None:
+        """Forget what was decided: the same requests are about to be started again."""
+        ...
 
     def decide(self, states: Float[Tensor, "R D"], batch: ControlBatch) -> ImpulseBatch:
         """Choose impulses from the states alone."""
@@ -187,6 +195,7 @@ class GenerationBackend(Protocol):
         seed: int,
         control: ControlSpec | None = None,
         controller: Controller | None = None,
+        listener: TokenListener | None = None,
     ) -> GenerationResult:
         """Complete every request."""
         ...

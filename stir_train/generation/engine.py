@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from stir_train.generation.backend import (
     GenerationRequest,
     GenerationResult,
     SamplingParams,
+    TokenListener,
 )
 from stir_train.generation.control_tap import ControlTap, Edits, PassPlan, stack_states
 from stir_train.generation.noise import row_keys, uniforms
@@ -41,14 +43,22 @@ PREFILL_TOKENS = 1 << 14
 class DecodeEngine:
     """A `GenerationBackend` over a transformers model."""
 
-    def __init__(self, loaded: LoadedModel, *, max_rows: int) -> None:
-        """Prepare to decode up to ``max_rows`` completions side by side.
+    def __init__(
+        self, loaded: LoadedModel, *, max_rows: int, max_cache_tokens: int | None = None
+    ) -> None:
+        """Prepare to decode completions side by side.
+
+        Args:
+            loaded: The frozen model.
+            max_rows: At most this many rows; halved for good where memory runs out.
+            max_cache_tokens: Bound of rows times their longest possible length.
 
         Raises:
             ModelError: If the model's cache cannot be forked row by row.
         """
         self._loaded = loaded
         self._max_rows = max_rows
+        self._max_cache_tokens = max_cache_tokens
         self._forward = SlotForward(loaded)
 
     @torch.no_grad()
@@ -60,8 +70,9 @@ class DecodeEngine:
         seed: int,
         control: ControlSpec | None = None,
         controller: Controller | None = None,
+        listener: TokenListener | None = None,
     ) -> GenerationResult:
-        """Complete every request.
+        """Complete every request. Out of memory, it starts again with half the rows.
 
         Raises:
             DataError: If a prompt and its token budget do not fit the model's context.
@@ -70,21 +81,33 @@ class DecodeEngine:
         if controller is not None and control is None:
             raise StageError("a controller needs to know where control points are")
         self._check_lengths(requests, sampling)
-        run = _Decoding(
-            self._loaded,
-            self._forward,
-            self._max_rows,
-            requests,
-            sampling,
-            seed,
-            control,
-            controller,
-        )
+        call = _Call(requests, sampling, seed, control, controller, listener)
         edited = frozenset(p.block for request in requests for p in request.planned)
-        with run.tap.attached(self._loaded.blocks, edited):
-            while run.admit() or run.slots.rows:
-                run.step()
-        return run.result()
+        while True:
+            max_rows = self._rows_within_budget(requests, sampling)
+            run = _Decoding(self._loaded, self._forward, max_rows, call)
+            try:
+                with run.tap.attached(self._loaded.blocks, edited):
+                    while run.admit() or run.slots.rows:
+                        run.step()
+                return run.result()
+            except RuntimeError as error:
+                if self._max_rows == 1 or not should_reduce_batch_size(error):
+                    raise
+            del run
+            clear_device_cache(garbage_collection=True)
+            self._max_rows //= 2
+            if controller is not None:
+                controller.reset()
+
+    def _rows_within_budget(
+        self, requests: Sequence[GenerationRequest], sampling: SamplingParams
+    ) -> int:
+        if self._max_cache_tokens is None:
+            return self._max_rows
+        longest = max((len(r.prompt.token_ids) for r in requests), default=0)
+        fitting = self._max_cache_tokens // (longest + sampling.max_new_tokens)
+        return max(1, min(self._max_rows, fitting))
 
     def _check_lengths(
         self, requests: Sequence[GenerationRequest], sampling: SamplingParams
@@ -103,6 +126,18 @@ class DecodeEngine:
                 )
 
 
+@dataclass(frozen=True)
+class _Call:
+    """The arguments of one ``generate``."""
+
+    requests: Sequence[GenerationRequest]
+    sampling: SamplingParams
+    seed: int
+    control: ControlSpec | None
+    controller: Controller | None
+    listener: TokenListener | None
+
+
 @dataclass
 class _Captured:
     """Captured rows in the order they came, each with the index of its request."""
@@ -116,16 +151,11 @@ class _Decoding:
     """One call of ``generate``: its slots, cache, queue and results."""
 
     def __init__(
-        self,
-        loaded: LoadedModel,
-        forward: SlotForward,
-        max_rows: int,
-        requests: Sequence[GenerationRequest],
-        sampling: SamplingParams,
-        seed: int,
-        control: ControlSpec | None,
-        controller: Controller | None,
+        self, loaded: LoadedModel, forward: SlotForward, max_rows: int, call: _Call
     ) -> None:
+        requests, sampling = call.requests, call.sampling
+        control, controller = call.control, call.controller
+        self.listener = call.listener
         self.device = loaded.device
         self.forward, self.sampling = forward, sampling
         self.control, self.controller = control, controller
@@ -139,7 +169,7 @@ class _Decoding:
         self.cache = SlotCache(max_rows)
         self.stop = torch.tensor(sampling.stop_token_ids, dtype=torch.long, device=self.device)
         self.requests = requests
-        self.keys = row_keys(seed, [(r.prompt.prompt_id, r.sample) for r in requests]).tolist()
+        self.keys = row_keys(call.seed, [(r.prompt.prompt_id, r.sample) for r in requests]).tolist()
         self.queue = _prefill_groups(requests, max_rows)
         self.rollouts: list[Rollout | None] = [None] * len(requests)
         self.captured = _Captured()
@@ -338,6 +368,9 @@ class _Decoding:
         seen = None if self.slots.seen is None else self.slots.seen[slots]
         tokens, logprobs = next_tokens(logits, self.sampling, draws, seen)
         self.slots.accept(slots, tokens, logprobs)
+        if self.listener is not None:
+            for slot, token in zip(slots.tolist(), tokens.tolist(), strict=True):
+                self.listener(self.slots.rows[slot].index, token)
         stopped = torch.isin(tokens, self.stop)
         finished = stopped | (self.slots.count[slots] >= self.sampling.max_new_tokens)
         closing = finished.nonzero()[:, 0]

@@ -71,7 +71,14 @@ class RunContext:
     @cached_property
     def engine(self) -> DecodeEngine:
         """The decoding engine over the base model."""
-        return DecodeEngine(self.loaded, max_rows=self.config.generation.max_rows)
+        return self.make_engine(self.loaded)
+
+    def make_engine(self, loaded: LoadedModel) -> DecodeEngine:
+        """An engine over the base model or a student, within the run's limits."""
+        limits = self.config.generation
+        return DecodeEngine(
+            loaded, max_rows=limits.max_rows, max_cache_tokens=limits.max_cache_tokens
+        )
 
     @cached_property
     def steering(self) -> SteeringArtifacts:

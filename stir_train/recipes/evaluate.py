@@ -144,7 +144,7 @@ def build_methods(context: RunContext) -> list[Method]:
     adapter = context.stage(ADAPTER)
     adapter.require_complete()
     student = load_adapter(load_model(context.config.model), adapter.path / ADAPTER_DIRECTORY)
-    engine = DecodeEngine(student, max_rows=context.config.generation.max_rows)
+    engine = context.make_engine(student)
     return [*methods, Method(STUDENT, None, "harvest", engine=engine)]
 
 

@@ -100,11 +100,13 @@ class _Tracker:
             self._points = torch.zeros_like(self._state)
             self._fed, self._rows = 0, None
             self._call += 1
+            if cache is not None:
+                cache.reorder_cache = _refuse_beams
             return
         if input_ids.shape != (len(self._state), 1):
             raise StageError(
                 f"steering follows one token per row and pass, got {tuple(input_ids.shape)} for "
-                f"{len(self._state)} rows; beam search and assisted decoding are not supported"
+                f"{len(self._state)} rows; assisted decoding is not supported"
             )
         self._state, hits = self._automaton.step(self._state, input_ids[:, 0])
         self._fed += 1
@@ -130,3 +132,8 @@ class _Tracker:
         fired = rows[impulses.fires]
         edited[fired, 0] += impulses.deltas[impulses.fires].to(states.dtype)
         return edited
+
+
+def _refuse_beams(_beam_indices: Tensor) -> None:
+    """Stands in for the cache's method that beam search calls, and nothing else does."""
+    raise StageError("steering follows rows, which beam search reorders; use num_beams=1")

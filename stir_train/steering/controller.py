@@ -61,6 +61,11 @@ class BasisController:
         )
         self._pending: tuple[Retrieved, Tensor, Tensor] | None = None
 
+    def reset(self) -> None:
+        """Empty the log."""
+        self.decisions.clear()
+        self._pending = None
+
     def decide(self, states: Float[Tensor, "R D"], batch: ControlBatch) -> ImpulseBatch:
         """Choose impulses from the states alone (``none``, ``similarity`` and ``value``)."""
         if not self._acts:
