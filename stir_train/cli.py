@@ -122,6 +122,42 @@ def export(
 
 
 @app.command()
+def generate(
+    config: ConfigPath,
+    prompt: Annotated[str, typer.Option(help="The problem to answer.")],
+    overrides: Overrides = None,
+    method: Annotated[
+        str, typer.Option(help="greedy, stir, stir-published or lora-student.")
+    ] = "stir",
+) -> None:
+    """Answer one prompt with a finished run's method, as it is written."""
+    with _opened(config, overrides or []) as context:
+        from stir_train.recipes.show import stream_answer
+
+        question = prompt.replace("\\n", "\n")
+        stream_answer(context, question, method, lambda text: print(text, end="", flush=True))
+        print()
+
+
+@app.command()
+def preview(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    index: Annotated[int, typer.Option(help="Which problem of the tune split.")] = 0,
+    method: Annotated[
+        str, typer.Option(help="greedy, stir, stir-published or lora-student.")
+    ] = "stir",
+) -> None:
+    """Show a completion with its control points: what was retrieved, and what was injected."""
+    with _opened(config, overrides or []) as context:
+        from rich.console import Console
+
+        from stir_train.recipes.show import show_decisions
+
+        show_decisions(context, index, method, Console(highlight=False))
+
+
+@app.command()
 def data(config: ConfigPath, overrides: Overrides = None) -> None:
     """Show what a configuration would read: split sizes, token lengths, a rendered prompt."""
     from stir_train.recipes.inspect import describe_data

@@ -24,6 +24,8 @@ VERBS = [
     "run",
     "verify",
     "export",
+    "generate",
+    "preview",
     "data",
     "inspect",
     "doctor",

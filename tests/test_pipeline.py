@@ -107,6 +107,23 @@ def test_the_adapter_is_two_files_that_plain_peft_loads(finished: Path) -> None:
     assert verified.returncode == 0, verified.stderr
 
 
+@pytest.mark.parametrize("method", ["greedy", "stir", "stir-published", "lora-student"])
+def test_a_prompt_is_answered_and_decisions_are_shown(finished: Path, method: str) -> None:
+    table = json.loads((finished / "smoke" / "eval" / "results.json").read_text())
+    assert method in {row["name"] for row in table["methods"]}
+    question = "a3, b4, c1, d9: ones sum, exam\\n"
+    answered = _run(finished, "--method", method, "--prompt", question, verb="generate")
+    assert answered.returncode == 0, answered.stderr
+    assert "Answer: " in answered.stdout
+    shown = _run(finished, "--method", method, "--index", "1", verb="preview")
+    assert shown.returncode == 0, shown.stderr
+    assert "point 1" in shown.stdout
+    assert "gold answer" in shown.stdout
+    wrong = _run(finished, "--method", "magic", verb="preview")
+    assert wrong.returncode == 1
+    assert "is none of greedy, stir" in wrong.stderr
+
+
 def test_other_settings_or_a_damaged_file_stop_with_what_to_do(
     finished: Path, tmp_path: Path
 ) -> None:

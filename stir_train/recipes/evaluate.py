@@ -124,14 +124,13 @@ def run_evaluate(context: RunContext) -> None:
 def build_methods(context: RunContext) -> list[Method]:
     """Greedy, the published rule, the tuned controller, its controls, and the LoRA student."""
     basis, choice = context.steering.basis(), context.steering.choice()
-    published = SteeringConfig(mode="preview", strength=1.0, preview_strength=1.0)
 
     def steered(name: str, settings: SteeringConfig, used: ControlBasis, chosen: str) -> Method:
         return Method(name, settings, chosen, lambda: controller_for(context, settings, used))
 
     methods = [
         Method(GREEDY, None, "nothing"),
-        steered(PUBLISHED, published, basis, "published defaults"),
+        steered(PUBLISHED, published_rule(), basis, "published defaults"),
         steered(STEERED_METHOD, choice, basis, "tune"),
     ]
     if context.config.evaluate.controls:
@@ -146,6 +145,11 @@ def build_methods(context: RunContext) -> list[Method]:
     student = load_adapter(load_model(context.config.model), adapter.path / ADAPTER_DIRECTORY)
     engine = context.make_engine(student)
     return [*methods, Method(STUDENT, None, "harvest", engine=engine)]
+
+
+def published_rule() -> SteeringConfig:
+    """The paper's defaults: previews at strength 1, at the first harvested depth."""
+    return SteeringConfig(mode="preview", strength=1.0, preview_strength=1.0)
 
 
 def results_table(results: dict[str, object]) -> Table:

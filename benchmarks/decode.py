@@ -1,0 +1,367 @@
+"""The decoding engine side by side with what it replaces; every ratio is from one run.
+
+Usage: ``python benchmarks/decode.py [--quick] [--device cuda]``. Weights are random except in the
+tables that name the embedded model; speed does not depend on them. Each wall time is the best of
+``--repeats`` interleaved runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from stir_train.config.stages import ControlPointConfig, ModelConfig, SteeringConfig
+from stir_train.data.control_points import build_automaton
+from stir_train.generation.backend import (
+    ControlSpec,
+    GenerationRequest,
+    GenerationResult,
+    SamplingParams,
+)
+from stir_train.generation.engine import DecodeEngine
+from stir_train.models.blocks import find_blocks
+from stir_train.models.hooks import block_hooks
+from stir_train.models.load import LoadedModel, ModelIdentity, load_model
+from stir_train.models.value_head import ValueHead
+from stir_train.steering.controller import BasisController
+from stir_train.tasks.families import FAMILIES
+from stir_train.tasks.problem import held_out_problems
+from stir_train.types.rollout import Prompt
+from stir_train.types.steering import ControlBasis
+
+VOCABULARY = 2048
+NUM_CANDIDATES, PREVIEW_TOKENS, SEGMENT_TOKENS, NUM_SEGMENTS = 4, 4, 32, 2
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Best wall seconds, and what that run returned."""
+
+    seconds: float
+    result: Any
+
+
+def random_model(width: int, num_blocks: int, max_tokens: int, device: str) -> LoadedModel:
+    """A randomly initialised Llama; its tokenizer is never used."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=num_blocks,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 64,
+        max_position_embeddings=max_tokens,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    model.to(device, dtype).eval().requires_grad_(False)
+    tokenizer = load_model(ModelConfig(name="embedded/addition", device="cpu")).tokenizer
+    identity = ModelIdentity("random", "", "LlamaForCausalLM", "", "", width, num_blocks)
+    return LoadedModel(model, tokenizer, find_blocks(model), identity)
+
+
+def random_prompts(count: int, length: int) -> list[Prompt]:
+    """Prompts of one length."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(2, VOCABULARY, (count, length), generator=generator)
+    return [Prompt(str(i), "", "", tuple(row), "") for i, row in enumerate(ids.tolist())]
+
+
+def addition_prompts(loaded: LoadedModel, count: int) -> list[Prompt]:
+    """Problems of the embedded task."""
+    problems = held_out_problems(FAMILIES["addition"], count, seed=2)
+    return [
+        Prompt(str(i), p.question, p.question, tuple(loaded.tokenizer(p.question)["input_ids"]), "")
+        for i, p in enumerate(problems)
+    ]
+
+
+def interleaved(variants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Timed]:
+    """Best time of each variant over interleaved repeats, after one warm-up of each."""
+    best: dict[str, Timed] = {}
+    for repeat in range(repeats + 1):
+        for name, run in variants.items():
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            result = run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - start
+            if repeat and (name not in best or seconds < best[name].seconds):
+                best[name] = Timed(seconds, result)
+    return best
+
+
+@torch.no_grad()
+def hf_generate(
+    loaded: LoadedModel, prompts: list[Prompt], rows: int, sampling: SamplingParams
+) -> int:
+    """transformers' generate in fixed batches, left-padded; returns completion tokens made."""
+    total = 0
+    for start in range(0, len(prompts), rows):
+        part = prompts[start : start + rows]
+        width = max(len(p.token_ids) for p in part)
+        ids = torch.tensor([[0] * (width - len(p.token_ids)) + [*p.token_ids] for p in part])
+        mask = torch.tensor(
+            [[0] * (width - len(p.token_ids)) + [1] * len(p.token_ids) for p in part]
+        )
+        options = {"do_sample": False}
+        if sampling.temperature:
+            options = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0}
+        output = loaded.model.generate(
+            input_ids=ids.to(loaded.device),
+            attention_mask=mask.to(loaded.device),
+            max_new_tokens=sampling.max_new_tokens,
+            eos_token_id=list(sampling.stop_token_ids) or None,
+            pad_token_id=0,
+            **options,
+        )
+        total += int((output[:, width:] != 0).sum())
+    return total
+
+
+def against_transformers(device: str, repeats: int, quick: bool) -> None:
+    """Plain decoding: equal lengths, and lengths skewed as real rollouts are."""
+    print("plain decoding, tokens per second; 64 rows")
+    count, rows = (128, 64) if quick else (512, 64)
+    embedded = load_model(ModelConfig(name="embedded/addition", device=device))
+    wide = random_model(512, 4, 512, device)
+    cases = {
+        "equal lengths, embedded model": (embedded, addition_prompts(embedded, 64), 96, 0.0, ()),
+        "equal lengths, width 512": (wide, random_prompts(64, 32), 64, 0.0, ()),
+        "skewed lengths, embedded model": (
+            embedded,
+            sorted(addition_prompts(embedded, count), key=lambda p: p.prompt_id),
+            256,
+            1.0,
+            embedded.stop_token_ids,
+        ),
+    }
+    for name, (loaded, prompts, budget, temperature, stop) in cases.items():
+        sampling = SamplingParams(budget, stop, temperature=temperature)
+        requests = [GenerationRequest(p) for p in prompts]
+        engine = DecodeEngine(loaded, max_rows=rows)
+        timed = interleaved(
+            {
+                "transformers": partial(hf_generate, loaded, prompts, rows, sampling),
+                "stir_train": partial(engine.generate, requests, sampling, seed=0),
+            },
+            repeats,
+        )
+        rollouts = timed["stir_train"].result.rollouts
+        made = {
+            "transformers": timed["transformers"].result,
+            "stir_train": sum(len(r.token_ids) for r in rollouts),
+        }
+        rates = {key: made[key] / timed[key].seconds for key in made}
+        ratio = rates["stir_train"] / rates["transformers"]
+        print(
+            f"  {name:32} transformers {rates['transformers']:8.0f}   "
+            f"stir_train {rates['stir_train']:8.0f}   {ratio:.2f}x"
+        )
+
+
+def random_basis(width: int, block: int, num_points: int) -> ControlBasis:
+    """256 random entries spread over the control points, half of them anchors."""
+    generator = torch.Generator().manual_seed(0)
+    count = 256
+    keys = torch.nn.functional.normalize(torch.randn(count, width, generator=generator), dim=-1)
+    return ControlBasis(
+        keys=keys,
+        directions=0.01 * torch.randn(count, width, generator=generator),
+        blocks=torch.full((count,), block),
+        points=torch.arange(count) % num_points + 1,
+        quality=torch.ones(count),
+        is_anchor=torch.arange(count) // num_points % 2 == 1,
+        contrast=torch.arange(count),
+    )
+
+
+@dataclass(frozen=True)
+class ModeBench:
+    """One model and its prompts, decoded in every mode."""
+
+    loaded: LoadedModel
+    prompts: list[Prompt]
+    budget: int = 64
+    block: int = 2
+
+    def run(self, mode: str | None, capture: tuple[int, ...] = ()) -> GenerationResult:
+        """Decode once; ``mode`` None without capture is plain decoding."""
+        width = self.loaded.identity.width
+        controller = None
+        if mode is not None:
+            settings = SteeringConfig(mode=mode, value_margin=0.0)  # type: ignore[arg-type]
+            controller = BasisController(
+                random_basis(width, self.block, 4),
+                settings,
+                block=self.block,
+                head=random_head(width),
+                device=self.loaded.device,
+            )
+        automaton = build_automaton(
+            self.loaded.tokenizer,
+            ControlPointConfig(every_tokens=16),
+            vocab_size=self.loaded.model.config.vocab_size,
+        )
+        return DecodeEngine(self.loaded, max_rows=len(self.prompts)).generate(
+            [GenerationRequest(p) for p in self.prompts],
+            SamplingParams(self.budget),
+            seed=0,
+            control=ControlSpec(automaton, 8, capture) if mode or capture else None,
+            controller=controller,
+        )
+
+
+def random_head(width: int) -> ValueHead:
+    """An untrained head; one member, so that its lower bound is its mean and impulses happen."""
+    generator = torch.Generator().manual_seed(0)
+    head = ValueHead(
+        width=width, hidden_width=256, num_members=1, max_points=8, generator=generator
+    )
+    return head.requires_grad_(False)
+
+
+def modes_against_plain(device: str, repeats: int, quick: bool) -> None:
+    """Control modes and capture, over the same engine's plain decoding."""
+    print("modes against plain decoding of the same engine; a control point every 16 tokens")
+    embedded = load_model(ModelConfig(name="embedded/addition", device=device))
+    benches = {"embedded": ModeBench(embedded, addition_prompts(embedded, 32))}
+    for width in [256] if quick else [256, 1024]:
+        wide = random_model(width, 4, 512, device)
+        benches[f"width {width}"] = ModeBench(wide, random_prompts(32, 32))
+    for name, bench in benches.items():
+        timed = interleaved(
+            {
+                "plain": partial(bench.run, None),
+                "capture": partial(bench.run, None, (1, 2)),
+                "similarity": partial(bench.run, "similarity"),
+                "value": partial(bench.run, "value"),
+                "preview": partial(bench.run, "preview"),
+            },
+            repeats,
+        )
+        base = timed["plain"]
+        for mode, entry in timed.items():
+            passes = entry.result.cost.forward_passes / base.result.cost.forward_passes
+            forwards = entry.result.cost.token_forwards / base.result.cost.token_forwards
+            fired = sum(len(r.impulses) for r in entry.result.rollouts)
+            print(
+                f"  {name:10} {mode:10} passes {passes:.3f}x   token-forwards {forwards:.3f}x   "
+                f"wall {entry.seconds / base.seconds:.3f}x   impulses {fired}"
+            )
+
+
+class PublishedLoop:
+    """Each segment: state, null preview, candidate previews, commit; a full prefill for each."""
+
+    def __init__(self, loaded: LoadedModel, delta: torch.Tensor, block: int) -> None:
+        self.loaded, self.delta, self.block = loaded, delta, block
+        self.token_forwards = 0
+
+    @torch.no_grad()
+    def continuation(self, ids: torch.Tensor, num_tokens: int, *, rows: int, steer: bool):  # type: ignore[no-untyped-def]
+        """Prefill ``rows`` copies of the prefix and decode greedily."""
+
+        def edit(states: torch.Tensor) -> torch.Tensor | None:
+            if states.shape[1] == 1 or not steer:
+                return None
+            states = states.clone()
+            states[:, -1] += self.delta
+            return states
+
+        ids = ids.expand(rows, -1)
+        cache, made = None, []
+        with block_hooks(self.loaded.blocks, {self.block: edit}):
+            for _ in range(num_tokens):
+                output = self.loaded.model(
+                    input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1
+                )
+                self.token_forwards += ids.numel()
+                cache = output.past_key_values
+                ids = output.logits[:, -1].argmax(-1, keepdim=True)
+                made.append(ids)
+        return torch.cat(made, 1)
+
+    def run(self, prompt: Prompt) -> None:
+        """Answer with ``NUM_SEGMENTS`` steered segments."""
+        ids = torch.tensor([prompt.token_ids], device=self.loaded.device)
+        for _ in range(NUM_SEGMENTS):
+            self.continuation(ids, 1, rows=1, steer=False)  # the state
+            self.continuation(ids, PREVIEW_TOKENS, rows=1, steer=False)  # the null preview
+            self.continuation(ids, PREVIEW_TOKENS, rows=NUM_CANDIDATES, steer=True)
+            segment = self.continuation(ids, SEGMENT_TOKENS, rows=1, steer=True)
+            ids = torch.cat([ids, segment], 1)
+
+
+def against_published(device: str, quick: bool) -> None:
+    """The published loop against preview and value mode, at growing context."""
+    print(f"published loop: {NUM_SEGMENTS} segments of {SEGMENT_TOKENS} tokens, one problem")
+    width, block = 256, 2
+    contexts = [256, 512] if quick else [512, 2048, 8192]
+    loaded = random_model(width, 4, 16384, device)
+    automaton = build_automaton(
+        loaded.tokenizer,
+        ControlPointConfig(every_tokens=SEGMENT_TOKENS),
+        vocab_size=VOCABULARY,
+    )
+    basis = random_basis(width, block, NUM_SEGMENTS)
+    delta = basis.directions[0].to(loaded.device, loaded.model.dtype)
+    for context in contexts:
+        (prompt,) = random_prompts(1, context)
+        loop = PublishedLoop(loaded, delta, block)
+        start = time.perf_counter()
+        loop.run(prompt)
+        their_seconds = time.perf_counter() - start
+        print(f"  context {context:5}  published  token-forwards {loop.token_forwards:8}")
+        for mode in ("preview", "value"):
+            settings = SteeringConfig(mode=mode, value_margin=0.0)  # type: ignore[arg-type]
+            controller = BasisController(
+                basis, settings, block=block, head=random_head(width), device=loaded.device
+            )
+            start = time.perf_counter()
+            # One token more, so that the last segment's control point is fed and decided too.
+            result = DecodeEngine(loaded, max_rows=8).generate(
+                [GenerationRequest(prompt)],
+                SamplingParams(SEGMENT_TOKENS * NUM_SEGMENTS + 1),
+                seed=0,
+                control=ControlSpec(automaton, 8),
+                controller=controller,
+            )
+            seconds = time.perf_counter() - start
+            forwards = result.cost.token_forwards
+            print(
+                f"                 {mode:9}  token-forwards {forwards:8}  "
+                f"{loop.token_forwards / forwards:5.1f}x fewer   wall {their_seconds / seconds:5.1f}x "
+                f"faster   decisions {len(controller.decisions)}"
+            )
+
+
+def main() -> None:
+    """Print every table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes, under a minute")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    print(f"torch {torch.__version__}, {arguments.device}, {torch.get_num_threads()} threads")
+    against_transformers(arguments.device, arguments.repeats, arguments.quick)
+    modes_against_plain(arguments.device, arguments.repeats, arguments.quick)
+    against_published(arguments.device, arguments.quick)
+
+
+if __name__ == "__main__":
+    main()
