@@ -60,6 +60,7 @@ class DecodeEngine:
         self._max_rows = max_rows
         self._max_cache_tokens = max_cache_tokens
         self._forward = SlotForward(loaded)
+        self._cache: SlotCache | None = None
 
     @torch.no_grad()
     def generate(
@@ -85,7 +86,9 @@ class DecodeEngine:
         edited = frozenset(p.block for request in requests for p in request.planned)
         while True:
             max_rows = self._rows_within_budget(requests, sampling)
-            run = _Decoding(self._loaded, self._forward, max_rows, call)
+            if self._cache is None or self._cache.num_slots != max_rows:
+                self._cache = SlotCache(max_rows)
+            run = _Decoding(self._loaded, self._forward, self._cache, call)
             try:
                 with run.tap.attached(self._loaded.blocks, edited):
                     while run.admit() or run.slots.rows:
@@ -95,6 +98,7 @@ class DecodeEngine:
                 if self._max_rows == 1 or not should_reduce_batch_size(error):
                     raise
             del run
+            self._cache = None
             clear_device_cache(garbage_collection=True)
             self._max_rows //= 2
             if controller is not None:
@@ -151,8 +155,9 @@ class _Decoding:
     """One call of ``generate``: its slots, cache, queue and results."""
 
     def __init__(
-        self, loaded: LoadedModel, forward: SlotForward, max_rows: int, call: _Call
+        self, loaded: LoadedModel, forward: SlotForward, cache: SlotCache, call: _Call
     ) -> None:
+        max_rows = cache.num_slots
         requests, sampling = call.requests, call.sampling
         control, controller = call.control, call.controller
         self.listener = call.listener
@@ -166,7 +171,7 @@ class _Decoding:
         self.slots = Slots(
             max_rows, sampling, vocab_size=loaded.model.config.vocab_size, device=self.device
         )
-        self.cache = SlotCache(max_rows)
+        self.cache = cache  # kept from call to call: what it holds is stale, and never read
         self.stop = torch.tensor(sampling.stop_token_ids, dtype=torch.long, device=self.device)
         self.requests = requests
         self.keys = row_keys(call.seed, [(r.prompt.prompt_id, r.sample) for r in requests]).tolist()
@@ -222,7 +227,7 @@ class _Decoding:
             token_ids[i, : len(context)] = torch.tensor(context)
         last = torch.tensor([len(context) - 1 for context in contexts], device=self.device)
         positions = torch.arange(width, device=self.device).expand(len(groups), width)
-        staging = SlotCache(len(groups))
+        staging = SlotCache(len(groups), growth_tokens=1)
         self.tap.plan = PassPlan(edits=self._planned_edits(groups))
         logits = self.forward(
             staging, token_ids.to(self.device), positions, num_keys=width, columns=last

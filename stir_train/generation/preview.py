@@ -129,7 +129,7 @@ class Previewer:
         return total / count, count
 
     def _fork(self, cache: SlotCache, at: ForkPoint) -> SlotCache:
-        fork = SlotCache(len(at.slots))
+        fork = SlotCache(len(at.slots), growth_tokens=self._num_tokens)
         rows = torch.arange(len(at.slots), device=at.slots.device)
         fork.copy_rows(cache, at.slots, rows, at.num_keys)
         return fork

@@ -15,40 +15,51 @@ GROWTH_TOKENS = 256
 
 
 class SlotCache(Cache):
-    """Keys and values ``[slot, head, position, head_dim]`` per block, grown as rows lengthen."""
+    """Keys and values ``[slot, position, head, head_dim]`` per block, grown as rows lengthen."""
 
-    def __init__(self, num_slots: int) -> None:
+    def __init__(self, num_slots: int, *, growth_tokens: int = GROWTH_TOKENS) -> None:
+        """Make room for ``num_slots`` rows; capacity grows by multiples of ``growth_tokens``."""
         super().__init__(layers=[])
         self.num_slots = num_slots
+        self._growth_tokens = growth_tokens
+        self._capacity = 0
         self._stores: dict[int, tuple[Tensor, Tensor]] = {}
         self._positions: Tensor | None = None
+        self._written = torch.zeros(0, dtype=torch.long)
         self._num_keys = 0
 
     def begin(self, positions: Int[Tensor, "B T"], num_keys: int) -> None:
         """Announce a pass that writes rows ``0..B-1`` at ``positions``, all below ``num_keys``."""
+        self._reserve(num_keys)
+        rows = torch.arange(len(positions), device=positions.device)[:, None]
         self._positions = positions
+        self._written = (rows * self._capacity + positions).flatten()
         self._num_keys = num_keys
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
         """Write the pass's keys and values, and return all that its rows may attend to."""
-        assert self._positions is not None, "begin() comes before a forward pass"
-        keys, values = self._store(layer_idx, key_states, value_states)
+        if layer_idx not in self._stores:
+            self._stores[layer_idx] = (self._empty(key_states, 1), self._empty(value_states, 1))
         num_rows = key_states.shape[0]
-        rows = torch.arange(num_rows, device=key_states.device)[:, None]
-        keys[rows, :, self._positions] = key_states.transpose(1, 2)
-        values[rows, :, self._positions] = value_states.transpose(1, 2)
-        return keys[:num_rows, :, : self._num_keys], values[:num_rows, :, : self._num_keys]
+        held = []
+        for store, states in zip(self._stores[layer_idx], (key_states, value_states), strict=True):
+            rows = states.transpose(1, 2).flatten(0, 1)
+            store.flatten(0, 1).index_copy_(0, self._written, rows)
+            held.append(store[:num_rows, : self._num_keys].transpose(1, 2))
+        return held[0], held[1]
 
     def copy_rows(
         self, source: SlotCache, source_rows: Int[Tensor, "R"], rows: Int[Tensor, "R"], length: int
     ) -> None:
         """Copy the first ``length`` positions of rows of another cache (or of this one)."""
-        for layer_idx, (keys, values) in source._stores.items():
-            mine_keys, mine_values = self._store(layer_idx, keys, values, length)
-            mine_keys[rows, :, :length] = keys[source_rows, :, :length]
-            mine_values[rows, :, :length] = values[source_rows, :, :length]
+        self._reserve(length)
+        for layer_idx, stores in source._stores.items():
+            if layer_idx not in self._stores:
+                self._stores[layer_idx] = (self._empty(stores[0], 2), self._empty(stores[1], 2))
+            for mine, theirs in zip(self._stores[layer_idx], stores, strict=True):
+                mine[rows, :length] = theirs[source_rows, :length]
 
     def copy_positions(
         self,
@@ -58,36 +69,44 @@ class SlotCache(Cache):
         positions: Int[Tensor, "R"],
     ) -> None:
         """Copy one position per row from rows of another cache."""
-        for layer_idx, (keys, values) in source._stores.items():
-            mine_keys, mine_values = self._stores[layer_idx]
-            mine_keys[rows, :, positions] = keys[source_rows, :, positions]
-            mine_values[rows, :, positions] = values[source_rows, :, positions]
+        for layer_idx, stores in source._stores.items():
+            for mine, theirs in zip(self._stores[layer_idx], stores, strict=True):
+                mine[rows, positions] = theirs[source_rows, positions]
 
     def fill_stale(self, lengths: Int[Tensor, "B"], value: float) -> None:
         """Overwrite everything past each row's length (tests prove that nothing reads it)."""
-        for keys, values in self._stores.values():
-            stale = torch.arange(keys.shape[2])[None] >= lengths[:, None].cpu()
-            keys.transpose(1, 2)[: len(lengths)][stale] = value
-            values.transpose(1, 2)[: len(lengths)][stale] = value
+        stale = torch.arange(self._capacity)[None] >= lengths[:, None].cpu()
+        for stores in self._stores.values():
+            for store in stores:
+                store[: len(lengths)][stale] = value
 
     def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 - transformers' signature
         """Positions before this pass; only asked by models that ignore ``position_ids``."""
         return 0 if self._positions is None else int(self._positions[0, 0])
 
-    def _store(
-        self, layer_idx: int, keys: Tensor, values: Tensor, length: int = 0
-    ) -> tuple[Tensor, Tensor]:
-        """The block's storage, made or grown to hold the pass."""
-        needed = max(self._num_keys, length)
-        held = self._stores.get(layer_idx)
-        if held is not None and held[0].shape[2] >= needed:
-            return held
-        capacity = -(-needed // GROWTH_TOKENS) * GROWTH_TOKENS
-        grown = []
-        for i, like in enumerate((keys, values)):
-            store = like.new_zeros((self.num_slots, like.shape[1], capacity, like.shape[3]))
-            if held is not None:
-                store[:, :, : held[i].shape[2]] = held[i]
-            grown.append(store)
-        self._stores[layer_idx] = (grown[0], grown[1])
-        return self._stores[layer_idx]
+    def get_query_offset(self, layer_idx: int = 0) -> int:  # noqa: ARG002
+        """Position of the first query in a pass without a mask: such passes start at 0."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:  # noqa: ARG002
+        """Keys and their offset, asked in a pass without a mask: as many keys as queries."""
+        return query_length, 0
+
+    def _empty(self, like: Tensor, head_axis: int) -> Tensor:
+        """Zeros, not garbage: masked positions still enter products, where NaN would spread."""
+        return like.new_zeros(
+            (self.num_slots, self._capacity, like.shape[head_axis], like.shape[-1])
+        )
+
+    def _reserve(self, num_keys: int) -> None:
+        """Make room for ``num_keys`` positions in every slot."""
+        if num_keys <= self._capacity:
+            return
+        grown = -(-num_keys // self._growth_tokens) * self._growth_tokens
+        for layer_idx, stores in self._stores.items():
+            wider = [
+                torch.nn.functional.pad(store, (0, 0, 0, 0, 0, grown - self._capacity))
+                for store in stores
+            ]
+            self._stores[layer_idx] = (wider[0], wider[1])
+        self._capacity = grown

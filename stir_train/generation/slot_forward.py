@@ -37,6 +37,8 @@ class SlotForward:
             )
         self._kinds = kinds
         self._additive_mask = config._attn_implementation == "eager"  # noqa: SLF001
+        # Right padding is after every real token, so plain causal attention needs no mask there.
+        self._causal_only = kinds == {FULL} and not self._additive_mask
         self.width = loaded.identity.width
         self._head = loaded.model.get_output_embeddings()
         if self._head is None:
@@ -58,19 +60,23 @@ class SlotForward:
             token_ids: What to feed; columns past a row's end are padding.
             positions: Where each token goes, per row.
             num_keys: One more than the largest position.
-            columns: The column of each row whose logits are wanted; None is the last.
+            columns: The column of each row whose logits are wanted, for a pass that fills fresh rows
+                from position 0, padded on the right; None is a decode pass, the last column.
 
         Returns:
             Logits for the token after each row's wanted column.
         """
         cache.begin(positions, num_keys)
+        fresh = columns is not None
         if columns is None:
             columns = torch.full((len(token_ids),), token_ids.shape[1] - 1, device=token_ids.device)
         handle = self._head.register_forward_pre_hook(_select_columns(columns))
         try:
             output = self._model(
                 input_ids=token_ids,
-                attention_mask=self._mask(positions, num_keys),
+                attention_mask=None
+                if fresh and self._causal_only
+                else self._mask(positions, num_keys),
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
