@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -15,10 +17,14 @@ from stir_train.data.control_points import build_automaton, token_bytes
 from stir_train.errors import ConfigError
 from stir_train.models.load import LoadedModel
 
+SAMPLE = Path(__file__).parent / "data" / "gsm8k_sample.jsonl"
+GSM8K = [json.loads(line) for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
 CORPUS = [
-    "First we add.\n\nThen we multiply: 3*4=12.\n\nSo the answer is 12.\n\n\nCafé, naïve, 東京.\n",
-    "Wait\n\nno.\n \n\n\n\nStep 1\n\nStep 2\r\n\r\nDone\n\n",
-] * 20
+    # Real problems and solutions, their steps one line or one blank line apart.
+    *(f"{row['question']}\n\n{row['answer']}" for row in GSM8K),
+    *(row["answer"].replace("\n", "\n\n") for row in GSM8K),
+    "Wait\n\nno.\n \n\n\n\nCafé, naïve, 東京.\r\n\r\nDone\n\n",
+]
 
 
 def _byte_level() -> PreTrainedTokenizerFast:
@@ -26,7 +32,7 @@ def _byte_level() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=800, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
@@ -39,7 +45,7 @@ def _sentencepiece_style() -> PreTrainedTokenizerFast:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
     trainer = trainers.BpeTrainer(
-        vocab_size=400,
+        vocab_size=800,
         special_tokens=["<unk>", *(f"<0x{b:02X}>" for b in range(256))],
         show_progress=False,
     )
@@ -82,7 +88,10 @@ def test_random_token_strings_equal_string_search(
     tokenizer = TOKENIZERS[name]
     rng = random.Random(seed)
     likely = [i for t, i in tokenizer.get_vocab().items() if any(c in t for c in "ĊSoab.Ġ▁\n")]
-    ids = [rng.choice(likely) if rng.random() < 0.8 else rng.randrange(300) for _ in range(40)]
+    ids = [
+        rng.choice(likely) if rng.random() < 0.8 else rng.randrange(len(tokenizer))
+        for _ in range(40)
+    ]
     automaton = build_automaton(tokenizer, _at(*delimiters), vocab_size=len(tokenizer))
     pieces = token_bytes(tokenizer, len(tokenizer))
     assert automaton.find(ids) == _by_string_search([pieces[i] for i in ids], delimiters)
@@ -92,12 +101,12 @@ def test_random_token_strings_equal_string_search(
 def test_token_bytes_join_to_the_decoded_text(name: str) -> None:
     tokenizer = TOKENIZERS[name]
     pieces = token_bytes(tokenizer, len(tokenizer))
-    for text in CORPUS[:2]:
+    automaton = build_automaton(tokenizer, _at("\n\n"), vocab_size=len(tokenizer))
+    for text in CORPUS:
         ids = tokenizer(text)["input_ids"]
         assert b"".join(pieces[i] for i in ids) == tokenizer.decode(ids).encode() == text.encode()
-        automaton = build_automaton(tokenizer, _at("\n\n"), vocab_size=len(tokenizer))
-        assert len(automaton.find(ids)) <= text.count("\n\n")
-        assert automaton.find(ids)
+        assert automaton.find(ids) == _by_string_search([pieces[i] for i in ids], ["\n\n"])
+        assert automaton.find(ids) or "\n\n" not in text
 
 
 def test_the_embedded_model_marks_every_paragraph(loaded: LoadedModel) -> None:

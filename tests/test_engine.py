@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+
 import pytest
 import torch
 
 from stir_train.data.control_points import ControlPointAutomaton
-from stir_train.errors import DataError
+from stir_train.errors import DataError, ModelError
 from stir_train.generation.backend import (
     ControlBatch,
     ControlSpec,
@@ -226,6 +229,32 @@ def test_replaying_recorded_impulses_reproduces_the_steered_states_and_tokens(
     untouched = GenerationRequest(request.prompt, 0, request.prefix_token_ids)
     a, b = engine.generate([cancelled, untouched], greedy, seed=0).rollouts
     assert a.token_ids == b.token_ids
+
+
+def test_rows_of_one_batch_take_impulses_at_different_blocks_and_strengths(
+    loaded: LoadedModel, prompts: list[Prompt], greedy: SamplingParams
+) -> None:
+    generator = torch.Generator().manual_seed(4)
+    engine = DecodeEngine(loaded, max_rows=16)
+    plain = engine.generate([GenerationRequest(p) for p in prompts[:6]], greedy, seed=0).rollouts
+    requests = []
+    for i, (prompt, rollout) in enumerate(zip(prompts[:6], plain, strict=True)):
+        delta = 20 * (i + 1) * torch.randn(64, generator=generator)
+        impulses = (PlannedImpulse(3, i % 6, delta), PlannedImpulse(5, (i + 2) % 6, -delta))
+        requests.append(GenerationRequest(prompt, 0, rollout.token_ids[:7], impulses))
+    together = engine.generate(requests, greedy, seed=0).rollouts
+    alone = [engine.generate([request], greedy, seed=0).rollouts[0] for request in requests]
+    assert [r.token_ids for r in together] == [r.token_ids for r in alone]
+    assert [r.token_ids for r in together] != [r.token_ids for r in plain]
+
+
+def test_a_model_that_keeps_another_kind_of_state_is_refused_by_name(loaded: LoadedModel) -> None:
+    config = copy.deepcopy(loaded.model.config)
+    model = type(loaded.model)(config)
+    model.config.layer_types = ["full_attention", "linear_attention"] * 3
+    other = dataclasses.replace(loaded, model=model)
+    with pytest.raises(ModelError, match="blocks of type linear_attention"):
+        DecodeEngine(other, max_rows=1)
 
 
 def test_samples_share_one_prefill_and_costs_are_counted(

@@ -31,6 +31,8 @@ SETTINGS = {
     "published": SteeringConfig(mode="preview", strength=1.0, preview_strength=1.0),
     "preview": SteeringConfig(mode="preview", strength=2.0),
     "value": SteeringConfig(mode="value", strength=2.0),
+    "random choice": SteeringConfig(mode="preview", strength=2.0, retrieval="random"),
+    "no memory": SteeringConfig(mode="preview", strength=2.0, similarity_weight=0.0),
     "hybrid": SteeringConfig(mode="hybrid", strength=2.0, center_keys=True),
 }
 

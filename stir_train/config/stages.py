@@ -197,6 +197,8 @@ class SteeringConfig(FrozenConfig):
     """Strength during previews; 1.0 is published, None previews what would be injected."""
     min_score: float = 0.0
     """A correction must score above this (the paper's tau), and above the null score."""
+    retrieval: Literal["nearest", "random"] = "nearest"
+    """`random` is an ablation: entries of the same control point, drawn without looking."""
     center_keys: bool = False
     """Subtract the mean key before cosines; raw residual cosines are all close to 1."""
     value_margin: NonNegativeFloat = 0.02

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -67,26 +69,32 @@ class SlotForward:
             Logits for the token after each row's wanted column.
         """
         cache.begin(positions, num_keys)
-        fresh = columns is not None
-        if columns is None:
-            columns = torch.full((len(token_ids),), token_ids.shape[1] - 1, device=token_ids.device)
-        handle = self._head.register_forward_pre_hook(_select_columns(columns))
-        try:
+        with self._selecting(columns):
             output = self._model(
                 input_ids=token_ids,
-                attention_mask=None
-                if fresh and self._causal_only
-                else self._mask(positions, num_keys),
+                attention_mask=self._mask(positions, num_keys, fresh=columns is not None),
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
             )
-        finally:
-            handle.remove()
-        logits: Tensor = output.logits[:, 0]
+        logits: Tensor = output.logits[:, -1]
         return logits
 
-    def _mask(self, positions: Int[Tensor, "B T"], num_keys: int) -> Any:
+    @contextmanager
+    def _selecting(self, columns: Int[Tensor, "B"] | None) -> Iterator[None]:
+        """Let only the wanted column of each row through to the output layer."""
+        if columns is None:
+            yield
+            return
+        handle = self._head.register_forward_pre_hook(_select_columns(columns))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _mask(self, positions: Int[Tensor, "B T"], num_keys: int, *, fresh: bool) -> Any:
+        if fresh and self._causal_only:
+            return None
         keys = torch.arange(num_keys, device=positions.device)
         causal = keys <= positions[:, None, :, None]
         masks = {FULL: causal}

@@ -14,6 +14,7 @@ from torch import Tensor
 from stir_train.config.stages import SteeringConfig
 from stir_train.errors import ArtifactError, StageError
 from stir_train.generation.backend import ControlBatch, ImpulseBatch, Proposal, no_impulses
+from stir_train.generation.noise import row_keys, uniforms
 from stir_train.models.value_head import ValueHead
 from stir_train.steering.scoring import Retrieved, Retriever
 from stir_train.types.steering import ControlBasis, SteeringDecision
@@ -107,7 +108,9 @@ class BasisController:
     ) -> tuple[Retrieved, Float[Tensor, "R L"]]:
         """Candidates, and the strength each would be injected at."""
         config = self.config
-        found = self._retriever.retrieve(states, batch.points, config.num_candidates)
+        found = self._retriever.retrieve(
+            states, batch.points, config.num_candidates, ranking=self._ranking(batch)
+        )
         if config.first_point_only:
             first = (batch.points == 1)[:, None]
             found = Retrieved(
@@ -119,9 +122,25 @@ class BasisController:
             strengths = bound.clamp_max(min(config.strength, config.max_strength))
         else:
             affinity = torch.where(found.valid, found.affinity, 0.0)
-            scaled = config.strength * config.similarity_weight * affinity
+            # Without memory (similarity_weight 0, an ablation) the strength stands alone.
+            weighted = config.similarity_weight * affinity if config.similarity_weight else 1.0
+            scaled = config.strength * weighted * torch.ones_like(affinity)
             strengths = scaled.clamp(0.0, config.max_strength)
         return found, strengths
+
+    def _ranking(self, batch: ControlBatch) -> Float[Tensor, "R K"] | None:
+        """None for similarity; else a draw per (rollout, point, entry) that depends on those alone."""
+        if self.config.retrieval == "nearest":
+            return None
+        rows = [
+            (prompt_id, point)
+            for prompt_id, point in zip(batch.prompt_ids, batch.points.tolist(), strict=True)
+        ]
+        keys = row_keys(0, rows).to(self._rows.device)[:, None]
+        entries = torch.arange(len(self._rows), device=self._rows.device)
+        return uniforms(keys.expand(-1, len(entries)).flatten(), entries.repeat(len(rows))).view(
+            len(rows), len(entries)
+        )
 
     def _similarity_scores(self, found: Retrieved) -> tuple[Tensor, Tensor]:
         weight = self.config.similarity_weight

@@ -47,16 +47,30 @@ class Retriever:
         self._keys = torch.nn.functional.normalize(centred, dim=-1)
 
     def retrieve(
-        self, states: Float[Tensor, "R D"], points: Int[Tensor, "R"], num_candidates: int
+        self,
+        states: Float[Tensor, "R D"],
+        points: Int[Tensor, "R"],
+        num_candidates: int,
+        *,
+        ranking: Float[Tensor, "R K"] | None = None,
     ) -> Retrieved:
-        """Take the nearest entries of the same point; split them into corrections and anchors."""
+        """Take the nearest entries of the same point; split them into corrections and anchors.
+
+        Args:
+            states: Queries.
+            points: The control point of each.
+            num_candidates: Corrections to return per row.
+            ranking: What to rank entries by instead of similarity (ablations).
+        """
         basis = self._basis
         unit = torch.nn.functional.normalize(states, dim=-1)
         unit = unit - self._mean_key[points.clamp_max(len(self._mean_key) - 1)]
         query = torch.nn.functional.normalize(unit, dim=-1)
         same_point = basis.points[None] == points[:, None]
         similarity = torch.where(same_point, query @ self._keys.T, -torch.inf)
-        nearest, entries = similarity.topk(min(self._num_nearest, len(basis)), dim=1)
+        order_by = similarity if ranking is None else torch.where(same_point, ranking, -torch.inf)
+        entries = order_by.topk(min(self._num_nearest, len(basis)), dim=1).indices
+        nearest = similarity.gather(1, entries)
         reachable = nearest > -torch.inf
         affinity = torch.where(reachable, nearest * basis.quality[entries], -torch.inf)
         anchors = basis.is_anchor[entries]
