@@ -20,7 +20,8 @@ from stir_train.generation.backend import (
     SamplingParams,
     no_impulses,
 )
-from stir_train.generation.engine import DecodeEngine, _Decoding
+from stir_train.generation.decoding import Decoding
+from stir_train.generation.engine import DecodeEngine
 from stir_train.generation.slot_forward import SlotForward
 from stir_train.generation.teacher_forced import teacher_force
 from stir_train.models.load import LoadedModel
@@ -99,13 +100,13 @@ def test_refilled_slots_never_read_what_the_last_row_left(
     requests = [GenerationRequest(p) for p in prompts]
     engine = DecodeEngine(loaded, max_rows=5)
     clean = engine.generate(requests, greedy, seed=0)
-    step = _Decoding.step
+    step = Decoding.step
 
-    def poisoned_step(run: _Decoding) -> None:
+    def poisoned_step(run: Decoding) -> None:
         run.cache.fill_stale(run.slots.position[: len(run.slots)], 1e4)
         step(run)
 
-    monkeypatch.setattr(_Decoding, "step", poisoned_step)
+    monkeypatch.setattr(Decoding, "step", poisoned_step)
     poisoned = engine.generate(requests, greedy, seed=0)
     assert [r.token_ids for r in poisoned.rollouts] == [r.token_ids for r in clean.rollouts]
 

@@ -147,10 +147,11 @@ def load_model(config: ModelConfig) -> LoadedModel:
             attn_implementation=config.attention,
         )
     except (OSError, ValueError, ImportError) as error:
+        where = f" at revision {revision}" if revision else ""
+        eager = "scaled_dot_product_attention" in str(error)
+        hint = " Set model.attention=eager." if eager else ""
         raise ModelError(
-            f"model.name: cannot load {config.name!r}"
-            + (f" at revision {revision}" if revision else "")
-            + f": {error}"
+            f"model.name: cannot load {config.name!r}{where}: {error}{hint}"
         ) from error
     model.to(device)  # type: ignore[arg-type]  # transformers wraps the signature
     model.eval().requires_grad_(requires_grad=False)
