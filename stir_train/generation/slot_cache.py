@@ -15,7 +15,10 @@ GROWTH_TOKENS = 256
 
 
 class SlotCache(Cache):
-    """Keys and values ``[slot, position, head, head_dim]`` per block, grown as rows lengthen."""
+    """Keys and values ``[slot, head, position, head_dim]`` per block, grown as rows lengthen.
+
+    Head before position: attention reads far more than a pass writes.
+    """
 
     def __init__(self, num_slots: int, *, growth_tokens: int = GROWTH_TOKENS) -> None:
         """Make room for ``num_slots`` rows; capacity grows by multiples of ``growth_tokens``."""
@@ -25,15 +28,14 @@ class SlotCache(Cache):
         self._capacity = 0
         self._stores: dict[int, tuple[Tensor, Tensor]] = {}
         self._positions: Tensor | None = None
-        self._written = torch.zeros(0, dtype=torch.long)
+        self._written: dict[int, Tensor] = {}
         self._num_keys = 0
 
     def begin(self, positions: Int[Tensor, "B T"], num_keys: int) -> None:
         """Announce a pass that writes rows ``0..B-1`` at ``positions``, all below ``num_keys``."""
         self._reserve(num_keys)
-        rows = torch.arange(len(positions), device=positions.device)[:, None]
         self._positions = positions
-        self._written = (rows * self._capacity + positions).flatten()
+        self._written = {}
         self._num_keys = num_keys
 
     def update(
@@ -41,13 +43,13 @@ class SlotCache(Cache):
     ) -> tuple[Tensor, Tensor]:
         """Write the pass's keys and values, and return all that its rows may attend to."""
         if layer_idx not in self._stores:
-            self._stores[layer_idx] = (self._empty(key_states, 1), self._empty(value_states, 1))
+            self._stores[layer_idx] = (self._empty(key_states), self._empty(value_states))
         num_rows = key_states.shape[0]
         held = []
         for store, states in zip(self._stores[layer_idx], (key_states, value_states), strict=True):
-            rows = states.transpose(1, 2).flatten(0, 1)
-            store.flatten(0, 1).index_copy_(0, self._written, rows)
-            held.append(store[:num_rows, : self._num_keys].transpose(1, 2))
+            written = self._written_rows(states.shape[1])
+            store.flatten(0, 2).index_copy_(0, written, states.flatten(0, 2))
+            held.append(store[:num_rows, :, : self._num_keys])
         return held[0], held[1]
 
     def copy_rows(
@@ -57,9 +59,9 @@ class SlotCache(Cache):
         self._reserve(length)
         for layer_idx, stores in source._stores.items():
             if layer_idx not in self._stores:
-                self._stores[layer_idx] = (self._empty(stores[0], 2), self._empty(stores[1], 2))
+                self._stores[layer_idx] = (self._empty(stores[0]), self._empty(stores[1]))
             for mine, theirs in zip(self._stores[layer_idx], stores, strict=True):
-                mine[rows, :length] = theirs[source_rows, :length]
+                mine[rows, :, :length] = theirs[source_rows, :, :length]
 
     def copy_positions(
         self,
@@ -71,14 +73,14 @@ class SlotCache(Cache):
         """Copy one position per row from rows of another cache."""
         for layer_idx, stores in source._stores.items():
             for mine, theirs in zip(self._stores[layer_idx], stores, strict=True):
-                mine[rows, positions] = theirs[source_rows, positions]
+                mine[rows, :, positions] = theirs[source_rows, :, positions]
 
     def fill_stale(self, lengths: Int[Tensor, "B"], value: float) -> None:
         """Overwrite everything past each row's length (tests prove that nothing reads it)."""
         stale = torch.arange(self._capacity)[None] >= lengths[:, None].cpu()
         for stores in self._stores.values():
             for store in stores:
-                store[: len(lengths)][stale] = value
+                store.transpose(1, 2)[: len(lengths)][stale] = value
 
     def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 - transformers' signature
         """Positions before this pass; only asked by models that ignore ``position_ids``."""
@@ -92,11 +94,20 @@ class SlotCache(Cache):
         """Keys and their offset, asked in a pass without a mask: as many keys as queries."""
         return query_length, 0
 
-    def _empty(self, like: Tensor, head_axis: int) -> Tensor:
+    def _written_rows(self, num_heads: int) -> Int[Tensor, "W"]:
+        """Where the pass's states ``[B, H, T]`` go among all ``[slot, head, position]``."""
+        if num_heads not in self._written:
+            assert self._positions is not None, "begin() comes before a forward pass"
+            positions = self._positions[:, None]
+            slots = torch.arange(len(positions), device=positions.device)[:, None, None]
+            heads = torch.arange(num_heads, device=positions.device)[None, :, None]
+            rows = (slots * num_heads + heads) * self._capacity + positions
+            self._written[num_heads] = rows.flatten()
+        return self._written[num_heads]
+
+    def _empty(self, like: Tensor) -> Tensor:
         """Zeros, not garbage: masked positions still enter products, where NaN would spread."""
-        return like.new_zeros(
-            (self.num_slots, self._capacity, like.shape[head_axis], like.shape[-1])
-        )
+        return like.new_zeros((self.num_slots, like.shape[1], self._capacity, like.shape[-1]))
 
     def _reserve(self, num_keys: int) -> None:
         """Make room for ``num_keys`` positions in every slot."""
@@ -105,7 +116,7 @@ class SlotCache(Cache):
         grown = -(-num_keys // self._growth_tokens) * self._growth_tokens
         for layer_idx, stores in self._stores.items():
             wider = [
-                torch.nn.functional.pad(store, (0, 0, 0, 0, 0, grown - self._capacity))
+                torch.nn.functional.pad(store, (0, 0, 0, grown - self._capacity))
                 for store in stores
             ]
             self._stores[layer_idx] = (wider[0], wider[1])
