@@ -235,7 +235,10 @@ def random_head(width: int) -> ValueHead:
     return head.requires_grad_(False)
 
 
-def modes_against_plain(device: str, repeats: int, quick: bool) -> None:
+MODES = ("plain", "capture", "similarity", "value", "preview")
+
+
+def modes_against_plain(device: str, repeats: int, quick: bool, modes: list[str]) -> None:
     """Control modes and capture, over the same engine's plain decoding."""
     print("modes against plain decoding of the same engine; a control point every 16 tokens")
     embedded = load_model(ModelConfig(name="embedded/addition", device=device))
@@ -244,16 +247,14 @@ def modes_against_plain(device: str, repeats: int, quick: bool) -> None:
         wide = random_model(width, 4, 512, device)
         benches[f"width {width}"] = ModeBench(wide, random_prompts(32, 32))
     for name, bench in benches.items():
-        timed = interleaved(
-            {
-                "plain": partial(bench.run, None),
-                "capture": partial(bench.run, None, (1, 2)),
-                "similarity": partial(bench.run, "similarity"),
-                "value": partial(bench.run, "value"),
-                "preview": partial(bench.run, "preview"),
-            },
-            repeats,
-        )
+        variants = {
+            "plain": partial(bench.run, None),
+            "capture": partial(bench.run, None, (1, 2)),
+            "similarity": partial(bench.run, "similarity"),
+            "value": partial(bench.run, "value"),
+            "preview": partial(bench.run, "preview"),
+        }
+        timed = interleaved({mode: variants[mode] for mode in ("plain", *modes)}, repeats)
         base = timed["plain"]
         for mode, entry in timed.items():
             passes = entry.result.cost.forward_passes / base.result.cost.forward_passes
@@ -356,11 +357,21 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes, under a minute")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        choices=MODES[1:],
+        help="only these, against plain, and no other table",
+    )
     arguments = parser.parse_args()
     print(f"torch {torch.__version__}, {arguments.device}, {torch.get_num_threads()} threads")
-    against_transformers(arguments.device, arguments.repeats, arguments.quick)
-    modes_against_plain(arguments.device, arguments.repeats, arguments.quick)
-    against_published(arguments.device, arguments.quick)
+    device, repeats, quick = arguments.device, arguments.repeats, arguments.quick
+    if arguments.modes:
+        modes_against_plain(device, repeats, quick, arguments.modes)
+        return
+    against_transformers(device, repeats, quick)
+    modes_against_plain(device, repeats, quick, list(MODES[1:]))
+    against_published(device, quick)
 
 
 if __name__ == "__main__":
