@@ -60,6 +60,7 @@ def render_report(data: ReportData) -> str:
     """Render the page; it needs no other file and no network."""
     environment = Environment(autoescape=select_autoescape(["html"]), undefined=StrictUndefined)
     environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
+    environment.filters["interval"] = lambda ends: f"[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
     environment.filters["signed_percent"] = lambda value: f"{100 * value:+.1f} %"
     template = resources.files("stir_train.evals").joinpath("report.html.j2").read_text("utf-8")
     figures = {
