@@ -1,1 +1,1 @@
-"""Who am I among ranks."""
+"""The process environment; ranks come here."""

@@ -8,17 +8,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 Scalar = float | int | str | bool
-
-
-class MetricSink(Protocol):
-    """Somewhere metrics go."""
-
-    def log(self, stage: str, values: Mapping[str, Scalar], *, step: int | None = None) -> None:
-        """Record values of a stage, at a step of it if there are steps."""
-        ...
 
 
 class MetricsFile:

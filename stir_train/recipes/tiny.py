@@ -16,7 +16,7 @@ from stir_train.generation.backend import GenerationRequest, SamplingParams
 from stir_train.generation.engine import DecodeEngine
 from stir_train.models.load import load_model
 from stir_train.monitoring.console import progress
-from stir_train.tasks.families import FAMILIES
+from stir_train.tasks.families import FAMILIES, HELD_OUT_POOL
 from stir_train.tasks.problem import TaskFamily, held_out_problems
 from stir_train.tasks.tiny_model import (
     TinyRecipe,
@@ -29,7 +29,7 @@ from stir_train.tasks.tokenizer import build_tokenizer
 from stir_train.train.loop import fit, warmup_then_linear
 
 COMPETENCE_SEED = 1
-"""Seed of the problems behind the competence check; experiments use seed 0."""
+"""Seed of the problems behind the competence check; the experiments' pool is left out of them."""
 NUM_SAMPLES, TEMPERATURE, TOP_P, MAX_NEW_TOKENS = 8, 0.7, 0.95, 256
 
 
@@ -102,5 +102,8 @@ def measure_competence(family_name: str, model_path: str, num_problems: int) -> 
 
 
 def _problems(family: TaskFamily, count: int) -> list[SourceProblem]:
-    problems = held_out_problems(family, count, seed=COMPETENCE_SEED)
+    used = {problem.content for problem in held_out_problems(family, HELD_OUT_POOL)}
+    drawn = held_out_problems(family, 2 * count, seed=COMPETENCE_SEED)
+    problems = [problem for problem in drawn if problem.content not in used][:count]
+    assert len(problems) == count, "the family has too few reserved problems for this check"
     return [SourceProblem(p.question, p.answer, content=p.content, kind=p.kind) for p in problems]
