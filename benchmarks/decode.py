@@ -1,13 +1,15 @@
 """The decoding engine side by side with what it replaces; every ratio is from one run.
 
 Usage: ``python benchmarks/decode.py [--quick] [--device cuda]``. Weights are random except in the
-tables that name the embedded model; speed does not depend on them. Each wall time is the best of
-``--repeats`` interleaved runs.
+tables that name the embedded model; speed does not depend on them. Variants take turns, ``--repeats``
+times; a wall ratio is the median of the ratios within a turn, with their quartiles, because the
+speed of a shared machine drifts between turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,10 +44,18 @@ NUM_CANDIDATES, PREVIEW_TOKENS, SEGMENT_TOKENS, NUM_SEGMENTS = 4, 4, 32, 2
 
 @dataclass(frozen=True)
 class Timed:
-    """Best wall seconds, and what that run returned."""
+    """Wall seconds of each turn, and what the last one returned."""
 
-    seconds: float
+    seconds: list[float]
     result: Any
+
+    def ratio_to(self, base: Timed) -> tuple[float, float, float]:
+        """Lower quartile, median and upper quartile of own over base seconds, turn by turn."""
+        ratios = sorted(own / other for own, other in zip(self.seconds, base.seconds, strict=True))
+        if len(ratios) == 1:
+            return ratios[0], ratios[0], ratios[0]
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        return low, middle, high
 
 
 def random_model(width: int, num_blocks: int, max_tokens: int, device: str) -> LoadedModel:
@@ -89,8 +99,8 @@ def addition_prompts(loaded: LoadedModel, count: int) -> list[Prompt]:
 
 
 def interleaved(variants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Timed]:
-    """Best time of each variant over interleaved repeats, after one warm-up of each."""
-    best: dict[str, Timed] = {}
+    """Time the variants in turns, after one warm-up turn."""
+    timed: dict[str, Timed] = {}
     for repeat in range(repeats + 1):
         for name, run in variants.items():
             if torch.cuda.is_available():
@@ -99,10 +109,10 @@ def interleaved(variants: dict[str, Callable[[], Any]], repeats: int) -> dict[st
             result = run()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            seconds = time.perf_counter() - start
-            if repeat and (name not in best or seconds < best[name].seconds):
-                best[name] = Timed(seconds, result)
-    return best
+            seconds = [time.perf_counter() - start]
+            before = timed[name].seconds if repeat > 1 else []
+            timed[name] = Timed(before + seconds, result)
+    return timed
 
 
 @torch.no_grad()
@@ -166,11 +176,14 @@ def against_transformers(device: str, repeats: int, quick: bool) -> None:
             "transformers": timed["transformers"].result,
             "stir_train": sum(len(r.token_ids) for r in rollouts),
         }
-        rates = {key: made[key] / timed[key].seconds for key in made}
-        ratio = rates["stir_train"] / rates["transformers"]
+        rates = {key: made[key] / statistics.median(timed[key].seconds) for key in made}
+        share = made["stir_train"] / made["transformers"]
+        low, middle, high = (
+            share * ratio for ratio in timed["transformers"].ratio_to(timed["stir_train"])
+        )
         print(
             f"  {name:32} transformers {rates['transformers']:8.0f}   "
-            f"stir_train {rates['stir_train']:8.0f}   {ratio:.2f}x"
+            f"stir_train {rates['stir_train']:8.0f}   {middle:.2f}x ({low:.2f} to {high:.2f})"
         )
 
 
@@ -260,9 +273,10 @@ def modes_against_plain(device: str, repeats: int, quick: bool, modes: list[str]
             passes = entry.result.cost.forward_passes / base.result.cost.forward_passes
             forwards = entry.result.cost.token_forwards / base.result.cost.token_forwards
             fired = sum(len(r.impulses) for r in entry.result.rollouts)
+            low, middle, high = entry.ratio_to(base)
             print(
                 f"  {name:10} {mode:10} passes {passes:.3f}x   token-forwards {forwards:.3f}x   "
-                f"wall {entry.seconds / base.seconds:.3f}x   impulses {fired}"
+                f"wall {middle:.3f}x ({low:.3f} to {high:.3f})   impulses {fired}"
             )
 
 
@@ -356,7 +370,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes, under a minute")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument(
         "--modes",
         nargs="+",
