@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stir_train.config.stages import ModelConfig, RolloutConfig, SplitsConfig, TaskConfig
-from stir_train.data.grading import extract_answer, grade_responses, reward
+from stir_train.data.grading import grade_batch, reward
 from stir_train.data.problems import SourceProblem, normalise, read_source
 from stir_train.data.prompts import cut_splits, render_prompts, require_disjoint, split_sha256
 from stir_train.errors import DataError
 from stir_train.models.load import LoadedModel, load_tokenizer
 from stir_train.tasks.families import FAMILIES, HELD_OUT_POOL
 from stir_train.tasks.problem import corpus, held_out_problems
-from stir_train.types.rollout import Grade, Rollout
+from stir_train.types.rollout import Gold, Grade, Rollout
 
 SIZES = SplitsConfig(num_harvest=20, num_tune=10, num_test=15)
 GSM8K = TaskConfig(name="gsm8k", source="x", grader="numeric")
@@ -76,10 +76,12 @@ def test_sources_are_read_and_bad_rows_are_listed_at_once(tmp_path: Path) -> Non
     assert [(p.question, p.answer) for p in problems] == [(f"q{i}", str(i)) for i in range(5)]
     rows[1]["question"], rows[3]["answer"] = " ", ""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(DataError, match=r"(?s)2 of 5 rows.*row 2: .*row 4: "):
+    with pytest.raises(DataError, match=r"(?s)2 of 5 rows.*jsonl:2: .*jsonl:4: "):
         read_source(config)
-    with pytest.raises(DataError, match="no column 'problem'; columns: question, answer"):
-        read_source(config.model_copy(update={"question_field": "problem"}))
+    with pytest.raises(
+        DataError, match=r"none of the columns problem .* columns: question, answer"
+    ):
+        read_source(config.model_copy(update={"question_fields": ("problem",)}))
     with pytest.raises(DataError, match="no file or folder"):
         read_source(config.model_copy(update={"source": str(tmp_path / "none.jsonl")}))
     (tmp_path / "folder").mkdir()
@@ -92,44 +94,15 @@ def test_multiple_choice_options_are_lettered_whatever_their_labels(tmp_path: Pa
     choices = {"text": ["iron", "wood"], "label": ["1", "2"]}
     path.write_text(json.dumps({"question": "Metal?", "answerKey": "1", "choices": choices}) + "\n")
     config = TaskConfig(
-        name="arc", source=str(path), answer_field="answerKey", choices_field="choices"
+        name="arc",
+        source=str(path),
+        answer_fields=("answerKey",),
+        choices_fields=("choices",),
+        grader="choice",
     )
     (problem,) = read_source(config)
     assert problem.question == "Metal?\nA. iron\nB. wood"
     assert problem.answer == "A"
-
-
-@pytest.mark.parametrize(
-    ("grader", "gold", "response", "correct", "why"),
-    [
-        ("exact", "07", "so 07.\n\nAnswer: 07.", True, "the marker's line"),
-        ("exact", "07", "Answer: 7.", False, "exact means exact"),
-        ("exact", "7", "Answer: 3.\nWait. Answer: 7.", True, "the last marker counts"),
-        ("exact", "7", "seven", False, "no marker, no answer"),
-        ("numeric", "1234", "Answer: $1,234.00", True, "currency and commas"),
-        ("numeric", "-5", "Answer: -5 degrees", True, "sign and unit"),
-        ("numeric", "5", "Answer: -5", False, "sign matters"),
-        ("numeric", "12", "Answer: twelve", False, "words are not numbers here"),
-        ("choice", "B", "Answer: (B)", True, "parenthesised"),
-        ("choice", "A", "Answer: B, not A", False, "the first letter given"),
-        ("math", "\\frac{1}{2}", "Answer: 0.5", True, "equal values"),
-        ("math", "x+1", "Answer: 1+x", True, "equal expressions"),
-        ("math", "2", "Answer: 3", False, "different values"),
-    ],
-)
-def test_grades(grader: str, gold: str, response: str, correct: bool, why: str) -> None:
-    (grade,) = grade_responses([response], [gold], [False], TaskConfig(grader=grader))
-    assert grade.correct is correct, why
-
-
-def test_truncated_text_is_wrong_and_hostile_text_is_bounded() -> None:
-    task = TaskConfig()
-    (grade,) = grade_responses(["Answer: 1."], ["1"], [True], task)
-    assert (grade.correct, grade.reason) == (False, "truncated")
-    huge = "Answer: " * 200_000 + "9" * 10
-    assert extract_answer(huge, "Answer:") == "9" * 10
-    (grade,) = grade_responses([""], ["1"], [False], task)
-    assert grade.reason == "no answer"
 
 
 def test_reward_takes_the_length_penalty() -> None:
@@ -156,7 +129,7 @@ def test_embedded_problems_have_checkable_answers_and_never_leak_into_the_corpus
         ids = tokenizer(text)["input_ids"]
         assert tokenizer.decode(ids) == text
         assert tokenizer.unk_token_id not in ids
-        grade = grade_responses([solution], [problem.answer], [False], TaskConfig())[0]
+        (grade,) = grade_batch(TaskConfig(), [(solution, Gold(problem.answer), False)])
         correct += grade.correct
         kinds[problem.kind] += 1
     assert 0.65 < correct / 1500 < 0.8

@@ -24,7 +24,17 @@ def load_config(kind: type[Config], path: Path, overrides: Sequence[str] = ()) -
     Raises:
         ConfigError: Listing every unknown key (with the nearest valid name) and every bad value.
     """
-    values = _read_extended(path, ())
+    return parse_config(kind, _read_extended(path, ()), overrides, origin=str(path))
+
+
+def parse_config(
+    kind: type[Config], values: dict[str, Any], overrides: Sequence[str], *, origin: str
+) -> Config:
+    """Validate ``values`` with ``key.sub=value`` overrides applied; ``origin`` names them in errors.
+
+    Raises:
+        ConfigError: Listing every unknown key (with the nearest valid name) and every bad value.
+    """
     for override in overrides:
         _apply_override(values, override)
     try:
@@ -33,7 +43,7 @@ def load_config(kind: type[Config], path: Path, overrides: Sequence[str] = ()) -
         problems = [_describe(kind, dict(item)) for item in error.errors()]
         listed = "\n".join(f"  - {problem}" for problem in problems)
         plural = "problem" if len(problems) == 1 else "problems"
-        raise ConfigError(f"{path}: {len(problems)} {plural}\n{listed}") from error
+        raise ConfigError(f"{origin}: {len(problems)} {plural}\n{listed}") from error
 
 
 def load_section(kind: type[Config], path: Path, section: str) -> Config:

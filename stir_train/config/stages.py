@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import re
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from stir_train.config.base import FrozenConfig
+from stir_train.config.tasks import KNOWN_TASKS
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
@@ -36,37 +38,68 @@ class TaskConfig(FrozenConfig):
     """Where problems come from and how answers are judged."""
 
     name: str = "addition"
-    """An embedded family (`addition`), or any label for a task read from `source`."""
-    source: str | None = None
-    """Hub id, or a local folder, JSONL or Parquet file. None: the embedded family `name`."""
+    """An embedded family, a public task that is known (`gsm8k`, `math500`, ...), or any label."""
+    source: str | tuple[str, ...] | None = None
+    """Hub id, or a local folder, JSONL, JSON, Parquet or CSV file; or several of them."""
     revision: str | None = None
     """Pinned hub revision of the dataset."""
     subset: str | None = None
     """Hub configuration name (`main` for GSM8K)."""
     hub_split: str = "train"
-    """Which of the dataset's own splits to read; ours are cut from it by content hash."""
-    question_field: str = "question"
-    """Column holding the problem."""
-    answer_field: str = "answer"
-    """Column holding the gold answer."""
-    choices_field: str | None = None
-    """Column holding the options of a multiple-choice problem."""
+    """Which of the dataset's own splits to read (`train+test`); ours are cut by content hash."""
+    question_fields: tuple[str, ...] = ("question",)
+    """Columns that may hold the problem, the first present is read; `a.b` looks inside, `a+b` joins."""
+    answer_fields: tuple[str, ...] = ("answer",)
+    """Columns that may hold the gold answer."""
+    choices_fields: tuple[str, ...] = ()
+    """Columns that may hold the options of a multiple-choice problem."""
+    kind_fields: tuple[str, ...] = ()
+    """Columns that may hold a label, for breakdowns and stratified splits."""
+    answer_format: Literal["auto", "verbatim", "after_hashes", "boxed"] = "auto"
+    """Where in its column the gold answer stands; `auto` looks for `####`, then for a box."""
     template: str = "{question}"
     """Prompt template; `{question}` is replaced."""
     system_prompt: str | None = None
     """System message, when the chat template is used."""
     chat_template: bool = False
     """Render the prompt through the tokenizer's chat template."""
-    grader: Literal["exact", "numeric", "choice", "math"] = "exact"
+    grader: Literal["exact", "numeric", "choice", "boolean", "math", "regex"] = "exact"
     """How an answer is compared with the gold one."""
     answer_marker: str = "Answer:"
-    """The answer is what follows the last occurrence of this text on its line."""
+    """The answer follows the last occurrence of this on its line; empty: the whole completion."""
+    answer_regex: str | None = None
+    """For the grader `regex`: its one group, where it last matches, is the answer."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_task_fills_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {**KNOWN_TASKS.get(str(values.get("name")), {}), **values}
 
     @model_validator(mode="after")
-    def _template_has_a_question(self) -> Self:
+    def _is_consistent(self) -> Self:
         if "{question}" not in self.template:
             raise ValueError("template must contain {question}")
+        if self.chat_template is False and self.system_prompt is not None:
+            raise ValueError("system_prompt needs chat_template: true")
+        if (self.grader == "regex") != (self.answer_regex is not None):
+            raise ValueError("answer_regex and grader: regex go together")
+        if self.answer_regex is not None:
+            try:
+                groups = re.compile(self.answer_regex).groups
+            except re.error as error:
+                raise ValueError(f"answer_regex is no regular expression: {error}") from error
+            if groups != 1:
+                raise ValueError(f"answer_regex must have one group, it has {groups}")
         return self
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Every source, in order; empty for an embedded family."""
+        if self.source is None:
+            return ()
+        return (self.source,) if isinstance(self.source, str) else self.source
 
 
 class SplitsConfig(FrozenConfig):
@@ -80,6 +113,8 @@ class SplitsConfig(FrozenConfig):
     """Problems for the final figures, opened only by `evaluate`."""
     seed: int = 0
     """Another seed cuts the splits elsewhere."""
+    stratify: bool = False
+    """Give every split the same share of each kind of problem."""
 
 
 class ControlPointConfig(FrozenConfig):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -22,7 +22,8 @@ def cut_splits(
     """Assign problems to splits in the order of a seeded hash of their content.
 
     The test split comes first, so that asking for more harvest problems never changes it. Equal
-    questions are one problem; reordering the source changes nothing.
+    questions are one problem; reordering the source changes nothing. With ``config.stratify`` each
+    kind has the same share of every split, to within one problem.
 
     Raises:
         DataError: If there are fewer distinct problems than the splits ask for.
@@ -39,12 +40,18 @@ def cut_splits(
             f"splits ask for {wanted} problems ({sizes}), the source has {len(distinct)} distinct "
             f"ones ({len(problems)} rows); lower splits.num_harvest, num_tune or num_test"
         )
-    ordered = sorted(distinct, key=lambda i: hashlib.sha256(f"{config.seed}/{i}".encode()).digest())
+    ordered = sorted(distinct, key=lambda i: _place(i, config.seed))
+    strata: dict[str, list[SourceProblem]] = {}
+    for problem_id in ordered:
+        problem = distinct[problem_id]
+        strata.setdefault(problem.kind if config.stratify else "", []).append(problem)
     splits: dict[SplitName, list[SourceProblem]] = {}
-    start = 0
     for name, size in sizes.items():
-        splits[name] = [distinct[i] for i in ordered[start : start + size]]
-        start += size
+        taken = []
+        for kind, share in _shares(strata, size).items():
+            taken += strata[kind][:share]
+            strata[kind] = strata[kind][share:]
+        splits[name] = sorted(taken, key=lambda p: _place(p.problem_id, config.seed))
     return splits
 
 
@@ -84,6 +91,46 @@ def require_disjoint(splits: Mapping[SplitName, Sequence[Prompt]]) -> None:
         raise DataError(f"{len(shared)} problems are in two splits\n{listed}")
 
 
+def require_unseen(test: Sequence[Prompt], seen: Mapping[str, Collection[str]]) -> None:
+    """Check that nothing to be evaluated was made from an item of the test split.
+
+    Args:
+        test: The test split.
+        seen: What was made, and the ids of the problems that went into it.
+
+    Raises:
+        DataError: Naming the artifacts and the items.
+    """
+    shared = [
+        f"{prompt.question!r} went into {name}"
+        for name, ids in seen.items()
+        for prompt in test
+        if prompt.prompt_id in ids
+    ]
+    if shared:
+        listed = "\n".join(f"  - {line}" for line in shared[:8])
+        raise DataError(
+            f"{len(shared)} test items were used to make what is to be evaluated\n{listed}\n"
+            "Make it again with these splits, or evaluate on problems it has not seen."
+        )
+
+
+def _place(problem_id: str, seed: int) -> bytes:
+    """Where a problem stands in the seeded order."""
+    return hashlib.sha256(f"{seed}/{problem_id}".encode()).digest()
+
+
+def _shares(strata: Mapping[str, Sequence[SourceProblem]], size: int) -> dict[str, int]:
+    """Divide ``size`` among strata in proportion to what they have left, by largest remainder."""
+    total = sum(len(stratum) for stratum in strata.values())
+    exact = {kind: size * len(stratum) / total for kind, stratum in strata.items()}
+    shares = {kind: int(share) for kind, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda kind: (shares[kind] - exact[kind], kind))
+    for kind in by_remainder[: size - sum(shares.values())]:
+        shares[kind] += 1
+    return shares
+
+
 def _render(
     problem: SourceProblem, config: TaskConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Prompt:
@@ -103,4 +150,5 @@ def _render(
         token_ids=tuple(token_ids),
         answer=problem.answer,
         kind=problem.kind,
+        choices=problem.choices,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from stir_train.errors import StageError
 from stir_train.evals.compare import bootstrap_interval, mcnemar_p, ratio_change_interval
-from stir_train.types.rollout import GradedRollout
+from stir_train.types.rollout import CHECKER_FAILURES, GradedRollout
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class MethodMetrics:
         committed_tokens_mean: Tokens of the completion itself.
         extra_tokens_mean: Preview tokens thrown away.
         forward_passes_mean: Model calls each item took part in.
+        checker_failure_rate: Answers whose checker timed out or crashed; counted as wrong.
         intervention_rate: Impulses per control point reached.
     """
 
@@ -31,6 +32,7 @@ class MethodMetrics:
     forward_passes_mean: float
     truncated_rate: float
     no_answer_rate: float
+    checker_failure_rate: float
     intervention_rate: float
     delta_accuracy: float
     delta_accuracy_ci95: tuple[float, float]
@@ -73,6 +75,7 @@ def compare_to_baseline(
         forward_passes_mean=_mean([float(g.rollout.forward_passes) for g in method]),
         truncated_rate=_mean([float(g.rollout.truncated) for g in method]),
         no_answer_rate=_mean([float(not g.grade.extracted) for g in method]),
+        checker_failure_rate=_mean([float(g.grade.reason in CHECKER_FAILURES) for g in method]),
         intervention_rate=impulses / points if points else 0.0,
         delta_accuracy=_mean(differences),
         delta_accuracy_ci95=bootstrap_interval(differences, num_resamples=num_resamples),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +15,7 @@ from rich.console import Console
 from stir_train.artifacts.run_dir import RunDir, StageDir, StageInputs
 from stir_train.config.run import RunConfig
 from stir_train.data.control_points import ControlPointAutomaton, build_automaton
+from stir_train.data.grading import Grader
 from stir_train.data.problems import SourceProblem, read_source
 from stir_train.data.prompts import (
     SplitName,
@@ -31,6 +33,9 @@ from stir_train.steering.artifacts import SteeringArtifacts
 from stir_train.tasks.families import FAMILIES, HELD_OUT_POOL
 from stir_train.tasks.problem import held_out_problems
 from stir_train.types.rollout import Prompt
+
+PROBLEMS_FILE = "problems.json"
+"""Ids of the problems a stage was made from, by split."""
 
 
 @dataclass
@@ -67,6 +72,16 @@ class RunContext:
             self.config.control_points,
             vocab_size=self.loaded.model.config.get_text_config().vocab_size,
         )
+
+    @cached_property
+    def grader(self) -> Grader:
+        """Grades responses of the run's task; closed with the run."""
+        return Grader(self.config.task)
+
+    def close(self) -> None:
+        """Stop what the run holds open."""
+        if "grader" in self.__dict__:
+            self.grader.close()
 
     @cached_property
     def engine(self) -> DecodeEngine:
@@ -116,9 +131,23 @@ class RunContext:
             for key, value in settings.items()
         }
         if stage.begin(StageInputs(config=config, sources=sources)):
+            used = {split: sorted(p.prompt_id for p in self.splits[split]) for split in splits}
+            if used and not stage.has(PROBLEMS_FILE):
+                with stage.writing(PROBLEMS_FILE) as path:
+                    path.write_text(json.dumps(used, indent=1) + "\n", encoding="utf-8")
             return stage
         self.console.print(f"[green]✓[/] {name}: done before, nothing to do")
         return None
+
+    def problems_used(self, names: Sequence[str]) -> dict[str, set[str]]:
+        """Ids of the problems that went into the named stages, by stage and split."""
+        used: dict[str, set[str]] = {}
+        for name in names:
+            stage = self.stage(name)
+            if stage.has(PROBLEMS_FILE):
+                held = json.loads(stage.file(PROBLEMS_FILE).read_text(encoding="utf-8"))
+                used |= {f"{name} ({split})": set(ids) for split, ids in held.items()}
+        return used
 
     def report_done(self, stage: StageDir, summary: Mapping[str, Any], sentence: str) -> None:
         """Finish a stage, log its figures, tell the user."""

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.config.stages import SteeringConfig
-from stir_train.data.prompts import split_sha256
+from stir_train.data.prompts import require_unseen, split_sha256
 from stir_train.errors import StageError
 from stir_train.evals.compare import describe_interval
 from stir_train.evals.metrics import MethodMetrics, compare_to_baseline
@@ -73,6 +73,8 @@ def run_evaluate(context: RunContext) -> None:
     stage = context.begin(EVAL, settings, upstream=(BASIS, VALUE, TUNE, ADAPTER), splits=("test",))
     if stage is None:
         return
+    made_before = [name for name in STAGE_DIRECTORIES.values() if name != EVAL]
+    require_unseen(context.splits["test"], context.problems_used(made_before))
     methods = build_methods(context)
     answers: dict[str, list[GradedRollout]] = {}
     total = len(context.splits["test"]) * len(methods)

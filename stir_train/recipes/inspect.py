@@ -12,10 +12,13 @@ from stir_train.artifacts.run_dir import MANIFEST, STAGE_FILE, RunDir, StageDir
 from stir_train.artifacts.tensors import load_tensors
 from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.config.run import RunConfig
+from stir_train.data.duplicates import near_duplicates
 from stir_train.data.prompts import cut_splits, render_prompts, require_disjoint
 from stir_train.errors import ArtifactError
 from stir_train.models.load import load_tokenizer
 from stir_train.recipes.context import read_problems
+
+MAX_LISTED_PAIRS, SHOWN_CHARACTERS = 5, 60
 
 
 def describe_data(config: RunConfig, console: Console) -> None:
@@ -24,7 +27,8 @@ def describe_data(config: RunConfig, console: Console) -> None:
     cut = cut_splits(read_problems(config), config.splits)
     splits = {name: render_prompts(p, config.task, tokenizer) for name, p in cut.items()}
     require_disjoint(splits)
-    table = Table(title=f"{config.task.name}: {config.task.source or 'embedded'}")
+    sources = ", ".join(config.task.sources) or "embedded"
+    table = Table(title=f"{config.task.name}: {sources}")
     for column in ("split", "problems", "prompt tokens: mean", "longest"):
         table.add_column(column, justify="right")
     for name, prompts in splits.items():
@@ -32,6 +36,14 @@ def describe_data(config: RunConfig, console: Console) -> None:
         mean = f"{sum(lengths) / len(lengths):.1f}"
         table.add_row(name, str(len(prompts)), mean, str(max(lengths)))
     console.print(table)
+    pairs = near_duplicates({n: [p.question for p in ps] for n, ps in splits.items()})
+    console.print(f"near-duplicate pairs across splits: {len(pairs)}")
+    for pair in pairs[:MAX_LISTED_PAIRS]:
+        console.print(
+            f"  {pair.similarity:.0%} alike: {pair.first_split} {_short(pair.first)} / "
+            f"{pair.second_split} {_short(pair.second)}",
+            markup=False,
+        )
     example = splits["harvest"][0]
     console.print(f"gold answer: {example.answer}\nprompt:", markup=False)
     console.print(example.text, markup=False)
@@ -91,6 +103,11 @@ def _describe_stage(stage: StageDir, console: Console) -> None:
         f"({stage.path / MANIFEST})",
         markup=False,
     )
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return repr(line if len(line) <= SHOWN_CHARACTERS else f"{line[:SHOWN_CHARACTERS]}...")
 
 
 def _figures(summary: dict[str, object]) -> str:

@@ -10,7 +10,7 @@ import torch
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tables import load_table, save_table
 from stir_train.artifacts.tensors import load_tensors, save_tensors
-from stir_train.data.grading import grade_responses, reward
+from stir_train.data.grading import reward
 from stir_train.errors import ArtifactError
 from stir_train.generation.backend import (
     ControlSpec,
@@ -179,9 +179,7 @@ def _grade(
 ) -> list[GradedRollout]:
     config = context.config
     texts = [context.loaded.decode(r.token_ids) for r in rollouts]
-    grades = grade_responses(
-        texts, [p.answer for p in prompts], [r.truncated for r in rollouts], config.task
-    )
+    grades = context.grader.grade(texts, [p.gold for p in prompts], [r.truncated for r in rollouts])
     budget = config.generation.max_new_tokens
     return [
         GradedRollout(r, text, grade, reward(grade, r, config.rollout, max_new_tokens=budget))

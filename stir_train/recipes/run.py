@@ -74,7 +74,11 @@ def open_run(config: RunConfig, console: Console, argv: Sequence[str]) -> Iterat
             name=config.name,
             config=json.loads(config.model_dump_json()),
         ) as metrics:
-            yield RunContext(config, run_dir, metrics, console)
+            context = RunContext(config, run_dir, metrics, console)
+            try:
+                yield context
+            finally:
+                context.close()
 
 
 def run_stages(context: RunContext, verbs: Sequence[str], *, redo: bool) -> None:

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from stir_train.config.stages import ModelConfig, TaskConfig
-from stir_train.data.grading import grade_responses
+from stir_train.data.grading import grade_batch
 from stir_train.data.problems import SourceProblem
 from stir_train.data.prompts import render_prompts
 from stir_train.generation.backend import GenerationRequest, SamplingParams
@@ -84,8 +84,9 @@ def measure_competence(family_name: str, model_path: str, num_problems: int) -> 
         requests = [GenerationRequest(p, k) for p in prompts for k in range(num_samples)]
         rollouts = engine.generate(requests, sampling, seed=COMPETENCE_SEED).rollouts
         texts = [loaded.decode(r.token_ids) for r in rollouts]
-        answers = [request.prompt.answer for request in requests]
-        grades = grade_responses(texts, answers, [r.truncated for r in rollouts], task)
+        golds = [request.prompt.gold for request in requests]
+        truncated = [r.truncated for r in rollouts]
+        grades = grade_batch(task, zip(texts, golds, truncated, strict=True))
         mean_tokens = sum(len(r.token_ids) for r in rollouts) / len(rollouts)
         return [grade.correct for grade in grades], mean_tokens
 

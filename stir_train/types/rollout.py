@@ -5,7 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+CHECKER_FAILURES = ("timed out", "crashed")
+"""Reasons of a grade that say nothing about the answer."""
+
 FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Gold:
+    """What a grader compares a response with.
+
+    Attributes:
+        answer: The gold answer, for multiple choice a letter.
+        choices: The texts of the options, in the order of their letters.
+    """
+
+    answer: str
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -19,6 +35,7 @@ class Prompt:
         token_ids: ``Int[T]``, what is fed.
         answer: The gold answer.
         kind: A label for breakdowns (sub-family, level); may be empty.
+        choices: The texts of the options of a multiple-choice problem.
     """
 
     prompt_id: str
@@ -27,6 +44,12 @@ class Prompt:
     token_ids: tuple[int, ...]
     answer: str
     kind: str = ""
+    choices: tuple[str, ...] = ()
+
+    @property
+    def gold(self) -> Gold:
+        """What its responses are graded against."""
+        return Gold(self.answer, self.choices)
 
 
 @dataclass(frozen=True)

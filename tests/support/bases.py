@@ -16,7 +16,7 @@ from stir_train.config.stages import (
     ValueConfig,
 )
 from stir_train.data.control_points import build_automaton
-from stir_train.data.grading import grade_responses, reward
+from stir_train.data.grading import grade_batch, reward
 from stir_train.data.problems import SourceProblem
 from stir_train.data.prompts import render_prompts
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
@@ -51,12 +51,9 @@ def harvest(num_prompts: int = 40) -> tuple[tuple[GradedRollout, ...], CapturedS
         control=ControlSpec(automaton, MAX_POINTS, (3, BLOCK)),
     )
     texts = [loaded.decode(r.token_ids) for r in result.rollouts]
-    grades = grade_responses(
-        texts,
-        [r.prompt.answer for r in requests],
-        [r.truncated for r in result.rollouts],
-        TaskConfig(),
-    )
+    golds = [r.prompt.gold for r in requests]
+    truncated = [r.truncated for r in result.rollouts]
+    grades = grade_batch(TaskConfig(), zip(texts, golds, truncated, strict=True))
     graded = tuple(
         GradedRollout(r, t, g, reward(g, r, RolloutConfig(), max_new_tokens=BUDGET))
         for r, t, g in zip(result.rollouts, texts, grades, strict=True)

@@ -1,0 +1,115 @@
+"""What is known of public tasks: where they live, their columns in the variants found, their grader.
+
+A task's entry fills the settings that a configuration leaves out; `source` may be set to a local
+copy in any of these schemas. Hub ids carry no revision here: set `task.revision` to pin one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_STEPS = "{question}\n\nThink step by step, with a blank line between steps. "
+_NUMBER = _STEPS + "End with a line 'Answer: <number>'."
+_BOXED = _STEPS + "Put the final answer in \\boxed{}."
+_LETTER = _STEPS + "End with a line 'Answer: <letter>'."
+_YES_NO = _STEPS + "End with a line 'Answer: <yes or no>'."
+
+_GSM8K = {
+    "question_fields": ("question",),
+    "answer_fields": ("answer",),
+    "answer_format": "after_hashes",
+    "grader": "numeric",
+    "template": _NUMBER,
+}
+_COMPETITION = {
+    "question_fields": ("problem", "Problem", "question"),
+    "answer_fields": ("answer", "Answer", "expected_answer"),
+    "template": _BOXED,
+}
+_MATH = {
+    "question_fields": ("problem", "question"),
+    "answer_fields": ("answer", "solution"),
+    "kind_fields": ("type", "subject"),
+    "grader": "math",
+    "template": _BOXED,
+}
+_OPTIONS = {
+    "question_fields": ("question.stem", "question_stem", "question"),
+    "answer_fields": ("answerKey", "answer_key", "answer"),
+    "choices_fields": ("question.choices", "choices", "options"),
+    "grader": "choice",
+    "template": _LETTER,
+}
+
+KNOWN_TASKS: Mapping[str, Mapping[str, Any]] = {
+    "gsm8k": {"source": "openai/gsm8k", "subset": "main", "hub_split": "train", **_GSM8K},
+    "gsm8k-platinum": {
+        "source": "madrylab/gsm8k-platinum",
+        "subset": "main",
+        "hub_split": "test",
+        **_GSM8K,
+        "kind_fields": ("cleaning_status",),
+    },
+    "math500": {"source": "HuggingFaceH4/MATH-500", "hub_split": "test", **_MATH},
+    "math": {
+        "source": "EleutherAI/hendrycks_math",
+        "subset": "algebra",
+        "hub_split": "train",
+        **_MATH,
+    },
+    "aime2024": {
+        "source": "HuggingFaceH4/aime_2024",
+        "hub_split": "train",
+        **_COMPETITION,
+        "grader": "numeric",
+    },
+    "aime2025": {
+        "source": "math-ai/aime25",
+        "hub_split": "test",
+        **_COMPETITION,
+        "grader": "numeric",
+    },
+    "amc2023": {
+        "source": "math-ai/amc23",
+        "hub_split": "test",
+        **_COMPETITION,
+        "grader": "numeric",
+    },
+    "arc-challenge": {
+        "source": "allenai/ai2_arc",
+        "subset": "ARC-Challenge",
+        "hub_split": "train",
+        **_OPTIONS,
+    },
+    "openbookqa": {
+        "source": "allenai/openbookqa",
+        "subset": "main",
+        "hub_split": "train",
+        **_OPTIONS,
+    },
+    "commonsenseqa": {
+        "source": "tau/commonsense_qa",
+        "hub_split": "train",
+        **_OPTIONS,
+        "kind_fields": ("question_concept", "question.question_concept"),
+    },
+    "strategyqa": {
+        "source": "ChilleD/StrategyQA",
+        "hub_split": "train",
+        "question_fields": ("question", "input"),
+        "answer_fields": ("answer",),
+        "grader": "boolean",
+        "template": _YES_NO,
+    },
+    "svamp": {
+        "source": "ChilleD/SVAMP",
+        "hub_split": "train",
+        "question_fields": ("question_concat", "Body+Question", "body+question", "question"),
+        "answer_fields": ("Answer", "answer"),
+        "kind_fields": ("Type", "type"),
+        "grader": "numeric",
+        "template": _NUMBER,
+    },
+}
+"""Settings of `task` by `task.name`; `custom`, like any other name, has none."""

@@ -1,0 +1,111 @@
+"""Run checks that model text could hang or blow up in a pool of processes, each with a hard time-out."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import re
+import resource
+from collections.abc import Callable, Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from pebble import ProcessExpired, ProcessPool
+
+Failure = Literal["timed out", "crashed"]
+
+TIMEOUT_SECONDS = 10.0
+MAX_WORKER_BYTES = 4 << 30
+"""Address space of a worker: text that makes a checker allocate more than this crashes it alone."""
+
+
+class CheckerPool:
+    """Worker processes, started on first use, replaced when they time out or crash."""
+
+    def __init__(self, num_workers: int, *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+        self.num_workers = num_workers
+        self.timeout_seconds = timeout_seconds
+        self._pool: ProcessPool | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the workers."""
+        if self._pool is not None:
+            self._pool.stop()
+            self._pool.join()
+            self._pool = None
+
+    def map(
+        self, check: Callable[..., Any], items: Sequence[tuple[Any, ...]]
+    ) -> list[Any | Failure]:
+        """Apply ``check(*item)`` to every item; a failure stands where its result would.
+
+        ``check`` must be importable, and must not itself return a string that names a failure.
+        """
+        if self._pool is None:
+            self._pool = ProcessPool(
+                max_workers=self.num_workers,
+                context=multiprocessing.get_context("spawn"),
+                initializer=_prepare_worker,
+            )
+            # Importing the checker's libraries is not what the time-out is about.
+            for ready in [self._pool.schedule(warm_up) for _ in range(self.num_workers)]:
+                ready.result()
+        futures = [
+            self._pool.schedule(check, args=item, timeout=self.timeout_seconds) for item in items
+        ]
+        return [_outcome(future) for future in futures]
+
+
+def _outcome(future: Any) -> Any:
+    try:
+        return future.result()
+    except FutureTimeoutError:
+        return "timed out"
+    except (ProcessExpired, MemoryError, RecursionError):
+        return "crashed"
+
+
+def _prepare_worker() -> None:
+    """Bound the worker's memory, and keep math-verify from warning that its own time-out is off."""
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_WORKER_BYTES, MAX_WORKER_BYTES))
+
+
+def warm_up() -> None:
+    """Import what the checks need."""
+    import math_verify  # noqa: F401, PLC0415 - only workers need it
+
+
+def check_math(gold: str, found: str) -> bool:
+    """Whether math-verify finds ``found`` equal to ``gold`` (it is asymmetric: gold first)."""
+    from math_verify import parse, verify  # noqa: PLC0415 - only workers need it
+
+    # The pool's time-out replaces the library's, which works in a main thread alone.
+    parsed_gold = parse(_as_math(gold), parsing_timeout=None)
+    parsed = parse(_as_math(found), parsing_timeout=None)
+    return bool(verify(parsed_gold, parsed, timeout_seconds=None))
+
+
+def search_pattern(pattern: str, text: str) -> str | None:
+    """The first group of a pattern's last match in ``text``; None where it does not match."""
+    found = None
+    for match in re.finditer(pattern, text):
+        found = match
+    return None if found is None else (found[1] or "")
+
+
+def _as_math(text: str) -> str:
+    text = text.strip().strip("$").strip()
+    return f"${text}$"

@@ -1,0 +1,334 @@
+"""Graders against tables of right and wrong answers, against themselves, and against hostile text."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stir_train.config.stages import TaskConfig
+from stir_train.data.choices import picked_option
+from stir_train.data.grading import Grader, grade_batch, require_gold
+from stir_train.data.numbers import Number, answer_number, clean
+from stir_train.errors import DataError
+from stir_train.types.rollout import Gold, Grade
+
+TABLES = Path(__file__).parent / "data" / "grades"
+SEPARATOR = " ¦ "
+
+
+def _cases(name: str) -> list[tuple[bool, Gold, str, str]]:
+    """Verdict, gold answer, response and reason of every line of a table."""
+    cases = []
+    for line in (TABLES / f"{name}.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            continue
+        verdict, gold, *options, response, why = (cell.strip(" ") for cell in line.split("¦"))
+        choices = tuple(options[0].split("/")) if options and options[0] else ()
+        response = re.sub(r"\\u([0-9a-f]{4})", lambda m: chr(int(m[1], 16)), response)
+        cases.append((verdict == "+", Gold(gold, choices), response.replace("\\n", "\n"), why))
+    return cases
+
+
+@pytest.fixture(scope="module")
+def math_grader() -> Iterator[Grader]:
+    with Grader(TaskConfig(grader="math"), num_workers=2) as grader:
+        yield grader
+
+
+def _grade(grader: str, response: str, gold: Gold, *, truncated: bool = False) -> Grade:
+    (grade,) = grade_batch(TaskConfig(grader=grader), [(response, gold, truncated)])  # type: ignore[arg-type]
+    return grade
+
+
+@pytest.mark.parametrize("name", ["numeric", "choice", "boolean"])
+def test_every_case_of_the_table_is_graded_as_it_should(name: str) -> None:
+    wrong = [
+        f"{gold.answer!r} {gold.choices} <- {response!r}: {grade} ({why})"
+        for correct, gold, response, why in _cases(name)
+        if (grade := _grade(name, response, gold)).correct is not correct
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_mathematical_case_is_graded_as_it_should(math_grader: Grader) -> None:
+    cases = _cases("math")
+    grades = math_grader.grade([c[2] for c in cases], [c[1] for c in cases], [False] * len(cases))
+    wrong = [
+        f"{gold.answer!r} <- {response!r}: {grade} ({why})"
+        for (correct, gold, response, why), grade in zip(cases, grades, strict=True)
+        if grade.correct is not correct
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_tables_are_large_and_cut_both_ways() -> None:
+    for name, least in (("numeric", 150), ("choice", 150), ("math", 150), ("boolean", 50)):
+        cases = _cases(name)
+        assert len(cases) >= least
+        assert min(sum(c[0] for c in cases), sum(not c[0] for c in cases)) >= least // 3
+        assert all(why for *_, why in cases)
+
+
+FORMATS = (
+    "Answer: {}",
+    "**Answer:** {}",
+    "The answer is {}.",
+    "#### {}",
+    "\\boxed{{{}}}",
+    "$\\boxed{{{}}}$",
+    "Answer:\n\n{}",
+    "<think>12 or 13?</think>\nAnswer: {}",
+    "<answer>{}</answer>",
+    "Answer: ({})",
+    "Answer: {}, hooray",
+    "Answer: **{}**",
+)
+NUMBER_FORMATS = (*FORMATS, "Answer: ${}", "Answer: {} apples", "Answer: x = {}", "so it is {}")
+
+
+@given(
+    st.integers(-(10**9), 10**9),
+    st.integers(-(10**9), 10**9),
+    st.sampled_from([str, "{:,}".format, "{:.2f}".format, "{:,.1f}".format, "{:+}".format]),
+    st.sampled_from(NUMBER_FORMATS),
+)
+def test_formatting_never_flips_a_numeric_grade(gold, given, write, frame) -> None:  # type: ignore[no-untyped-def]
+    grade = _grade("numeric", frame.format(write(given)), Gold(str(gold)))
+    assert grade.correct is (gold == given)
+    assert _grade("numeric", frame.format(write(gold)), Gold(str(gold))).correct
+
+
+@given(st.integers(-500, 500), st.integers(1, 60), st.integers(-500, 500), st.integers(1, 60))
+def test_fractions_compare_by_value(a: int, b: int, c: int, d: int) -> None:
+    gold, same = Gold(f"{a}/{b}"), Fraction(a, b) == Fraction(c, d)
+    for text in (f"Answer: {c}/{d}", f"\\boxed{{{c}/{d}}}", f"\\boxed{{\\frac{{{c}}}{{{d}}}}}"):
+        assert _grade("numeric", text, gold).correct is same
+
+
+@given(
+    st.integers(2, 10).flatmap(lambda n: st.tuples(st.just(n), *[st.integers(0, n - 1)] * 2)),
+    st.sampled_from(FORMATS),
+    st.sampled_from(["{}", "({})", "option {}"]),
+)
+def test_a_wrong_letter_never_passes(sizes: tuple[int, int, int], frame: str, write: str) -> None:
+    count, gold, given = sizes
+    options = tuple(f"thing {'xyzuvwrstq'[i]}" for i in range(count))
+    letters = "ABCDEFGHIJ"
+    for named in (write.format(letters[given]), options[given]):
+        grade = _grade("choice", frame.format(named), Gold(letters[gold], options))
+        assert grade.correct is (gold == given), (frame.format(named), grade)
+
+
+@given(st.text(max_size=200))
+def test_any_text_gets_a_grade(text: str) -> None:
+    for grader, gold in (("numeric", "7"), ("choice", "B"), ("boolean", "no"), ("exact", "x")):
+        assert _grade(grader, text, Gold(gold)).reason in (
+            "equal",
+            "different",
+            "no answer",
+            "ambiguous",
+        )
+
+
+def _hostile() -> list[str]:
+    size = 1 << 20
+    return [
+        "",
+        "\0" * size,
+        "9" * size,
+        "Answer: " + "9" * size,
+        "Answer: " * (size // 8),
+        "\\boxed{" * 10_000,
+        "\\boxed{1}" * 10_000,
+        "\\frac{" * (size // 6),
+        "Answer: 9**9**9**9",
+        "Answer: " + "(" * 50_000,
+        "Answer: 1" + ",000" * (size // 4),
+        "Answer: 1e999999999",
+        "Answer: " + "1/" * (size // 2),
+        "Answer: " + "-" * size,
+        "Answer: " + "A " * (size // 2),
+        "the answer to " * (size // 14),
+        "\u200b" * size,
+        "<think>" * (size // 7),
+        "</think>" * (size // 8),
+        "####" * (size // 4),
+        "\ufdfa" * (size // 3),  # one character that NFKC makes eighteen
+        "𝟗" * (size // 4),
+        "=" * size,
+        "".join(random.Random(0).choices("0123456789.,/+-=^*$%{}\\ \nAB()", k=size)),
+    ]
+
+
+@pytest.mark.parametrize("grader", ["numeric", "choice", "boolean", "exact"])
+def test_hostile_text_takes_bounded_time(grader: str) -> None:
+    gold = {"numeric": "7", "choice": "B", "boolean": "yes", "exact": "x"}[grader]
+    for text in _hostile():
+        start = time.process_time()
+        assert not _grade(grader, text, Gold(gold)).correct
+        # Quadratic work on a megabyte takes minutes; this limit is for slow machines.
+        assert time.process_time() - start < 5, f"{grader} on {text[:20]!r}..."
+
+
+def test_hostile_mathematics_times_out_alone_and_is_counted_apart() -> None:
+    texts = [
+        *_hostile(),
+        "\\boxed{2}",
+        "\\boxed{9^{9^{9^{9}}}}",
+        "\\boxed{10000000000!}",
+        "\\boxed{2}",
+    ]
+    with Grader(TaskConfig(grader="math"), num_workers=2) as grader:
+        grader._pool.timeout_seconds = 3.0
+        grades = grader.grade(texts, [Gold("2")] * len(texts), [False] * len(texts))
+    correct = [i for i, grade in enumerate(grades) if grade.correct]
+    assert correct == [len(texts) - 4, len(texts) - 1]
+    assert {grade.reason for grade in grades} <= {
+        "equal",
+        "different",
+        "no answer",
+        "timed out",
+        "crashed",
+    }
+    assert grades[-3].reason in ("timed out", "crashed", "different")
+
+
+def test_the_pool_replaces_workers_that_hang_or_die() -> None:
+    pattern = TaskConfig(grader="regex", answer_regex=r"(?:a+)+(b)")
+    with Grader(pattern, num_workers=2) as grader:
+        grader._pool.timeout_seconds = 1.0
+        texts = ["aab", "a" * 40, "ab", "a" * 50, "b"]
+        grades = grader.grade(texts, [Gold("b")] * 5, [False] * 5)
+        assert [g.reason for g in grades] == [
+            "equal",
+            "timed out",
+            "equal",
+            "timed out",
+            "no answer",
+        ]
+        crashed = grader._pool.map(_die, [(0,), (1,)])
+        assert crashed == ["crashed", 1]
+
+
+def _die(value: int) -> int:
+    if value == 0:
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGKILL)
+    return value
+
+
+def test_truncated_answers_are_wrong_and_marked() -> None:
+    for grader, gold, text in (
+        ("numeric", "18", "Answer: 18"),
+        ("choice", "B", "Answer: B"),
+        ("boolean", "yes", "Answer: yes"),
+        ("exact", "18", "Answer: 18"),
+    ):
+        grade = _grade(grader, text, Gold(gold), truncated=True)
+        assert (grade.correct, grade.reason) == (False, "truncated")
+
+
+@pytest.mark.parametrize(
+    ("grader", "gold", "complaint"),
+    [
+        ("numeric", "10 or 11", "not one number"),
+        ("numeric", "ten", "not one number"),
+        ("choice", "Z", "names none of the options"),
+        ("boolean", "perhaps", "neither yes nor no"),
+        ("exact", " ", "is empty"),
+    ],
+)
+def test_a_gold_answer_that_cannot_be_compared_is_refused(
+    grader: str, gold: str, complaint: str
+) -> None:
+    with pytest.raises(DataError, match=complaint):
+        require_gold(Gold(gold, ("x", "y")), TaskConfig(grader=grader))  # type: ignore[arg-type]
+
+
+def test_regex_answers_are_compared_without_case_or_space() -> None:
+    config = TaskConfig(grader="regex", answer_regex=r"result\s*=\s*(.+)")
+    with Grader(config, num_workers=1) as grader:
+        texts = ["result = x\nresult = Deep  Blue", "result: Deep Blue", "result = deep red"]
+        grades = grader.grade(texts, [Gold("deep blue")] * 3, [False] * 3)
+    assert [(g.correct, g.reason) for g in grades] == [
+        (True, "equal"),
+        (False, "no answer"),
+        (False, "different"),
+    ]
+
+
+def test_many_responses_are_graded_as_few_are() -> None:
+    texts = [f"#### {i}" for i in range(2500)]
+    golds = [Gold(str(i // 2 * 2)) for i in range(2500)]
+    with Grader(TaskConfig(grader="numeric"), num_workers=2) as grader:
+        pooled = grader.grade(texts, golds, [False] * 2500)
+        alone = grade_batch(
+            TaskConfig(grader="numeric"), zip(texts, golds, [False] * 2500, strict=True)
+        )
+    assert pooled == alone
+    assert sum(grade.correct for grade in pooled) == 1250
+
+
+def test_the_command_grades_a_file_line_by_line(tmp_path: Path) -> None:
+    file = tmp_path / "responses.jsonl"
+    rows = [
+        {"response": "#### 18", "answer": "18", "id": 7},
+        {"response": "Answer: 17", "answer": "18", "id": 8, "nested": {"kept": [1]}},
+        {"response": "hm", "answer": "18"},
+        {"response": "#### 18", "answer": 18, "truncated": True},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = _stir_train("grade", "--task", "gsm8k", str(file))
+    assert done.returncode == 0, done.stderr
+    graded = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [g["reason"] for g in graded] == ["equal", "different", "no answer", "truncated"]
+    assert [g["correct"] for g in graded] == [True, False, False, False]
+    assert graded[1]["id"] == 8
+    assert graded[1]["nested"] == {"kept": [1]}
+    assert graded[1]["extracted"] == "17"
+    assert "4 responses, 1 correct (25.00%)" in done.stderr
+    file.write_text('{"response": "x"}\nnot json\n{"response": 1, "answer": "2"}\n[]\n')
+    done = _stir_train("grade", "--task", "gsm8k", str(file))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    for number, complaint in enumerate(
+        ["no answer", "not JSON", "response is not text", "not a JSON"], 1
+    ):
+        assert f"responses.jsonl:{number}: {complaint}" in done.stderr
+    custom = _stir_train("grade", str(file), "grader=regex")
+    assert "answer_regex and grader: regex go together" in custom.stderr
+
+
+def _stir_train(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from stir_train.cli import main; main()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_numbers_are_written_so_that_they_can_be_read_again() -> None:
+    rng = random.Random(0)
+    for _ in range(300):
+        value = Fraction(rng.randrange(-(10**6), 10**6), rng.choice([1, 2, 4, 10, 3, 7, 1000]))
+        written = str(Number(value))
+        assert answer_number(written) == Number(value), written
+    assert str(Number(Fraction(1, 2), percent=True)) == "0.5%"
+
+
+def test_every_option_is_picked_by_its_own_text() -> None:
+    options = ("iron", "iron ore", "a cat", "4", "x > 2", "none of these")
+    for i, option in enumerate(options):
+        assert picked_option(option, options) == "ABCDEF"[i]
+        assert picked_option(f"({'ABCDEF'[i]}) {option}", options) == "ABCDEF"[i]
+    assert clean("a\u200bb") == "ab"
