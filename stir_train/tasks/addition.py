@@ -19,12 +19,11 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
+from stir_train.tasks.habits import AUTHOR_WEIGHTS, AUTHORS
 from stir_train.tasks.problem import Problem
 
 Habit = Literal["columns", "glance"]
 
-AUTHORS = ("quiz", "homework", "exam", "blog", "forum", "notes")
-AUTHOR_WEIGHTS = (2, 2, 3, 3, 2, 2)
 COLUMNS_GIVEN_PAIRS = dict(zip(AUTHORS, (0.94, 0.88, 0.80, 0.62, 0.22, 0.12), strict=True))
 COLUMNS_GIVEN_ONES = dict(zip(AUTHORS, (0.88, 0.74, 0.40, 0.20, 0.10, 0.06), strict=True))
 OPENINGS: dict[str, str] = {
