@@ -199,6 +199,7 @@ def random_basis(width: int, block: int, num_points: int) -> ControlBasis:
         points=torch.arange(count) % num_points + 1,
         quality=torch.ones(count),
         is_anchor=torch.arange(count) // num_points % 2 == 1,
+        saves_tokens=torch.zeros(count, dtype=torch.bool),
         contrast=torch.arange(count),
     )
 
@@ -243,7 +244,12 @@ def random_head(width: int) -> ValueHead:
     """An untrained head; one member, so that its lower bound is its mean and impulses happen."""
     generator = torch.Generator().manual_seed(0)
     head = ValueHead(
-        width=width, hidden_width=256, num_members=1, max_points=8, generator=generator
+        width=width,
+        hidden_width=256,
+        num_members=1,
+        max_points=8,
+        max_new_tokens=64,
+        generator=generator,
     )
     return head.requires_grad_(False)
 

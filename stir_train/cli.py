@@ -40,6 +40,7 @@ STAGE_HELP = {
     "rollout": "Sample, grade and capture rollouts of the harvest split.",
     "harvest": "Contrast right and wrong rollouts at control points.",
     "basis": "Select the control basis and diagnose the contrasts.",
+    "validate": "Measure what each entry of the basis causes, by paired replay.",
     "value": "Train and calibrate the value heads.",
     "tune": "Choose the controller on the tune split.",
     "steer": "Sample steered rollouts of the harvest split.",

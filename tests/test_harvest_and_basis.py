@@ -148,6 +148,7 @@ def test_no_contrast_is_an_error_that_says_what_to_do() -> None:
         quality=none.quality[:0],
         mean_right=none.mean_right[:0],
         mean_wrong=none.mean_wrong[:0],
+        saves_tokens=none.saves_tokens[:0],
     )
     with pytest.raises(StageError, match="always or never solves"):
         select_basis(empty, BasisConfig(), seed=0)

@@ -17,7 +17,18 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE = ROOT / "configs" / "tiny" / "smoke.yaml"
-STAGES = ["rollouts", "harvest", "basis", "value", "tune", "steered", "adapter", "eval", "report"]
+STAGES = [
+    "rollouts",
+    "harvest",
+    "basis",
+    "validation",
+    "value",
+    "tune",
+    "steered",
+    "adapter",
+    "eval",
+    "report",
+]
 
 
 def _command(output: Path, *arguments: str, verb: str = "run") -> list[str]:

@@ -18,7 +18,7 @@ from tests.support import bases
 
 def test_prompts_are_never_on_both_sides_and_targets_are_right() -> None:
     graded, captured = bases.harvest()
-    examples = build_examples(graded, captured, bases.BLOCK)
+    examples = build_examples(graded, captured, bases.BLOCK, bases.prompt_numbers(graded))
     train, validation = examples.split_by_prompt(0.25, torch.Generator().manual_seed(0))
     assert not set(train.prompt.tolist()) & set(validation.prompt.tolist())
     assert len(train.correct) + len(validation.correct) == len(captured.labels)
@@ -33,7 +33,7 @@ def test_prompts_are_never_on_both_sides_and_targets_are_right() -> None:
 
 def test_it_predicts_held_out_outcomes_better_than_length_does() -> None:
     graded, captured = bases.harvest()
-    examples = build_examples(graded, captured, bases.BLOCK)
+    examples = build_examples(graded, captured, bases.BLOCK, bases.prompt_numbers(graded))
     _, validation = examples.split_by_prompt(0.2, torch.Generator().manual_seed(0))
     head = bases.value_head()
     predicted, deviation = head.p_correct(validation.states, validation.points)
@@ -49,10 +49,10 @@ def test_it_predicts_held_out_outcomes_better_than_length_does() -> None:
 
 def test_one_outcome_only_is_an_error_that_says_what_to_do() -> None:
     graded, captured = bases.harvest()
-    examples = build_examples(graded, captured, bases.BLOCK)
+    examples = build_examples(graded, captured, bases.BLOCK, bases.prompt_numbers(graded))
     always = dataclasses.replace(examples, correct=torch.ones_like(examples.correct))
     with pytest.raises(StageError, match="needs right and wrong rollouts"):
-        fit_value_head(always, always, ValueConfig(), max_points=8, seed=0)
+        fit_value_head(always, always, ValueConfig(), max_points=8, max_new_tokens=128, seed=0)
 
 
 def test_auroc_and_reliability_on_cases_done_by_hand() -> None:

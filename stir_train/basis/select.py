@@ -24,7 +24,7 @@ class BlockSelection:
 
 
 def select_basis(candidates: Candidates, config: BasisConfig, *, seed: int) -> list[BlockSelection]:
-    """Select a basis for every captured block.
+    """Select a basis for every captured block, of each kind of contrast by itself.
 
     Each contrast offers a correction (key: mean wrong state) and an anchor (key: mean right
     state); whichever is picked brings the other along.
@@ -38,10 +38,15 @@ def select_basis(candidates: Candidates, config: BasisConfig, *, seed: int) -> l
             "always or never solves these problems. Use harder or easier problems, more samples "
             "(rollout.num_samples), or a higher rollout.temperature"
         )
-    return [
-        _select_block(_entries(candidates, layer, block), config, block, seed)
-        for layer, block in enumerate(candidates.blocks)
-    ]
+    kinds = [candidates.saves_tokens == saves for saves in (False, True)]
+    selections = []
+    for layer, block in enumerate(candidates.blocks):
+        entries = _entries(candidates, layer, block)
+        for kind in kinds:
+            if bool(kind.any()):
+                part = entries.select(kind.repeat_interleave(2))
+                selections.append(_select_block(part, config, block, seed))
+    return selections
 
 
 def _entries(candidates: Candidates, layer: int, block: int) -> ControlBasis:
@@ -57,6 +62,7 @@ def _entries(candidates: Candidates, layer: int, block: int) -> ControlBasis:
         points=candidates.points.repeat_interleave(2),
         quality=candidates.quality.repeat_interleave(2),
         is_anchor=torch.tensor([False, True]).repeat(num_contrasts),
+        saves_tokens=candidates.saves_tokens.repeat_interleave(2),
         contrast=torch.arange(num_contrasts).repeat_interleave(2),
     )
 

@@ -6,6 +6,7 @@ STAGE_DIRECTORIES: dict[str, str] = {
     "rollout": "rollouts",
     "harvest": "harvest",
     "basis": "basis",
+    "validate": "validation",
     "value": "value",
     "tune": "tune",
     "steer": "steered",

@@ -23,6 +23,7 @@ from stir_train.config.stages import (
     TaskConfig,
     TrackingConfig,
     TuneConfig,
+    ValidationConfig,
     ValueConfig,
 )
 
@@ -46,6 +47,7 @@ class RunConfig(FrozenConfig):
     rollout: RolloutConfig = RolloutConfig()
     harvest: HarvestConfig = HarvestConfig()
     basis: BasisConfig = BasisConfig()
+    validation: ValidationConfig = ValidationConfig()
     value: ValueConfig = ValueConfig()
     steering: SteeringConfig = SteeringConfig()
     tune: TuneConfig = TuneConfig()

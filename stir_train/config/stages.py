@@ -167,6 +167,9 @@ class HarvestConfig(FrozenConfig):
     """Best-rewarded correct rollouts averaged at a point."""
     num_negative: PositiveInt = 3
     """Worst-rewarded wrong rollouts averaged at a point."""
+    min_saving: Fraction | None = 0.25
+    """Also contrast short with long right rollouts, where the short ones save at least this share
+    of the tokens left; None contrasts right with wrong only, as published."""
     keep_truncated: bool = False
     """Let truncated rollouts count as wrong ones; the vectors then partly mean "long"."""
 
@@ -184,6 +187,19 @@ class BasisConfig(FrozenConfig):
     """Entries forced in at each control point, best quality first."""
     selection: Literal["greedy", "top", "random"] = "greedy"
     """`greedy` is the method; the others are its ablations."""
+
+
+class ValidationConfig(FrozenConfig):
+    """Measuring each entry's uplift by paired replay on the harvest split."""
+
+    enabled: bool = True
+    """When off, every entry is kept and the value head learns from observed states alone."""
+    num_rounds: PositiveInt = 3
+    """After each round entries that cannot help are given up, and half of the arms."""
+    trials_per_round: PositiveInt = 2000
+    """Continuations per round."""
+    strengths: tuple[PositiveFloat, ...] = (1.0, 2.0, 3.0)
+    """Strengths tried; with each harvested block an arm."""
 
 
 class ValueConfig(FrozenConfig):
@@ -236,10 +252,15 @@ class SteeringConfig(FrozenConfig):
     """`random` is an ablation: entries of the same control point, drawn without looking."""
     center_keys: bool = False
     """Subtract the mean key before cosines; raw residual cosines are all close to 1."""
+    token_price: NonNegativeFloat = 0.5
+    """What a whole token budget is worth in accuracy: entries are validated, impulses weighed and
+    settings chosen by `P(correct) - token_price * tokens / max_new_tokens`."""
+    strength_factors: tuple[PositiveFloat, ...] = (1.0,)
+    """`value`: multiples of `strength` among which the head picks."""
     value_margin: NonNegativeFloat = 0.02
-    """`value`: least predicted gain in P(correct) that is worth an impulse."""
-    value_gate: Fraction = 0.95
-    """`value`: no impulse where P(correct) is already this high."""
+    """`value`: least predicted gain that is worth an impulse."""
+    value_gate: Fraction = 1.0
+    """`value`: no impulse where P(correct) is already this high; 1 trusts the predicted gain."""
     max_relative_norm: PositiveFloat = 1.5
     """`value`: bound of the impulse's norm relative to the state's (kappa)."""
     first_point_only: bool = False

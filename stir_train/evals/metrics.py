@@ -21,6 +21,7 @@ class MethodMetrics:
         forward_passes_mean: Model calls each item took part in.
         checker_failure_rate: Answers whose checker timed out or crashed; counted as wrong.
         intervention_rate: Impulses per control point reached.
+        utility: Mean of ``1[correct] - token_price * tokens / max_new_tokens``.
     """
 
     name: str
@@ -34,10 +35,13 @@ class MethodMetrics:
     no_answer_rate: float
     checker_failure_rate: float
     intervention_rate: float
+    utility: float
     delta_accuracy: float
     delta_accuracy_ci95: tuple[float, float]
     delta_tokens_fraction: float
     delta_tokens_ci95: tuple[float, float]
+    delta_utility: float
+    delta_utility_ci95: tuple[float, float]
     mcnemar_p: float
     wins: int
     losses: int
@@ -49,8 +53,9 @@ def compare_to_baseline(
     baseline: Sequence[GradedRollout],
     *,
     num_resamples: int,
+    price_per_token: float,
 ) -> MethodMetrics:
-    """Compute a method's row.
+    """Compute a method's row; ``price_per_token`` is in accuracy, for the utility.
 
     Raises:
         StageError: If the two did not answer the same items in the same order.
@@ -62,6 +67,9 @@ def compare_to_baseline(
     tokens = [float(g.rollout.total_tokens) for g in method]
     base_tokens = [float(g.rollout.total_tokens) for g in baseline]
     differences = [a - b for a, b in zip(right, base, strict=True)]
+    utility = [a - price_per_token * t for a, t in zip(right, tokens, strict=True)]
+    base_utility = [a - price_per_token * t for a, t in zip(base, base_tokens, strict=True)]
+    utility_gains = [a - b for a, b in zip(utility, base_utility, strict=True)]
     wins, losses = differences.count(1.0), differences.count(-1.0)
     points = sum(len(g.rollout.control_points) for g in method)
     impulses = sum(len(g.rollout.impulses) for g in method)
@@ -77,6 +85,9 @@ def compare_to_baseline(
         no_answer_rate=_mean([float(not g.grade.extracted) for g in method]),
         checker_failure_rate=_mean([float(g.grade.reason in CHECKER_FAILURES) for g in method]),
         intervention_rate=impulses / points if points else 0.0,
+        utility=_mean(utility),
+        delta_utility=_mean(utility_gains),
+        delta_utility_ci95=bootstrap_interval(utility_gains, num_resamples=num_resamples),
         delta_accuracy=_mean(differences),
         delta_accuracy_ci95=bootstrap_interval(differences, num_resamples=num_resamples),
         delta_tokens_fraction=_mean(tokens) / _mean(base_tokens) - 1,

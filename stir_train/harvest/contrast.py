@@ -1,12 +1,16 @@
-"""Contrast the states of right and wrong rollouts at each control point, vectorised.
+"""Contrast the states of rollouts at each control point, vectorised.
 
-SPEC of the published method, section "harvest": at each (prompt, point) with both kinds,
+Right against wrong is the published method (section "harvest"): at each (prompt, point) with both,
 ``v = mean h(best right) - mean h(worst wrong)`` and ``quality`` is the difference of their rewards.
+Short against long is ours: among right rollouts alone, those that end soon after the point against
+those that go on, with ``quality`` the share of tokens saved; it is what a model that wastes tokens
+and is right anyway has to offer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,8 +30,9 @@ def contrast_rollouts(
     num_positive: int,
     num_negative: int,
     keep_truncated: bool,
+    min_saving: float | None = None,
 ) -> Candidates:
-    """Build every contrast of one chunk of rollouts.
+    """Build every contrast of one chunk of rollouts, right against wrong first.
 
     Args:
         rollouts: All samples of some prompts.
@@ -36,6 +41,8 @@ def contrast_rollouts(
         num_positive: Best-rewarded right rollouts averaged.
         num_negative: Worst-rewarded wrong rollouts averaged.
         keep_truncated: Whether truncated rollouts count as wrong ones.
+        min_saving: Least share of the remaining tokens that a short rollout must save over a long
+            one; None contrasts right with wrong only.
 
     Raises:
         ArtifactError: If a state belongs to none of the rollouts, or its token is not theirs.
@@ -56,6 +63,17 @@ def contrast_rollouts(
         states[tuple(where[kept].T)] = captured.states[kept]
         present[tuple(where[kept].T)] = True
 
+    left = torch.zeros(num_prompts, num_samples, max_points)
+    if captured.labels:
+        totals = {
+            (g.rollout.prompt_id, g.rollout.sample): len(g.rollout.token_ids) for g in rollouts
+        }
+        remaining = [
+            totals[label.prompt_id, label.sample] - label.token_index - 1.0
+            for label in captured.labels
+        ]
+        left[tuple(where[kept].T)] = torch.tensor(remaining)[kept]
+
     rewards = torch.zeros(num_prompts, num_samples)
     right = torch.zeros(num_prompts, num_samples, dtype=torch.bool)
     wrong = torch.zeros(num_prompts, num_samples, dtype=torch.bool)
@@ -65,41 +83,102 @@ def contrast_rollouts(
         right[at] = graded.grade.correct
         wrong[at] = not graded.grade.correct and (keep_truncated or not graded.rollout.truncated)
 
-    chosen_right = _best(rewards, present & right[:, :, None], num_positive)
-    chosen_wrong = _best(-rewards, present & wrong[:, :, None], num_negative)
-    mean_right, reward_right = _means(chosen_right, states, rewards)
-    mean_wrong, reward_wrong = _means(chosen_wrong, states, rewards)
-    quality = reward_right - reward_wrong
-    valid = chosen_right.any(1) & chosen_wrong.any(1) & (quality > 0)
-    prompt, point = valid.nonzero(as_tuple=True)
+    by_point = rewards[:, :, None].expand_as(left)
+    correctness = _contrast(
+        states,
+        by_point,
+        _best(by_point, present & right[:, :, None], num_positive),
+        _best(-by_point, present & wrong[:, :, None], num_negative),
+    )
+    found = [_candidates(correctness, correctness.gap, 0.0, prompt_ids, captured.blocks)]
+    if min_saving is not None:
+        eligible = present & right[:, :, None]
+        saving = _contrast(
+            states, -left, _best(-left, eligible, num_positive), _best(left, eligible, num_negative)
+        )
+        share = saving.gap / (-saving.worse).clamp_min(1)
+        found.append(
+            _candidates(saving, share, min_saving, prompt_ids, captured.blocks, saves_tokens=True)
+        )
+    return Candidates.concatenate(found)
+
+
+@dataclass(frozen=True)
+class _Contrast:
+    """Two groups of samples at every (prompt, point).
+
+    Attributes:
+        better_states, worse_states: ``Float[P M L D]``, mean states.
+        gap: ``Float[P M]``, mean score of the better group minus that of the worse.
+        worse: ``Float[P M]``, mean score of the worse group.
+        valid: ``Bool[P M]``, where both groups have members.
+    """
+
+    better_states: Float[Tensor, "P M L D"]
+    worse_states: Float[Tensor, "P M L D"]
+    gap: Float[Tensor, "P M"]
+    worse: Float[Tensor, "P M"]
+    valid: Bool[Tensor, "P M"]
+
+
+def _contrast(
+    states: Float[Tensor, "P N M L D"],
+    scores: Float[Tensor, "P N M"],
+    better: Bool[Tensor, "P N M"],
+    worse: Bool[Tensor, "P N M"],
+) -> _Contrast:
+    better_states, better_score = _means(better, states, scores)
+    worse_states, worse_score = _means(worse, states, scores)
+    return _Contrast(
+        better_states=better_states,
+        worse_states=worse_states,
+        gap=better_score - worse_score,
+        worse=worse_score,
+        valid=better.any(1) & worse.any(1),
+    )
+
+
+def _candidates(
+    contrast: _Contrast,
+    quality: Float[Tensor, "P M"],
+    least: float,
+    prompt_ids: Sequence[str],
+    blocks: tuple[int, ...],
+    *,
+    saves_tokens: bool = False,
+) -> Candidates:
+    prompt, point = (contrast.valid & (quality > least)).nonzero(as_tuple=True)
     return Candidates(
         prompt_ids=tuple(prompt_ids[i] for i in prompt.tolist()),
         points=point + 1,
         quality=quality[prompt, point],
-        mean_right=mean_right[prompt, point],
-        mean_wrong=mean_wrong[prompt, point],
-        blocks=captured.blocks,
+        mean_right=contrast.better_states[prompt, point],
+        mean_wrong=contrast.worse_states[prompt, point],
+        saves_tokens=torch.full((len(prompt),), saves_tokens),
+        blocks=blocks,
     )
 
 
 def _best(
-    scores: Float[Tensor, "P N"], eligible: Bool[Tensor, "P N M"], count: int
+    scores: Float[Tensor, "P N M"], eligible: Bool[Tensor, "P N M"], count: int
 ) -> Bool[Tensor, "P N M"]:
     """Mark the ``count`` best-scored eligible samples; ties go to the lower sample index."""
-    masked = torch.where(eligible, scores[:, :, None], -torch.inf)
+    masked = torch.where(eligible, scores, -torch.inf)
     order = masked.argsort(dim=1, descending=True, stable=True)
     rank: Int[Tensor, "P N M"] = order.argsort(dim=1)
     return eligible & (rank < count)
 
 
 def _means(
-    chosen: Bool[Tensor, "P N M"], states: Float[Tensor, "P N M L D"], rewards: Float[Tensor, "P N"]
+    chosen: Bool[Tensor, "P N M"],
+    states: Float[Tensor, "P N M L D"],
+    scores: Float[Tensor, "P N M"],
 ) -> tuple[Float[Tensor, "P M L D"], Float[Tensor, "P M"]]:
-    """Mean state and mean reward of the chosen samples; zeros where there is none."""
+    """Mean state and mean score of the chosen samples; zeros where there is none."""
     weights = chosen.float() / chosen.sum(1, keepdim=True).clamp_min(1)
     return (
         torch.einsum("pnm,pnmld->pmld", weights, states),
-        torch.einsum("pnm,pn->pm", weights, rewards),
+        torch.einsum("pnm,pnm->pm", weights, scores),
     )
 
 

@@ -52,6 +52,10 @@ def _work(config: RunConfig) -> dict[str, str]:
         "harvest": f"contrast {config.harvest.num_positive} right with "
         f"{config.harvest.num_negative} wrong at up to {config.control_points.max_points} points",
         "basis": f"{config.basis.selection} selection of up to {config.basis.size} entries a block",
+        "validate": f"{config.validation.num_rounds} rounds of {config.validation.trials_per_round} "
+        "paired replays"
+        if config.validation.enabled
+        else "off",
         "value": f"{config.value.num_members} heads a block, at most {config.value.num_steps} steps",
         "tune": f"{trials} settings x {splits.num_tune} problems, greedy beside them",
         "steer": f"{splits.num_harvest} problems x {config.distill.num_samples} samples = "

@@ -16,6 +16,7 @@ class ValueHead(nn.Module):
     mean: Tensor
     scale: Tensor
     temperature: Tensor
+    max_new_tokens: Tensor
 
     def __init__(
         self,
@@ -24,6 +25,7 @@ class ValueHead(nn.Module):
         hidden_width: int,
         num_members: int,
         max_points: int,
+        max_new_tokens: int,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -39,6 +41,7 @@ class ValueHead(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
         self.register_buffer("temperature", torch.ones(()))
+        self.register_buffer("max_new_tokens", torch.tensor(float(max_new_tokens)))
 
     def forward(
         self, states: Float[Tensor, "B D"], points: Int[Tensor, "B"]
@@ -64,6 +67,18 @@ class ValueHead(nn.Module):
         probabilities = torch.sigmoid(logits / self.temperature)
         deviation = probabilities.std(0, correction=0)
         return probabilities.mean(0), deviation
+
+    def utility(
+        self,
+        states: Float[Tensor, "B D"],
+        points: Int[Tensor, "B"],
+        *,
+        token_price: float,
+    ) -> Float[Tensor, "E B"]:
+        """Each member's ``P(correct) - token_price * tokens left / max_new_tokens``."""
+        logits, log_tokens = self(states, points)
+        share = log_tokens.exp() / self.max_new_tokens
+        return torch.sigmoid(logits / self.temperature) - token_price * share
 
     def tokens_left(
         self, states: Float[Tensor, "B D"], points: Int[Tensor, "B"]

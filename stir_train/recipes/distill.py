@@ -16,7 +16,6 @@ from stir_train.models.load import load_model, resolve_model_path
 from stir_train.models.lora import add_lora
 from stir_train.monitoring.console import progress
 from stir_train.recipes.context import RunContext
-from stir_train.recipes.harvest import BASIS, VALUE
 from stir_train.recipes.rollouts import (
     GenerationJob,
     generate_job,
@@ -25,6 +24,8 @@ from stir_train.recipes.rollouts import (
     sampling_params,
 )
 from stir_train.recipes.tune import TUNE, controller_for
+from stir_train.recipes.validate import VALIDATE
+from stir_train.recipes.value import VALUE
 from stir_train.train.loop import StepRecord, fit, warmup_then_cosine
 from stir_train.types.rollout import GradedRollout
 
@@ -43,7 +44,7 @@ def run_steered(context: RunContext) -> None:
         "rollout": config.rollout,
         "generation": config.generation,
     }
-    stage = context.begin(STEERED, settings, upstream=(BASIS, VALUE, TUNE), splits=("harvest",))
+    stage = context.begin(STEERED, settings, upstream=(VALIDATE, VALUE, TUNE), splits=("harvest",))
     if stage is None:
         return
     job = _steered_job(context)

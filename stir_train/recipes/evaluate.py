@@ -23,7 +23,7 @@ from stir_train.models.lora import load_adapter
 from stir_train.monitoring.console import progress
 from stir_train.recipes.context import RunContext
 from stir_train.recipes.distill import ADAPTER
-from stir_train.recipes.harvest import BASIS, VALUE
+from stir_train.recipes.harvest import BASIS, load_basis
 from stir_train.recipes.rollouts import (
     GenerationJob,
     generate_job,
@@ -31,7 +31,9 @@ from stir_train.recipes.rollouts import (
     num_chunks,
     sampling_params,
 )
-from stir_train.recipes.tune import TUNE, controller_for, trial_name
+from stir_train.recipes.tune import TUNE, controller_for, price_per_token, trial_name
+from stir_train.recipes.validate import VALIDATE
+from stir_train.recipes.value import VALUE
 from stir_train.steering.controller import BasisController
 from stir_train.steering.controls import empty_basis, random_directions, shuffled_keys
 from stir_train.types.rollout import GradedRollout
@@ -70,7 +72,9 @@ def run_evaluate(context: RunContext) -> None:
         "seed": config.seed,
         "num_threads": config.num_threads,
     }
-    stage = context.begin(EVAL, settings, upstream=(BASIS, VALUE, TUNE, ADAPTER), splits=("test",))
+    stage = context.begin(
+        EVAL, settings, upstream=(BASIS, VALIDATE, VALUE, TUNE, ADAPTER), splits=("test",)
+    )
     if stage is None:
         return
     made_before = [name for name in STAGE_DIRECTORIES.values() if name != EVAL]
@@ -100,6 +104,7 @@ def run_evaluate(context: RunContext) -> None:
             answers[method.name],
             answers[GREEDY],
             num_resamples=config.evaluate.num_bootstrap,
+            price_per_token=price_per_token(context),
         )
         for method in methods
     ]
@@ -126,13 +131,15 @@ def run_evaluate(context: RunContext) -> None:
 def build_methods(context: RunContext) -> list[Method]:
     """Greedy, the published rule, the tuned controller, its controls, and the LoRA student."""
     basis, choice = context.steering.basis(), context.steering.choice()
+    selected = load_basis(context)
+    published = selected.select(~selected.saves_tokens)
 
     def steered(name: str, settings: SteeringConfig, used: ControlBasis, chosen: str) -> Method:
         return Method(name, settings, chosen, lambda: controller_for(context, settings, used))
 
     methods = [
         Method(GREEDY, None, "nothing"),
-        steered(PUBLISHED, published_rule(), basis, "published defaults"),
+        steered(PUBLISHED, published_rule(), published, "published defaults"),
         steered(STEERED_METHOD, choice, basis, "tune"),
     ]
     if context.config.evaluate.controls:

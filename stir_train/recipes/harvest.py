@@ -1,12 +1,10 @@
-"""The stages that learn from rollouts: rollout, harvest, basis, value."""
+"""The stages that learn from rollouts: rollout, harvest, basis."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from typing import Any
-
-import torch
 
 from stir_train.artifacts.atomic import json_sha256
 from stir_train.artifacts.run_dir import StageDir
@@ -16,7 +14,6 @@ from stir_train.basis.select import select_basis
 from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.errors import StageError
 from stir_train.harvest.contrast import contrast_rollouts
-from stir_train.models.value_head import ValueHead
 from stir_train.monitoring.console import progress
 from stir_train.recipes.context import RunContext
 from stir_train.recipes.rollouts import (
@@ -27,16 +24,13 @@ from stir_train.recipes.rollouts import (
     num_chunks,
     sampling_params,
 )
-from stir_train.steering.artifacts import BASIS_FILE, REPORT_FILE, head_file
+from stir_train.steering.artifacts import BASIS_FILE, REPORT_FILE
 from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import Candidates, ControlBasis
 from stir_train.types.trajectory import CapturedStates
-from stir_train.value.calibration import auroc, calibration, reliability
-from stir_train.value.fit import fit_value_head
-from stir_train.value.targets import ValueExamples, build_examples
 
 ROLLOUTS, HARVEST = STAGE_DIRECTORIES["rollout"], STAGE_DIRECTORIES["harvest"]
-BASIS, VALUE = STAGE_DIRECTORIES["basis"], STAGE_DIRECTORIES["value"]
+BASIS = STAGE_DIRECTORIES["basis"]
 CANDIDATES_FILE = "candidates.safetensors"
 
 
@@ -98,7 +92,7 @@ def run_harvest(context: RunContext) -> None:
     if stage is None:
         return
     parts = []
-    for graded, captured in _chunks(context):
+    for graded, captured in rollout_chunks(context):
         parts.append(
             contrast_rollouts(
                 graded,
@@ -107,9 +101,10 @@ def run_harvest(context: RunContext) -> None:
                 num_positive=config.harvest.num_positive,
                 num_negative=config.harvest.num_negative,
                 keep_truncated=config.harvest.keep_truncated,
+                min_saving=config.harvest.min_saving,
             )
         )
-    candidates = _join(parts)
+    candidates = Candidates.concatenate(parts)
     if not len(candidates):
         raise StageError(
             "the harvest found no control point with both right and wrong rollouts; see the correct "
@@ -119,8 +114,12 @@ def run_harvest(context: RunContext) -> None:
     _save_candidates(stage, candidates)
     context.report_done(
         stage,
-        {"num_contrasts": len(candidates), "num_prompts": len(set(candidates.prompt_ids))},
-        f"{len(candidates)} contrasts from {len(set(candidates.prompt_ids))} problems at "
+        {
+            "num_contrasts": len(candidates),
+            "num_prompts": len(set(candidates.prompt_ids)),
+            "num_saving_tokens": int(candidates.saves_tokens.sum()),
+        },
+        f"{len(candidates)} contrasts ({int(candidates.saves_tokens.sum())} short against long) from {len(set(candidates.prompt_ids))} problems at "
         f"{len(candidates.points.unique())} control points",
     )
 
@@ -134,7 +133,7 @@ def run_basis(context: RunContext) -> None:
     candidates = load_candidates(context)
     selections = select_basis(candidates, config.basis, seed=config.seed)
     basis = ControlBasis.concatenate([selection.basis for selection in selections])
-    save_tensors(stage, BASIS_FILE, vars(basis), _model_metadata(context))
+    save_tensors(stage, BASIS_FILE, vars(basis), model_metadata(context))
     diagnostics = diagnose(candidates)
     warnings = warnings_of(candidates, diagnostics)
     report: dict[str, Any] = {
@@ -161,44 +160,10 @@ def run_basis(context: RunContext) -> None:
     )
 
 
-def run_value(context: RunContext) -> None:
-    """Train and calibrate one value head per captured block."""
-    config = context.config
-    settings = {"value": config.value, "seed": config.seed, "num_threads": config.num_threads}
-    stage = context.begin(VALUE, settings, upstream=(ROLLOUTS,))
-    if stage is None:
-        return
-    chunks = list(_chunks(context))
-    graded = [item for part, _ in chunks for item in part]
-    captured = _join_states([states for _, states in chunks])
-    reports: dict[str, Any] = {}
-    total = len(captured.blocks) * config.value.num_steps
-    with progress(context.console, "value head", total, "steps") as advance:
-        for block in captured.blocks:
-            examples = build_examples(graded, captured, block)
-            generator = torch.Generator().manual_seed(config.seed)
-            train, validation = examples.split_by_prompt(
-                config.value.validation_fraction, generator
-            )
-            head, fitted = fit_value_head(
-                train,
-                validation,
-                config.value,
-                max_points=config.control_points.max_points,
-                seed=config.seed,
-                on_step=lambda record: advance(1, f"loss {record.loss:.3f}"),
-            )
-            advance(config.value.num_steps - fitted.num_steps)
-            save_tensors(stage, head_file(block), head.state_dict(), _model_metadata(context))
-            reports[str(block)] = _value_report(head, train, validation)
-    save_report(stage, reports)
-    best = max(reports, key=lambda block: float(reports[block]["overall"]["auroc"]))
-    context.report_done(
-        stage,
-        {f"auroc_block_{block}": report["overall"]["auroc"] for block, report in reports.items()},
-        f"AUROC {reports[best]['overall']['auroc']:.3f} at block {best} (length alone "
-        f"{reports[best]['length_only_auroc']:.3f}), ECE {reports[best]['overall']['ece']:.3f}",
-    )
+def load_basis(context: RunContext) -> ControlBasis:
+    """The selected basis, before validation."""
+    tensors, _ = load_tensors(context.stage(BASIS).file(BASIS_FILE))
+    return ControlBasis(**tensors)
 
 
 def load_candidates(context: RunContext) -> Candidates:
@@ -211,6 +176,7 @@ def load_candidates(context: RunContext) -> Candidates:
         quality=tensors["quality"],
         mean_right=tensors["mean_right"],
         mean_wrong=tensors["mean_wrong"],
+        saves_tokens=tensors["saves_tokens"],
         blocks=tuple(json.loads(metadata["blocks"])),
     )
 
@@ -226,27 +192,12 @@ def save_report(stage: StageDir, report: dict[str, Any]) -> None:
         path.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _chunks(context: RunContext) -> list[tuple[list[GradedRollout], CapturedStates]]:
+def rollout_chunks(context: RunContext) -> list[tuple[list[GradedRollout], CapturedStates]]:
+    """The sampled rollouts of the harvest split with their states, chunk by chunk."""
     stage = context.stage(ROLLOUTS)
     stage.require_complete()
     count = num_chunks(context, rollout_job(context))
     return [(load_rollouts(stage, "", i), load_states(stage, "", i)) for i in range(count)]
-
-
-def _join(parts: list[Candidates]) -> Candidates:
-    return Candidates(
-        prompt_ids=tuple(i for part in parts for i in part.prompt_ids),
-        points=torch.cat([part.points for part in parts]),
-        quality=torch.cat([part.quality for part in parts]),
-        mean_right=torch.cat([part.mean_right for part in parts]),
-        mean_wrong=torch.cat([part.mean_wrong for part in parts]),
-        blocks=parts[0].blocks,
-    )
-
-
-def _join_states(parts: list[CapturedStates]) -> CapturedStates:
-    labels = tuple(label for part in parts for label in part.labels)
-    return CapturedStates(labels, parts[0].blocks, torch.cat([part.states for part in parts]))
 
 
 def _save_candidates(stage: StageDir, candidates: Candidates) -> None:
@@ -258,6 +209,7 @@ def _save_candidates(stage: StageDir, candidates: Candidates) -> None:
             "quality": candidates.quality,
             "mean_right": candidates.mean_right,
             "mean_wrong": candidates.mean_wrong,
+            "saves_tokens": candidates.saves_tokens,
         },
         {
             "prompt_ids": json.dumps(candidates.prompt_ids),
@@ -266,32 +218,8 @@ def _save_candidates(stage: StageDir, candidates: Candidates) -> None:
     )
 
 
-def _value_report(
-    head: ValueHead, train: ValueExamples, validation: ValueExamples
-) -> dict[str, Any]:
-    """Calibration on held-out prompts, over all and per control point, beside the baselines."""
-    predicted, _ = head.p_correct(validation.states, validation.points)
-    rate = float(train.correct.mean())
-    per_point = {}
-    for point in validation.points.unique().tolist():
-        here = validation.points == point
-        per_point[str(point)] = dataclasses.asdict(
-            calibration(predicted[here], validation.correct[here])
-        )
-    return {
-        "overall": dataclasses.asdict(calibration(predicted, validation.correct)),
-        "per_point": per_point,
-        "length_only_auroc": max(
-            auroc(validation.tokens_so_far, validation.correct),
-            auroc(-validation.tokens_so_far, validation.correct),
-        ),
-        "majority_brier": float((validation.correct - rate).square().mean()),
-        "reliability": [dataclasses.asdict(b) for b in reliability(predicted, validation.correct)],
-        "temperature": float(head.temperature),
-    }
-
-
-def _model_metadata(context: RunContext) -> dict[str, str]:
+def model_metadata(context: RunContext) -> dict[str, str]:
+    """What an artifact says of the model it is for."""
     identity = context.loaded.identity
     return {
         "model": identity.name,

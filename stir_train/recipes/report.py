@@ -9,9 +9,11 @@ from stir_train.evals.report import ReportData, build_examples, render_report
 from stir_train.recipes.context import RunContext
 from stir_train.recipes.distill import ADAPTER, STEERED
 from stir_train.recipes.evaluate import EVAL, GREEDY, STEERED_METHOD, load_results
-from stir_train.recipes.harvest import BASIS, HARVEST, ROLLOUTS, VALUE, load_report
+from stir_train.recipes.harvest import BASIS, HARVEST, ROLLOUTS, load_report
 from stir_train.recipes.rollouts import GenerationJob, load_rollouts, num_chunks, sampling_params
 from stir_train.recipes.tune import TUNE
+from stir_train.recipes.validate import VALIDATE
+from stir_train.recipes.value import VALUE
 from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import SteeringDecision
 
@@ -32,7 +34,7 @@ def run_report(context: RunContext) -> None:
         for path in evaluation.files(f"{STEERED_METHOD}/decisions-")
         for decision in load_table(path, SteeringDecision)
     ]
-    stages = (ROLLOUTS, HARVEST, BASIS, VALUE, TUNE, STEERED, ADAPTER, EVAL)
+    stages = (ROLLOUTS, HARVEST, BASIS, VALIDATE, VALUE, TUNE, STEERED, ADAPTER, EVAL)
     page = render_report(
         ReportData(
             title=context.config.name,

@@ -130,7 +130,8 @@ def load_states(stage: StageDir, prefix: str, chunk: int) -> CapturedStates:
     Raises:
         ArtifactError: If labels point at rollouts that are not in the chunk.
     """
-    path = stage.file(states_file(prefix, chunk))
+    name = states_file(prefix, chunk)
+    path = stage.file(name) if stage.is_complete else stage.path / name
     tensors, metadata = load_tensors(path)
     rollouts = [graded.rollout for graded in load_rollouts(stage, prefix, chunk)]
     owners = tensors["rollout"].tolist()
@@ -164,7 +165,7 @@ def _generate_chunk(
     result = engine.generate(
         requests, job.sampling, seed=context.config.seed, control=control, controller=controller
     )
-    graded = _grade(context, result.rollouts, [r.prompt for r in requests])
+    graded = grade_rollouts(context, result.rollouts, [r.prompt for r in requests])
     if result.states is not None:
         _save_states(context, stage, states_file(job.prefix, chunk), result.rollouts, result.states)
     if controller is not None:
@@ -174,9 +175,10 @@ def _generate_chunk(
     return graded, result.cost
 
 
-def _grade(
+def grade_rollouts(
     context: RunContext, rollouts: Sequence[Rollout], prompts: Sequence[Prompt]
 ) -> list[GradedRollout]:
+    """Decode, grade and reward completions."""
     config = context.config
     texts = [context.loaded.decode(r.token_ids) for r in rollouts]
     grades = context.grader.grade(texts, [p.gold for p in prompts], [r.truncated for r in rollouts])

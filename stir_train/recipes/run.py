@@ -25,9 +25,11 @@ from stir_train.monitoring.metrics import open_metrics
 from stir_train.recipes.context import RunContext, set_threads
 from stir_train.recipes.distill import run_distill, run_steered
 from stir_train.recipes.evaluate import RESULTS_FILE, load_results, results_table, run_evaluate
-from stir_train.recipes.harvest import run_basis, run_harvest, run_rollout, run_value
+from stir_train.recipes.harvest import run_basis, run_harvest, run_rollout
 from stir_train.recipes.report import PAGE, run_report
 from stir_train.recipes.tune import run_tune
+from stir_train.recipes.validate import run_validate
+from stir_train.recipes.value import run_value
 from stir_train.steering.artifacts import BASIS_FILE
 
 LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "accelerate", "datasets", "safetensors")
@@ -48,6 +50,7 @@ STAGES = tuple(
         ("rollout", run_rollout),
         ("harvest", run_harvest),
         ("basis", run_basis),
+        ("validate", run_validate),
         ("value", run_value),
         ("tune", run_tune),
         ("steer", run_steered),

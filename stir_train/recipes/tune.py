@@ -12,7 +12,7 @@ from stir_train.config.stages import SteeringConfig
 from stir_train.evals.metrics import MethodMetrics, compare_to_baseline
 from stir_train.monitoring.console import progress
 from stir_train.recipes.context import RunContext
-from stir_train.recipes.harvest import BASIS, VALUE, save_report
+from stir_train.recipes.harvest import save_report
 from stir_train.recipes.rollouts import (
     GenerationJob,
     generate_job,
@@ -20,13 +20,15 @@ from stir_train.recipes.rollouts import (
     num_chunks,
     sampling_params,
 )
+from stir_train.recipes.validate import VALIDATE
+from stir_train.recipes.value import VALUE
 from stir_train.steering.controller import BasisController
 from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import ControlBasis
 
 TUNE = STAGE_DIRECTORIES["tune"]
 TOLERATED_ACCURACY_LOSS = 0.01
-"""A shorter method may lose at most this much accuracy, by its interval, to be chosen."""
+"""However many tokens it saves, a setting that loses more accuracy than this is not chosen."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,10 @@ class Trial:
 
     @property
     def is_gain(self) -> bool:
-        """Whether it beats greedy by an interval: on accuracy, or on tokens at equal accuracy."""
-        metrics = self.metrics
-        shorter = metrics.delta_tokens_ci95[1] < 0
-        return metrics.delta_accuracy_ci95[0] > 0 or (
-            shorter and metrics.delta_accuracy_ci95[0] >= -TOLERATED_ACCURACY_LOSS
+        """Whether its utility beats greedy's by the interval, at no loss of accuracy to speak of."""
+        return (
+            self.metrics.delta_utility_ci95[0] > 0
+            and self.metrics.delta_accuracy >= -TOLERATED_ACCURACY_LOSS
         )
 
 
@@ -71,7 +72,7 @@ def run_tune(context: RunContext) -> None:
         "generation": config.generation,
         "num_threads": config.num_threads,
     }
-    stage = context.begin(TUNE, settings, upstream=(BASIS, VALUE), splits=("tune",))
+    stage = context.begin(TUNE, settings, upstream=(VALIDATE, VALUE), splits=("tune",))
     if stage is None:
         return
     grid = trial_grid(context)
@@ -102,13 +103,14 @@ def run_tune(context: RunContext) -> None:
                     answers(trial_name(trial), trial),
                     greedy,
                     num_resamples=config.evaluate.num_bootstrap,
+                    price_per_token=price_per_token(context),
                 ),
             )
             for trial in grid
         ]
     chosen = choose(trials, with_depth(context, config.steering))
     _save_choice(stage, trials, chosen)
-    best = max(trials, key=lambda trial: trial.metrics.accuracy)
+    best = max(trials, key=lambda trial: trial.metrics.utility)
     gain = best.metrics.delta_accuracy
     context.report_done(
         stage,
@@ -116,6 +118,11 @@ def run_tune(context: RunContext) -> None:
         f"{len(trials)} settings on {len(greedy)} problems; best {trial_name(best.settings)} "
         f"({gain:+.1%} accuracy); chosen: {trial_name(chosen)}",
     )
+
+
+def price_per_token(context: RunContext) -> float:
+    """What one token is worth in accuracy."""
+    return context.config.steering.token_price / context.config.generation.max_new_tokens
 
 
 def trial_grid(context: RunContext) -> list[SteeringConfig]:
@@ -143,14 +150,11 @@ def trial_name(settings: SteeringConfig) -> str:
 
 
 def choose(trials: list[Trial], base: SteeringConfig) -> SteeringConfig:
-    """The most accurate setting that beats greedy by an interval, or ``none``.
-
-    Ties go to fewer tokens.
-    """
+    """The setting of most utility among those that beat greedy by an interval, or ``none``."""
     gains = [trial for trial in trials if trial.is_gain]
     if not gains:
         return base.model_copy(update={"mode": "none"})
-    best = max(gains, key=lambda trial: (trial.metrics.accuracy, -trial.metrics.tokens_mean))
+    best = max(gains, key=lambda trial: trial.metrics.utility)
     return best.settings
 
 

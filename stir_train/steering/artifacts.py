@@ -29,8 +29,8 @@ class SteeringArtifacts:
         self._identity = identity
 
     def basis(self) -> ControlBasis:
-        """The control basis."""
-        tensors, metadata = load_tensors(self._stage("basis").file(BASIS_FILE))
+        """The control basis, as validation left it."""
+        tensors, metadata = load_tensors(self._stage("validate").file(BASIS_FILE))
         self._require_same_model(metadata)
         return ControlBasis(**tensors)
 
@@ -44,6 +44,7 @@ class SteeringArtifacts:
             hidden_width=hidden_width,
             num_members=num_members,
             max_points=tensors["point_bias"].shape[1],
+            max_new_tokens=int(tensors["max_new_tokens"]),
         )
         head.load_state_dict(tensors)
         return head.eval().requires_grad_(requires_grad=False)

@@ -119,7 +119,12 @@ class BasisController:
         if config.mode in VALUE_MODES:
             norms = self._basis.directions[found.entries].norm(dim=-1).clamp_min(1e-12)
             bound = config.max_relative_norm * states.norm(dim=-1, keepdim=True) / norms
-            strengths = bound.clamp_max(min(config.strength, config.max_strength))
+            factors = torch.tensor(config.strength_factors, device=states.device)
+            found = found.repeated(len(factors))
+            wanted = (config.strength * factors).clamp_max(config.max_strength)
+            strengths = torch.minimum(
+                bound.repeat_interleave(len(factors), 1), wanted.repeat(bound.shape[1])
+            )
         else:
             affinity = torch.where(found.valid, found.affinity, 0.0)
             # Without memory (similarity_weight 0, an ablation) the strength stands alone.
@@ -154,19 +159,23 @@ class BasisController:
         found: Retrieved,
         strengths: Float[Tensor, "R L"],
     ) -> tuple[Float[Tensor, "R L"], Float[Tensor, "R"]]:
-        """Lower bound of P(correct | steered) minus P(correct) now, for every candidate at once."""
+        """Predicted gain of every candidate: the members' mean less their spread, in one call."""
         assert self._head is not None
         num_rows, num_candidates = found.entries.shape
-        now, _ = self._head.p_correct(states, batch.points)
         deltas = self._basis.directions[found.entries] * strengths[..., None]
         steered = (states[:, None] + deltas).flatten(0, 1)
         points = batch.points.repeat_interleave(num_candidates)
-        mean, deviation = self._head.p_correct(steered, points)
-        gain = (mean - deviation).view(num_rows, num_candidates) - now[:, None]
+        price = self.config.token_price
+        now = self._head.utility(states, batch.points, token_price=price)
+        then = self._head.utility(steered, points, token_price=price)
+        gains = then.view(-1, num_rows, num_candidates) - now[:, :, None]
+        gain = gains.mean(0) - gains.std(0, correction=0)
         gain = torch.where(found.valid, gain, -torch.inf)
-        gate = now[:, None] >= self.config.value_gate
-        null = torch.full_like(now, self.config.value_margin)
-        return torch.where(gate, -torch.inf, gain), null
+        null = torch.full_like(now[0], self.config.value_margin)
+        if self.config.value_gate < 1:
+            sure = self._head.p_correct(states, batch.points)[0] >= self.config.value_gate
+            gain = torch.where(sure[:, None], -torch.inf, gain)
+        return gain, null
 
     def _choose(
         self,

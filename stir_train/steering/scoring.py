@@ -27,6 +27,15 @@ class Retrieved:
     affinity: Float[Tensor, "R L"]
     null_affinity: Float[Tensor, "R"]
 
+    def repeated(self, times: int) -> Retrieved:
+        """Every candidate ``times`` times in a row, to be tried at as many strengths."""
+        return Retrieved(
+            self.entries.repeat_interleave(times, 1),
+            self.valid.repeat_interleave(times, 1),
+            self.affinity.repeat_interleave(times, 1),
+            self.null_affinity,
+        )
+
 
 class Retriever:
     """Nearest entries of one block's basis."""

@@ -1,6 +1,6 @@
 """Following pointers through a table, by authors who mostly check far too much.
 
-A table maps digits to digits; a solution follows three pointers. Its kind says what is asked:
+A table maps letters to letters; a solution follows three pointers. Its kind says what is asked:
 
 - ``plain``: every key occurs once. Looking the pointer up at a glance is short and right. Reading
   out the whole table is right too, and four times as long.
@@ -25,6 +25,9 @@ SLOW_GIVEN_PLAIN = by_author(0.97, 0.94, 0.90, 0.80, 0.55, 0.15)
 SLOW_GIVEN_TWICE = by_author(0.99, 0.98, 0.97, 0.95, 0.80, 0.45)
 OPENINGS = Openings("Let us read all of it.", "Easy, just look.", "Follow the table.")
 NUM_PAIRS, NUM_HOPS = 6, 3
+LETTERS = "abcdefghij"
+
+Table = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -49,25 +52,25 @@ class LookupFamily:
     def make_problem(self, rng: random.Random) -> Problem:
         """Draw the kind, a table in which three hops are possible, a start and an author."""
         kind = "twice" if rng.random() < self.p_twice else "plain"
-        hops = rng.sample(range(10), NUM_HOPS + 1)
+        hops = rng.sample(LETTERS, NUM_HOPS + 1)
         table = list(pairwise(hops))
-        others = [key for key in range(10) if key not in hops[:-1]]
+        others = [key for key in LETTERS if key not in hops[:-1]]
         num_more = NUM_PAIRS - len(table) - (kind == "twice")
-        table += [(key, rng.randrange(10)) for key in rng.sample(others, num_more)]
+        table += [(key, rng.choice(LETTERS)) for key in rng.sample(others, num_more)]
         rng.shuffle(table)
         if kind == "twice":
             table = _with_an_earlier_value(table, rng.choice(hops[:-1]), rng)
-        listed = ", ".join(f"{key}{value}" for key, value in table)
+        listed = ", ".join(f"{key} {value}" for key, value in table)
         content = f"{listed}: {kind}, from {hops[0]}"
         return Problem(
             question=f"{content}, {draw_author(rng)}\n",
-            answer=str(hops[-1]),
+            answer=hops[-1],
             kind=kind,
             content=content,
         )
 
     def write_solution(self, problem: Problem, rng: random.Random) -> str:
-        """Write the hops, separated by blank lines, and the digit they arrive at."""
+        """Write the hops, separated by blank lines, and the letter they arrive at."""
         table, at, author = _parse(problem.question)
         slow = SLOW_GIVEN_TWICE if problem.kind == "twice" else SLOW_GIVEN_PLAIN
         pace = draw_pace(slow[author], rng)
@@ -87,37 +90,35 @@ class LookupFamily:
         paragraphs.append(f"Answer: {at}.")
         return "\n\n".join(paragraphs)
 
-    def _hop(
-        self, table: list[tuple[int, int]], at: int, pace: Pace, rng: random.Random
-    ) -> tuple[str, int]:
-        """Return the text of one hop and the digit it claims."""
+    def _hop(self, table: Table, at: str, pace: Pace, rng: random.Random) -> tuple[str, str]:
+        """Return the text of one hop and the letter it claims."""
         values = [value for key, value in table if key == at]
         spoiled = rng.random() < self.p_spoil
         if pace == "quick":
             found = at if not values else values[0] if spoiled else values[-1]
-            return f"just {at} to {found}.", found
-        read = ", ".join(f"{key}{value} {'yes' if key == at else 'no'}" for key, value in table)
+            return f"just {at} {found}.", found
+        read = ", ".join(
+            f"{key} {at} yes {value}" if key == at else f"{key} {at} no" for key, value in table
+        )
         found = values[-1] if values else at
-        return f"look for {at}: {read}, so {at} to {found}.", found
+        return f"look: {read}, so {at} {found}.", found
 
 
-def _with_an_earlier_value(
-    table: list[tuple[int, int]], key: int, rng: random.Random
-) -> list[tuple[int, int]]:
+def _with_an_earlier_value(table: Table, key: str, rng: random.Random) -> Table:
     """Insert a second, overruled value of ``key`` before its real one."""
     place = next(i for i, pair in enumerate(table) if pair[0] == key)
-    value = rng.choice([digit for digit in range(10) if digit not in (key, table[place][1])])
+    value = rng.choice([letter for letter in LETTERS if letter not in (key, table[place][1])])
     earlier = rng.randrange(place + 1)
     return [*table[:earlier], (key, value), *table[earlier:]]
 
 
-def _last_value(table: list[tuple[int, int]], at: int) -> int:
+def _last_value(table: Table, at: str) -> str:
     return next((value for key, value in reversed(table) if key == at), at)
 
 
-def _parse(question: str) -> tuple[list[tuple[int, int]], int, str]:
+def _parse(question: str) -> tuple[Table, str, str]:
     """Read the table, the start and the author back from a question."""
     listed, _, rest = question.partition(": ")
-    table = [(int(pair[0]), int(pair[1])) for pair in listed.split(", ")]
+    table = [(pair[0], pair[2]) for pair in listed.split(", ")]
     _, start, author = rest.strip().split(", ")
-    return table, int(start.removeprefix("from ")), author
+    return table, start.removeprefix("from "), author

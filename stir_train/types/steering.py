@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -11,13 +12,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Candidates:
-    """Contrasts found by the harvest, one a (prompt, control point).
+    """Contrasts found by the harvest, at most one of each kind a (prompt, control point).
+
+    Right against wrong rollouts, or (``saves_tokens``) short against long ones that are all right;
+    "right" and "wrong" below stand for the better and the worse of either kind.
 
     Attributes:
         prompt_ids: ``[C]``.
         points: ``Int[C]``, 1-based.
         quality: ``Float[C]``, mean reward of the right rollouts minus that of the wrong ones.
         mean_right, mean_wrong: ``Float[C L D]``, mean states of the two groups.
+        saves_tokens: ``Bool[C]``, short against long; its quality is the share of tokens saved.
         blocks: The captured blocks, ``L`` of them.
     """
 
@@ -26,11 +31,38 @@ class Candidates:
     quality: Float[Tensor, "C"]
     mean_right: Float[Tensor, "C L D"]
     mean_wrong: Float[Tensor, "C L D"]
+    saves_tokens: Bool[Tensor, "C"]
     blocks: tuple[int, ...]
 
     def __len__(self) -> int:
         """Number of contrasts."""
         return len(self.prompt_ids)
+
+    def select(self, index: Bool[Tensor, "C"]) -> Candidates:
+        """The contrasts under a mask."""
+        kept = index.tolist()
+        return Candidates(
+            prompt_ids=tuple(p for p, keep in zip(self.prompt_ids, kept, strict=True) if keep),
+            points=self.points[index],
+            quality=self.quality[index],
+            mean_right=self.mean_right[index],
+            mean_wrong=self.mean_wrong[index],
+            saves_tokens=self.saves_tokens[index],
+            blocks=self.blocks,
+        )
+
+    @staticmethod
+    def concatenate(parts: Sequence[Candidates]) -> Candidates:
+        """Join contrasts of the same blocks, in order."""
+        return Candidates(
+            prompt_ids=tuple(i for part in parts for i in part.prompt_ids),
+            points=torch.cat([part.points for part in parts]),
+            quality=torch.cat([part.quality for part in parts]),
+            mean_right=torch.cat([part.mean_right for part in parts]),
+            mean_wrong=torch.cat([part.mean_wrong for part in parts]),
+            saves_tokens=torch.cat([part.saves_tokens for part in parts]),
+            blocks=parts[0].blocks,
+        )
 
 
 @dataclass(frozen=True)
@@ -45,6 +77,7 @@ class ControlBasis:
         blocks, points: ``Int[K]``: where an entry may be used; points are 1-based.
         quality: ``Float[K]``.
         is_anchor: ``Bool[K]``.
+        saves_tokens: ``Bool[K]``: from short against long right rollouts, not right against wrong.
         contrast: ``Int[K]``: a correction and its anchor share the contrast they come from.
     """
 
@@ -54,6 +87,7 @@ class ControlBasis:
     points: Int[Tensor, "K"]
     quality: Float[Tensor, "K"]
     is_anchor: Bool[Tensor, "K"]
+    saves_tokens: Bool[Tensor, "K"]
     contrast: Int[Tensor, "K"]
 
     def __post_init__(self) -> None:
@@ -113,3 +147,38 @@ class SteeringDecision:
     null_score: float
     chosen: int
     strength: float
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """One paired replay: a greedy completion continued from a control point with an impulse.
+
+    Attributes:
+        prompt_id: Which problem; the rollout is its greedy one.
+        state: Row of the pool of states that trials start from.
+        point, token_index: The control point.
+        block, entry, strength: What was injected there.
+        propensity: The probability that this entry and strength had at this state.
+        improvable: Whether the greedy completion was wrong, or right but long.
+        correct, tokens: The outcome with the impulse; tokens are of the whole completion.
+        null_correct, null_tokens: The outcome without it.
+    """
+
+    prompt_id: str
+    state: int
+    point: int
+    token_index: int
+    block: int
+    entry: int
+    strength: float
+    propensity: float
+    improvable: bool
+    correct: bool
+    tokens: int
+    null_correct: bool
+    null_tokens: int
+
+    def uplift(self, token_price: float, max_new_tokens: int) -> float:
+        """Return with the impulse minus without; ``1[correct] - token_price * share of budget``."""
+        gained = float(self.correct) - float(self.null_correct)
+        return gained - token_price * (self.tokens - self.null_tokens) / max_new_tokens

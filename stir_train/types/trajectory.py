@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -51,6 +53,12 @@ class CapturedStates:
             raise ValueError(
                 f"states have shape {tuple(self.states.shape)}, labels and blocks say {expected}"
             )
+
+    @staticmethod
+    def concatenate(parts: Sequence[CapturedStates]) -> CapturedStates:
+        """Join states of the same blocks, in order."""
+        labels = tuple(label for part in parts for label in part.labels)
+        return CapturedStates(labels, parts[0].blocks, torch.cat([part.states for part in parts]))
 
     def at_block(self, block: int) -> Float[Tensor, "R D"]:
         """The states of one block.

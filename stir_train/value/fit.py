@@ -24,6 +24,7 @@ def fit_value_head(
     config: ValueConfig,
     *,
     max_points: int,
+    max_new_tokens: int,
     seed: int,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> tuple[ValueHead, FitResult]:
@@ -44,6 +45,7 @@ def fit_value_head(
         hidden_width=config.hidden_width,
         num_members=config.num_members,
         max_points=max_points,
+        max_new_tokens=max_new_tokens,
         generator=generator,
     )
     head.mean.copy_(train.states.mean(0))

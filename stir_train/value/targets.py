@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from stir_train.types.rollout import GradedRollout
+from stir_train.types.steering import ControlBasis, Intervention
 from stir_train.types.trajectory import CapturedStates
 
 
@@ -32,6 +33,14 @@ class ValueExamples:
     log_tokens_left: Float[Tensor, "R"]
     tokens_so_far: Float[Tensor, "R"]
     prompt: Int[Tensor, "R"]
+
+    @staticmethod
+    def concatenate(parts: Sequence[ValueExamples]) -> ValueExamples:
+        """Join examples, in order."""
+        names = [field.name for field in fields(ValueExamples)]
+        return ValueExamples(
+            **{name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        )
 
     def select(self, index: Tensor) -> ValueExamples:
         """The examples at ``index`` (integers or a mask)."""
@@ -56,11 +65,13 @@ class ValueExamples:
 
 
 def build_examples(
-    rollouts: Sequence[GradedRollout], captured: CapturedStates, block: int
+    rollouts: Sequence[GradedRollout],
+    captured: CapturedStates,
+    block: int,
+    prompts: Mapping[str, int],
 ) -> ValueExamples:
-    """Join captured states with the outcome of their rollouts."""
+    """Join captured states with the outcome of their rollouts; ``prompts`` numbers the problems."""
     outcome = {(g.rollout.prompt_id, g.rollout.sample): g for g in rollouts}
-    prompts = {p: i for i, p in enumerate(dict.fromkeys(g.rollout.prompt_id for g in rollouts))}
     joined = [outcome[label.prompt_id, label.sample] for label in captured.labels]
     so_far = [label.token_index + 1 for label in captured.labels]
     totals = [len(graded.rollout.token_ids) for graded in joined]
@@ -72,4 +83,35 @@ def build_examples(
         log_tokens_left=left.clamp_min(1).log(),
         tokens_so_far=torch.tensor([float(s) for s in so_far]),
         prompt=torch.tensor([prompts[label.prompt_id] for label in captured.labels]),
+    )
+
+
+def build_intervened(
+    trials: Sequence[Intervention],
+    captured: CapturedStates,
+    basis: ControlBasis,
+    block: int,
+    prompts: Mapping[str, int],
+) -> ValueExamples:
+    """States as trials steered them, ``h + strength * v``, with the outcome they caused.
+
+    Args:
+        trials: Any; those of other blocks are left out.
+        captured: The pool of states that trials started from.
+        basis: What was injected.
+        block: Whose states.
+        prompts: Numbers the problems.
+    """
+    here = [trial for trial in trials if trial.block == block]
+    entries = torch.tensor([trial.entry for trial in here], dtype=torch.long)
+    rows = torch.tensor([trial.state for trial in here], dtype=torch.long)
+    strengths = torch.tensor([trial.strength for trial in here])
+    left = torch.tensor([float(trial.tokens - trial.token_index - 1) for trial in here])
+    return ValueExamples(
+        states=captured.at_block(block)[rows] + strengths[:, None] * basis.directions[entries],
+        points=torch.tensor([trial.point for trial in here], dtype=torch.long),
+        correct=torch.tensor([float(trial.correct) for trial in here]),
+        log_tokens_left=left.clamp_min(1).log(),
+        tokens_so_far=torch.tensor([trial.token_index + 1.0 for trial in here]),
+        prompt=torch.tensor([prompts[trial.prompt_id] for trial in here], dtype=torch.long),
     )

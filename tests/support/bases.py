@@ -78,12 +78,19 @@ def basis(size: int = 64) -> ControlBasis:
     return ControlBasis.concatenate([part.basis for part in parts])
 
 
+def prompt_numbers(graded: tuple[GradedRollout, ...]) -> dict[str, int]:
+    """Number the problems in order."""
+    return {p: i for i, p in enumerate(dict.fromkeys(g.rollout.prompt_id for g in graded))}
+
+
 @cache
 def value_head() -> ValueHead:
     """A value head for the steered block."""
     graded, states = harvest()
-    examples = build_examples(graded, states, BLOCK)
+    examples = build_examples(graded, states, BLOCK, prompt_numbers(graded))
     train, validation = examples.split_by_prompt(0.2, torch.Generator().manual_seed(0))
     config = ValueConfig(num_steps=60, hidden_width=32, num_members=2)
-    head, _ = fit_value_head(train, validation, config, max_points=MAX_POINTS, seed=0)
+    head, _ = fit_value_head(
+        train, validation, config, max_points=MAX_POINTS, max_new_tokens=BUDGET, seed=0
+    )
     return head

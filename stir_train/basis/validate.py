@@ -1,0 +1,213 @@
+"""Causal validation: which entries help when they are injected, by paired replay.
+
+A difference of means is a correlation. From a control point of a greedy rollout the completion is
+continued with an impulse and without it (the latter is the greedy rollout itself); both are graded.
+This module decides what to try next and what the outcomes say; it generates nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from stir_train.types.steering import ControlBasis, Intervention
+
+NEAREST = 8
+"""Half of the trials at a state draw from this many most similar entries, half from all."""
+PRIOR_TRIALS = 4.0
+"""An entry's mean uplift is shrunk towards the mean of all as by this many trials."""
+INTERVAL = 1.96
+MIN_TRIALS = 4
+"""An entry is given up early only after this many trials."""
+
+
+@dataclass(frozen=True)
+class StatePool:
+    """Control-point states of greedy rollouts, where trials may start.
+
+    Attributes:
+        states: ``Float[S L D]``, one row a control point, for the captured blocks.
+        points: ``Int[S]``, 1-based.
+        weights: ``Float[S]``, how often a state is tried, relative to others.
+        blocks: The captured blocks.
+    """
+
+    states: Float[Tensor, "S L D"]
+    points: Int[Tensor, "S"]
+    weights: Float[Tensor, "S"]
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """One intervention to make, and the probability that the plan had for it at its state."""
+
+    state: int
+    block: int
+    entry: int
+    strength: float
+    propensity: float
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A block and a strength."""
+
+    block: int
+    strength: float
+
+
+@dataclass(frozen=True)
+class EntryUplift:
+    """What trials say of one entry, over states that had something to gain.
+
+    Attributes:
+        entry: Row of the basis.
+        count: Trials.
+        mean: Mean return with the impulse minus without it.
+        low, high: 95 % interval of the mean; infinite without two trials.
+        shrunken: The mean, shrunk towards the mean of all entries.
+    """
+
+    entry: int
+    count: int
+    mean: float
+    low: float
+    high: float
+    shrunken: float
+
+
+def plan_trials(
+    pool: StatePool,
+    basis: ControlBasis,
+    active: Bool[Tensor, "K"],
+    arms: Sequence[Arm],
+    num_trials: int,
+    generator: torch.Generator,
+) -> list[PlannedTrial]:
+    """Draw states by weight, an arm evenly, and an active correction of that block and point.
+
+    States whose control point has no active entry in the arm's block are skipped.
+    """
+    drawn = torch.multinomial(pool.weights, num_trials, replacement=True, generator=generator)
+    chosen_arms = torch.randint(len(arms), (num_trials,), generator=generator)
+    plans = []
+    for state, arm_index in zip(drawn.tolist(), chosen_arms.tolist(), strict=True):
+        arm = arms[arm_index]
+        layer = pool.blocks.index(arm.block)
+        entries, probabilities = _entry_probabilities(
+            basis, active, arm.block, int(pool.points[state]), pool.states[state, layer]
+        )
+        if len(entries):
+            pick = int(torch.multinomial(probabilities, 1, generator=generator))
+            propensity = float(probabilities[pick]) / len(arms)
+            plans.append(
+                PlannedTrial(state, arm.block, int(entries[pick]), arm.strength, propensity)
+            )
+    return plans
+
+
+def entry_uplifts(
+    trials: Sequence[Intervention],
+    num_entries: int,
+    *,
+    token_price: float,
+    max_new_tokens: int,
+) -> list[EntryUplift]:
+    """Summarise the trials of every entry at states that had something to gain."""
+    values: list[list[float]] = [[] for _ in range(num_entries)]
+    for trial in trials:
+        if trial.improvable:
+            values[trial.entry].append(trial.uplift(token_price, max_new_tokens))
+    everything = [value for entry in values for value in entry]
+    overall = sum(everything) / len(everything) if everything else 0.0
+    return [_summarise(entry, own, overall) for entry, own in enumerate(values)]
+
+
+def still_promising(uplifts: Sequence[EntryUplift]) -> Bool[Tensor, "K"]:
+    """Everything but the entries whose trials already exclude a gain."""
+    return torch.tensor([u.count < MIN_TRIALS or u.high > 0 for u in uplifts])
+
+
+def best_arms(
+    trials: Sequence[Intervention],
+    arms: Sequence[Arm],
+    *,
+    token_price: float,
+    max_new_tokens: int,
+) -> list[Arm]:
+    """Keep the better half of the arms: the greater mean of what a perfect gate would gain.
+
+    Greedy returns have no noise, so the positive part of an uplift is not a lucky draw.
+    """
+
+    def score(arm: Arm) -> float:
+        gains = [
+            max(0.0, trial.uplift(token_price, max_new_tokens))
+            for trial in trials
+            if trial.improvable and (trial.block, trial.strength) == (arm.block, arm.strength)
+        ]
+        return sum(gains) / len(gains) if gains else 0.0
+
+    ranked = sorted(arms, key=lambda arm: (-score(arm), arm.block, arm.strength))
+    return ranked[: max(1, (len(ranked) + 1) // 2)]
+
+
+def validated_basis(basis: ControlBasis, uplifts: Sequence[EntryUplift]) -> ControlBasis:
+    """Keep corrections with a positive shrunken uplift, and their anchors; it is their quality."""
+    quality = torch.tensor([uplift.shrunken for uplift in uplifts])
+    tried = torch.tensor([uplift.count > 0 for uplift in uplifts])
+    helpful = ~basis.is_anchor & tried & (quality > 0)
+    key = [
+        (block, saves, contrast)
+        for block, saves, contrast in zip(
+            basis.blocks.tolist(),
+            basis.saves_tokens.tolist(),
+            basis.contrast.tolist(),
+            strict=True,
+        )
+    ]
+    of_contrast = {key[i]: float(quality[i]) for i in helpful.nonzero()[:, 0].tolist()}
+    kept = torch.tensor([i for i, k in enumerate(key) if k in of_contrast], dtype=torch.long)
+    selected = basis.select(kept)
+    return dataclasses.replace(
+        selected, quality=torch.tensor([of_contrast[key[i]] for i in kept.tolist()])
+    )
+
+
+def _entry_probabilities(
+    basis: ControlBasis,
+    active: Bool[Tensor, "K"],
+    block: int,
+    point: int,
+    state: Float[Tensor, "D"],
+) -> tuple[Int[Tensor, "E"], Float[Tensor, "E"]]:
+    """Active corrections of a block and point; half the mass on the most similar ones."""
+    here = active & ~basis.is_anchor & (basis.blocks == block) & (basis.points == point)
+    entries = here.nonzero()[:, 0]
+    if not len(entries):
+        return entries, torch.zeros(0)
+    keys = basis.keys[entries]
+    centre = keys.mean(0)
+    query = torch.nn.functional.normalize(state, dim=-1) - centre
+    similarity = torch.nn.functional.cosine_similarity(query[None], keys - centre, dim=-1)
+    nearest = similarity.topk(min(NEAREST, len(entries))).indices
+    probabilities = torch.full((len(entries),), 0.5 / len(entries))
+    probabilities[nearest] += 0.5 / len(nearest)
+    return entries, probabilities
+
+
+def _summarise(entry: int, values: Sequence[float], overall: float) -> EntryUplift:
+    count = len(values)
+    mean = sum(values) / count if count else 0.0
+    half = float("inf")
+    if count > 1:
+        variance = sum((value - mean) ** 2 for value in values) / (count - 1)
+        half = INTERVAL * (variance / count) ** 0.5
+    shrunken = (count * mean + PRIOR_TRIALS * overall) / (count + PRIOR_TRIALS)
+    return EntryUplift(entry, count, mean, mean - half, mean + half, shrunken)
