@@ -8,7 +8,7 @@ XDIST_WORKERS ?= auto
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow check format install clean
+.PHONY: demo results test test-slow check format install clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -38,6 +38,14 @@ check: $(STAMP) ## format, lint, types, import contracts, fast tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) test
+
+results: $(STAMP) ## the held-out comparison of docs/results.md (an hour on two cores)
+	for family in haste waste mixed; do \
+	  $(BIN)/stir-train run configs/results/$$family.yaml || exit 1; \
+	  $(BIN)/stir-train run configs/results/$$family.yaml name=$$family-unvalidated \
+	    validation.enabled=false tune.modes=[value] evaluate.controls=false || exit 1; \
+	done
+	$(BIN)/stir-train compare runs/results/*
 
 format: $(STAMP) ## format and mend what lint can mend
 	$(BIN)/ruff format .

@@ -27,7 +27,7 @@ from stir_train.artifacts.atomic import (
 )
 from stir_train.errors import ArtifactError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CHECKSUMS = ".checksums"
 MARKER, MANIFEST, STAGE_FILE = "complete", "manifest.json", "stage.json"
 

@@ -12,7 +12,7 @@ from stir_train.config.tasks import KNOWN_TASKS
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
-SteeringMode = Literal["none", "similarity", "preview", "value", "hybrid"]
+SteeringMode = Literal["none", "static", "similarity", "preview", "value", "hybrid"]
 
 
 class ModelConfig(FrozenConfig):
@@ -227,7 +227,8 @@ class SteeringConfig(FrozenConfig):
     """What the controller does at a control point."""
 
     mode: SteeringMode = "value"
-    """`none`, `similarity`, `preview` (published), `value` (no extra pass) or `hybrid`."""
+    """`none`, `static` (one constant vector), `similarity`, `preview` (published), `value` (no extra
+    pass) or `hybrid`."""
     depth: Fraction | None = None
     """Depth of the steered block; None takes the first harvested depth."""
     strength: PositiveFloat = 1.0
@@ -272,9 +273,9 @@ class TuneConfig(FrozenConfig):
 
     enabled: bool = True
     """When off, `steering` is used as it stands."""
-    modes: tuple[SteeringMode, ...] = ("value", "preview")
-    """Controller modes to try."""
-    strengths: tuple[PositiveFloat, ...] = (1.0, 2.0)
+    modes: tuple[SteeringMode, ...] = ("value", "preview", "static")
+    """Controller modes to try; the best setting of each is evaluated, the best of all deployed."""
+    strengths: tuple[PositiveFloat, ...] = (1.0, 2.0, 3.0)
     """Strengths to try."""
     depths: tuple[Fraction, ...] = ()
     """Depths to try; empty tries every harvested depth."""
@@ -292,6 +293,8 @@ class EvaluateConfig(FrozenConfig):
 class DistillConfig(FrozenConfig):
     """Distilling steered behaviour into a LoRA adapter (sequence objective)."""
 
+    enabled: bool = True
+    """When off, the run ends with the evaluation of the steered base model."""
     rank: Literal[8, 16, 32, 64] = 16
     """LoRA rank; servers accept a few values only."""
     alpha: PositiveInt = 32

@@ -50,13 +50,15 @@ def points_yield(points: Sequence[tuple[int, int, float]]) -> str:
     return _png(figure)
 
 
-def histogram(series: Mapping[str, Sequence[float]], xlabel: str) -> str:
+def histogram(
+    series: Mapping[str, Sequence[float]], xlabel: str, *, ylabel: str = "contrasts"
+) -> str:
     """One outline per named series."""
     figure, axes = _figure()
     for i, (name, values) in enumerate(series.items()):
         axes.hist(values, bins=30, histtype="step", color=COLORS[i % len(COLORS)], label=name)
     axes.set_xlabel(xlabel)
-    axes.set_ylabel("contrasts")
+    axes.set_ylabel(ylabel)
     if len(series) > 1:
         axes.legend(fontsize=8, frameon=False)
     return _png(figure)

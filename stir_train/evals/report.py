@@ -35,7 +35,7 @@ class ReportData:
     Attributes:
         title: Run name.
         results: ``results.json``.
-        basis, value, tune: The stages' own reports.
+        basis, validation, value, tune: The stages' own reports.
         summaries: Stage name to summary figures.
         decisions: The steered method's decisions on the test items.
         wins, losses: Items that steering mended, and that it broke.
@@ -46,6 +46,7 @@ class ReportData:
     title: str
     results: Mapping[str, Any]
     basis: Mapping[str, Any]
+    validation: Mapping[str, Any]
     value: Mapping[str, Any]
     tune: Mapping[str, Any]
     summaries: Mapping[str, Mapping[str, Any]]
@@ -73,6 +74,11 @@ def render_report(data: ReportData) -> str:
         "cosines": plots.cosines(data.basis["blocks"]),
         "logdet": plots.curves(
             {f"block {b}": v for b, v in data.basis["logdet"].items()}, "entries picked", "log det"
+        ),
+        "uplift": plots.histogram(
+            {"entries": [entry["mean"] for entry in data.validation["entries"]]},
+            "mean uplift of an entry",
+            ylabel="entries",
         ),
         "reliability": plots.reliability({b: r["reliability"] for b, r in data.value.items()}),
         "interventions": plots.interventions(_by_point(data.decisions)),

@@ -44,7 +44,7 @@ def _work(config: RunConfig) -> dict[str, str]:
     depths = config.tune.depths or config.harvest.depths
     trials = len(config.tune.modes) * len(config.tune.strengths) * len(depths)
     trials = trials if config.tune.enabled else 1
-    methods = 7 if config.evaluate.controls else 4
+    methods = 3 + 3 * config.evaluate.controls + config.distill.enabled + len(config.tune.modes) - 1
     captured = ", ".join(f"{depth:g}" for depth in config.harvest.depths)
     return {
         "rollout": f"{splits.num_harvest} problems x {config.rollout.num_samples} samples = "
@@ -59,9 +59,13 @@ def _work(config: RunConfig) -> dict[str, str]:
         "value": f"{config.value.num_members} heads a block, at most {config.value.num_steps} steps",
         "tune": f"{trials} settings x {splits.num_tune} problems, greedy beside them",
         "steer": f"{splits.num_harvest} problems x {config.distill.num_samples} samples = "
-        f"{steered} steered rollouts",
+        f"{steered} steered rollouts"
+        if config.distill.enabled
+        else "off",
         "distill": f"LoRA rank {config.distill.rank}, {config.distill.num_steps} steps of "
-        f"{config.distill.batch_size} sequences; export and verify",
+        f"{config.distill.batch_size} sequences; export and verify"
+        if config.distill.enabled
+        else "off",
         "evaluate": f"{methods} methods x {splits.num_test} held-out problems",
         "report": "one HTML page",
     }

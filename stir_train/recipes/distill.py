@@ -44,6 +44,8 @@ def run_steered(context: RunContext) -> None:
         "rollout": config.rollout,
         "generation": config.generation,
     }
+    if not config.distill.enabled:
+        return
     stage = context.begin(STEERED, settings, upstream=(VALIDATE, VALUE, TUNE), splits=("harvest",))
     if stage is None:
         return
@@ -64,6 +66,9 @@ def run_distill(context: RunContext) -> None:
     """Fine-tune LoRA on the chosen steered completions; export; verify in a fresh process."""
     config = context.config
     settings = {"distill": config.distill, "seed": config.seed, "num_threads": config.num_threads}
+    if not config.distill.enabled:
+        context.console.print("  adapter: distill.enabled is off")
+        return
     stage = context.begin(ADAPTER, settings, upstream=(STEERED,))
     if stage is None:
         return

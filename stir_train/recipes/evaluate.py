@@ -21,6 +21,7 @@ from stir_train.generation.engine import DecodeEngine
 from stir_train.models.load import load_model
 from stir_train.models.lora import load_adapter
 from stir_train.monitoring.console import progress
+from stir_train.recipes.compare import RESULTS_FILE
 from stir_train.recipes.context import RunContext
 from stir_train.recipes.distill import ADAPTER
 from stir_train.recipes.harvest import BASIS, load_basis
@@ -31,16 +32,22 @@ from stir_train.recipes.rollouts import (
     num_chunks,
     sampling_params,
 )
-from stir_train.recipes.tune import TUNE, controller_for, price_per_token, trial_name
+from stir_train.recipes.tune import (
+    TUNE,
+    best_of_each_mode,
+    controller_for,
+    price_per_token,
+    trial_name,
+)
 from stir_train.recipes.validate import VALIDATE
 from stir_train.recipes.value import VALUE
-from stir_train.steering.controller import BasisController
+from stir_train.steering.artifacts import SteeringController
 from stir_train.steering.controls import empty_basis, random_directions, shuffled_keys
 from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import ControlBasis
 
-EVAL, RESULTS_FILE = STAGE_DIRECTORIES["evaluate"], "results.json"
-RESULTS_SCHEMA = 1
+EVAL = STAGE_DIRECTORIES["evaluate"]
+RESULTS_SCHEMA = 2
 GREEDY, PUBLISHED, STEERED_METHOD, STUDENT = "greedy", "stir-published", "stir", "lora-student"
 
 
@@ -59,7 +66,7 @@ class Method:
     name: str
     settings: SteeringConfig | None
     chosen_on: str
-    make_controller: Callable[[], BasisController] | None = None
+    make_controller: Callable[[], SteeringController] | None = None
     engine: DecodeEngine | None = None
 
 
@@ -72,9 +79,8 @@ def run_evaluate(context: RunContext) -> None:
         "seed": config.seed,
         "num_threads": config.num_threads,
     }
-    stage = context.begin(
-        EVAL, settings, upstream=(BASIS, VALIDATE, VALUE, TUNE, ADAPTER), splits=("test",)
-    )
+    upstream = (BASIS, VALIDATE, VALUE, TUNE, *([ADAPTER] if config.distill.enabled else []))
+    stage = context.begin(EVAL, settings, upstream=upstream, splits=("test",))
     if stage is None:
         return
     made_before = [name for name in STAGE_DIRECTORIES.values() if name != EVAL]
@@ -119,12 +125,13 @@ def run_evaluate(context: RunContext) -> None:
             {f"{row.name}/accuracy": row.accuracy, f"{row.name}/tokens_mean": row.tokens_mean},
         )
     named = {row.name: row for row in rows}
-    steered, student = named[STEERED_METHOD], named[STUDENT]
+    steered = named[STEERED_METHOD]
+    student = f", LoRA student {named[STUDENT].accuracy:.1%}" if STUDENT in named else ""
     context.report_done(
         stage,
         {"accuracy_greedy": named[GREEDY].accuracy, "accuracy_stir": steered.accuracy},
         f"{len(context.splits['test'])} test problems: greedy {named[GREEDY].accuracy:.1%}, "
-        f"steered {steered.accuracy:.1%}, LoRA student {student.accuracy:.1%}",
+        f"steered {steered.accuracy:.1%}{student}",
     )
 
 
@@ -149,6 +156,13 @@ def build_methods(context: RunContext) -> list[Method]:
             steered("control-random-vectors", choice, random_directions(basis, seed=seed), "tune"),
             steered("control-shuffled-keys", choice, shuffled_keys(basis, seed=seed), "tune"),
         ]
+    methods += [
+        steered(f"stir-{settings.mode}", settings, basis, "tune")
+        for settings in best_of_each_mode(context)
+        if settings != choice
+    ]
+    if not context.config.distill.enabled:
+        return methods
     adapter = context.stage(ADAPTER)
     adapter.require_complete()
     student = load_adapter(load_model(context.config.model), adapter.path / ADAPTER_DIRECTORY)

@@ -34,12 +34,14 @@ def run_report(context: RunContext) -> None:
         for path in evaluation.files(f"{STEERED_METHOD}/decisions-")
         for decision in load_table(path, SteeringDecision)
     ]
-    stages = (ROLLOUTS, HARVEST, BASIS, VALIDATE, VALUE, TUNE, STEERED, ADAPTER, EVAL)
+    distilled = (STEERED, ADAPTER) if context.config.distill.enabled else ()
+    stages = (ROLLOUTS, HARVEST, BASIS, VALIDATE, VALUE, TUNE, *distilled, EVAL)
     page = render_report(
         ReportData(
             title=context.config.name,
             results=load_results(context),
             basis=load_report(context.stage(BASIS)),
+            validation=load_report(context.stage(VALIDATE)),
             value=load_report(context.stage(VALUE)),
             tune=load_report(context.stage(TUNE)),
             summaries={name: context.stage(name).summary() for name in stages},

@@ -21,7 +21,7 @@ from stir_train.generation.backend import (
 from stir_train.generation.engine import DecodeEngine
 from stir_train.monitoring.console import Advance
 from stir_train.recipes.context import RunContext
-from stir_train.steering.controller import BasisController
+from stir_train.steering.artifacts import SteeringController
 from stir_train.types.rollout import GradedRollout, Prompt, Rollout
 from stir_train.types.steering import SteeringDecision
 from stir_train.types.trajectory import CapturedStates, StateLabel
@@ -45,7 +45,7 @@ class GenerationJob:
     num_samples: int
     sampling: SamplingParams
     capture_blocks: tuple[int, ...] = ()
-    make_controller: Callable[[], BasisController] | None = None
+    make_controller: Callable[[], SteeringController] | None = None
     prefix: str = ""
     engine: DecodeEngine | None = None
 

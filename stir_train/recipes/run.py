@@ -22,9 +22,10 @@ from stir_train.config.run import RunConfig
 from stir_train.distributed.world import usable_cores
 from stir_train.export.adapter import ADAPTER_DIRECTORY
 from stir_train.monitoring.metrics import open_metrics
+from stir_train.recipes.compare import RESULTS_FILE
 from stir_train.recipes.context import RunContext, set_threads
 from stir_train.recipes.distill import run_distill, run_steered
-from stir_train.recipes.evaluate import RESULTS_FILE, load_results, results_table, run_evaluate
+from stir_train.recipes.evaluate import load_results, results_table, run_evaluate
 from stir_train.recipes.harvest import run_basis, run_harvest, run_rollout
 from stir_train.recipes.report import PAGE, run_report
 from stir_train.recipes.tune import run_tune

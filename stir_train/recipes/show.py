@@ -22,7 +22,7 @@ from stir_train.recipes.distill import ADAPTER
 from stir_train.recipes.evaluate import GREEDY, PUBLISHED, STEERED_METHOD, STUDENT, published_rule
 from stir_train.recipes.rollouts import sampling_params
 from stir_train.recipes.tune import controller_for
-from stir_train.steering.controller import BasisController
+from stir_train.steering.artifacts import SteeringController
 from stir_train.types.rollout import Prompt
 from stir_train.types.steering import SteeringDecision
 
@@ -109,7 +109,7 @@ def _answer(
     return Answer(prompt, result, controller.decisions if controller else [])
 
 
-def _controller(context: RunContext, method: str) -> BasisController | None:
+def _controller(context: RunContext, method: str) -> SteeringController | None:
     settings: dict[str, Callable[[], SteeringConfig]] = {
         STEERED_METHOD: context.steering.choice,
         PUBLISHED: published_rule,
@@ -136,7 +136,7 @@ def _describe(point: int, decision: SteeringDecision | None) -> Text:
         for entry, score in zip(decision.candidates, decision.scores, strict=True)
     )
     seen = f"null {decision.null_score:+.3f}; {scored or 'no candidate'}"
-    if decision.chosen < 0:
+    if not decision.strength:
         return Text(f"  ── point {point}: left alone ({seen})", style="dim")
     return Text(
         f"  ━━ point {point}: entry {decision.chosen} x {decision.strength:.2f} into block "

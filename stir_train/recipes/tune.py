@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.config.pipeline import STAGE_DIRECTORIES
@@ -12,7 +13,7 @@ from stir_train.config.stages import SteeringConfig
 from stir_train.evals.metrics import MethodMetrics, compare_to_baseline
 from stir_train.monitoring.console import progress
 from stir_train.recipes.context import RunContext
-from stir_train.recipes.harvest import save_report
+from stir_train.recipes.harvest import load_report, save_report
 from stir_train.recipes.rollouts import (
     GenerationJob,
     generate_job,
@@ -22,7 +23,7 @@ from stir_train.recipes.rollouts import (
 )
 from stir_train.recipes.validate import VALIDATE
 from stir_train.recipes.value import VALUE
-from stir_train.steering.controller import BasisController
+from stir_train.steering.artifacts import SteeringController
 from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import ControlBasis
 
@@ -49,7 +50,7 @@ class Trial:
 
 def controller_for(
     context: RunContext, settings: SteeringConfig, basis: ControlBasis
-) -> BasisController:
+) -> SteeringController:
     """Build the controller that settings describe; without a depth, at the first harvested one."""
     device = context.loaded.device
     return context.steering.controller(with_depth(context, settings), device=device, basis=basis)
@@ -156,6 +157,15 @@ def choose(trials: list[Trial], base: SteeringConfig) -> SteeringConfig:
         return base.model_copy(update={"mode": "none"})
     best = max(gains, key=lambda trial: trial.metrics.utility)
     return best.settings
+
+
+def best_of_each_mode(context: RunContext) -> list[SteeringConfig]:
+    """The setting of most utility of every mode tried; those that gained nothing included."""
+    trials = load_report(context.stage(TUNE))["trials"]
+    best: dict[str, Any] = {}
+    for trial in sorted(trials, key=lambda t: t["metrics"]["utility"]):
+        best[trial["settings"]["mode"]] = trial["settings"]
+    return [SteeringConfig.model_validate(best[mode]) for mode in sorted(best)]
 
 
 def _save_choice(stage: StageDir, trials: list[Trial], chosen: SteeringConfig) -> None:

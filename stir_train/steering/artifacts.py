@@ -16,7 +16,10 @@ from stir_train.models.blocks import resolve_depth
 from stir_train.models.load import ModelIdentity
 from stir_train.models.value_head import ValueHead
 from stir_train.steering.controller import VALUE_MODES, BasisController
+from stir_train.steering.static import StaticController
 from stir_train.types.steering import ControlBasis
+
+SteeringController = BasisController | StaticController
 
 BASIS_FILE, REPORT_FILE = "basis.safetensors", "report.json"
 
@@ -60,7 +63,7 @@ class SteeringArtifacts:
         *,
         device: torch.device,
         basis: ControlBasis | None = None,
-    ) -> BasisController:
+    ) -> SteeringController:
         """The controller that settings describe, over the run's basis or another.
 
         Raises:
@@ -71,6 +74,8 @@ class SteeringArtifacts:
         block = resolve_depth(settings.depth, self._identity.num_blocks)
         head = self.head(block) if settings.mode in VALUE_MODES else None
         used = self.basis() if basis is None else basis
+        if settings.mode == "static":
+            return StaticController(used, settings, block=block, device=device)
         return BasisController(used, settings, block=block, head=head, device=device)
 
     def _stage(self, verb: str) -> StageDir:

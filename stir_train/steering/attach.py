@@ -23,8 +23,8 @@ from stir_train.generation.backend import ControlBatch
 from stir_train.models.blocks import find_blocks
 from stir_train.models.hooks import block_hooks
 from stir_train.models.load import identify_model
-from stir_train.steering.artifacts import open_run_artifacts
-from stir_train.steering.controller import PREVIEWING_MODES, BasisController
+from stir_train.steering.artifacts import SteeringController, open_run_artifacts
+from stir_train.steering.controller import PREVIEWING_MODES
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def steering(
     run_dir: str | Path,
     *,
     settings: SteeringConfig | None = None,
-) -> Iterator[BasisController]:
+) -> Iterator[SteeringController]:
     """Steer every ``generate`` inside the context with a finished run's control basis.
 
     Args:
@@ -76,7 +76,7 @@ class _Tracker:
     """Follows the rows of one ``generate`` call from its forward passes alone."""
 
     def __init__(
-        self, automaton: ControlPointAutomaton, controller: BasisController, max_points: int
+        self, automaton: ControlPointAutomaton, controller: SteeringController, max_points: int
     ) -> None:
         self._automaton, self._controller = automaton, controller
         self._max_points = max_points

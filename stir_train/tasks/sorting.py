@@ -7,22 +7,21 @@ A problem is five digits to put in order, smallest first. Its kind says what is 
 - ``repeats``: some digit occurs twice. A glance usually takes both at once and so loses one;
   walking along takes one.
 
-So this family loses both accuracy and tokens, and the two kinds need opposite habits. The author
-draws the habit anew before every digit, and only the step that meets the repeated digit decides:
-the first one or the last but one.
+The two kinds need opposite habits, so no constant vector serves both. The author draws the habit
+anew before every digit, and only the step that meets the repeated digit decides: the first one or
+the last but one. ``sorting`` loses both accuracy and tokens; ``sorting-waste``, whose authors seldom
+hurry over repeats and mostly dawdle elsewhere, loses tokens.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from stir_train.tasks.habits import Openings, Pace, by_author, draw_author, draw_pace
 from stir_train.tasks.problem import Problem
 
-SLOW_GIVEN_DISTINCT = by_author(0.96, 0.92, 0.86, 0.76, 0.55, 0.20)
-SLOW_GIVEN_REPEATS = by_author(0.92, 0.84, 0.66, 0.42, 0.20, 0.10)
 OPENINGS = Openings("Let us walk along.", "Easy, just take.", "Sort them.")
 NUM_DIGITS = 5
 
@@ -32,6 +31,7 @@ class SortingFamily:
     """The embedded family ``sorting``; the fields are the corpus's habits, as probabilities.
 
     Attributes:
+        slow_given_distinct, slow_given_repeats: By author, a step walks along.
         p_repeats: A problem is of kind ``repeats``.
         p_spoil: A glance at a digit that is left twice takes both.
         p_persist: The habit of a step carries over to the next; otherwise it is drawn again.
@@ -40,6 +40,12 @@ class SortingFamily:
     """
 
     name: str = "sorting"
+    slow_given_distinct: Mapping[str, float] = field(
+        default_factory=lambda: by_author(0.96, 0.92, 0.86, 0.76, 0.55, 0.20)
+    )
+    slow_given_repeats: Mapping[str, float] = field(
+        default_factory=lambda: by_author(0.92, 0.84, 0.66, 0.42, 0.20, 0.10)
+    )
     p_repeats: float = 0.4
     p_spoil: float = 0.75
     p_persist: float = 0.5
@@ -64,7 +70,8 @@ class SortingFamily:
         """Write the steps, separated by blank lines, and the list they arrive at."""
         listed, _, rest = problem.question.strip().partition(": ")
         author = rest.rpartition(", ")[2]
-        slow = SLOW_GIVEN_REPEATS if problem.kind == "repeats" else SLOW_GIVEN_DISTINCT
+        repeats = problem.kind == "repeats"
+        slow = self.slow_given_repeats if repeats else self.slow_given_distinct
         pace = draw_pace(slow[author], rng)
         paragraphs = [OPENINGS.draw(pace, rng)]
         left, taken = [int(digit) for digit in listed], ""
@@ -98,6 +105,17 @@ class SortingFamily:
             return f"just {least}, {outcome}", after
         walk = ", ".join(f"{digit} low {min(left[: i + 1])}" for i, digit in enumerate(left))
         return f"walk {walk}, so {least}, {outcome}", after
+
+
+def wasteful_sorting() -> SortingFamily:
+    """Authors who are nearly always right, and nearly always slow."""
+    return SortingFamily(
+        name="sorting-waste",
+        slow_given_distinct=by_author(0.97, 0.94, 0.88, 0.80, 0.60, 0.25),
+        slow_given_repeats=by_author(0.99, 0.98, 0.97, 0.95, 0.90, 0.70),
+        p_repeats=0.25,
+        p_redo_right=0.15,
+    )
 
 
 def _join(digits: Sequence[int]) -> str:

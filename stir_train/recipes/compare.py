@@ -1,0 +1,89 @@
+"""Put the results of several finished runs side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from stir_train.artifacts.run_dir import RunDir
+from stir_train.config.pipeline import STAGE_DIRECTORIES
+from stir_train.errors import ArtifactError
+
+RESULTS_FILE = "results.json"
+COLUMNS = (
+    "run",
+    "method",
+    "settings",
+    "accuracy",
+    "points gained",
+    "tokens",
+    "tokens, %",
+    "passes",
+)
+
+
+def read_results(run: Path) -> dict[str, Any]:
+    """The results of a run whose evaluation is finished, checksums verified.
+
+    Raises:
+        ArtifactError: If it is not finished, or damaged.
+    """
+    if not run.is_dir():
+        raise ArtifactError(f"{run} is no run directory")
+    path = RunDir(run).stage(STAGE_DIRECTORIES["evaluate"]).file(RESULTS_FILE)
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def result_rows(runs: Sequence[Path]) -> list[tuple[str, ...]]:
+    """One row a run and method; deltas are against the run's own greedy decoding."""
+    rows = []
+    for run in runs:
+        results = read_results(run)
+        for method in results["methods"]:
+            rows.append((run.name, *_figures(method)))
+    return rows
+
+
+def as_table(rows: Sequence[tuple[str, ...]]) -> Table:
+    """Rows for the terminal."""
+    table = Table(box=SIMPLE, title="held-out test items; 95 % paired intervals")
+    for i, column in enumerate(COLUMNS):
+        table.add_column(column, justify="left" if i < 3 else "right", no_wrap=i < 2)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def as_markdown(rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows as a Markdown table."""
+    rule = ["---" if i < 3 else "---:" for i in range(len(COLUMNS))]
+    lines = [COLUMNS, rule, *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _figures(method: Mapping[str, Any]) -> tuple[str, ...]:
+    is_baseline = method["name"] == "greedy"
+    points = "" if is_baseline else _change(method["delta_accuracy"], method["delta_accuracy_ci95"])
+    tokens = (
+        "" if is_baseline else _change(method["delta_tokens_fraction"], method["delta_tokens_ci95"])
+    )
+    settings = "" if method["label"] == method["name"] else method["label"]
+    return (
+        method["name"],
+        settings,
+        f"{100 * method['accuracy']:.1f}",
+        points,
+        f"{method['tokens_mean']:.1f}",
+        tokens,
+        f"{method['forward_passes_mean']:.1f}",
+    )
+
+
+def _change(value: float, interval: Sequence[float]) -> str:
+    low, high = interval
+    return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
