@@ -85,6 +85,7 @@ def test_every_stage_is_whole_and_a_second_run_does_nothing(finished: Path) -> N
 def test_results_are_complete_and_consistent(finished: Path) -> None:
     results = json.loads((finished / "smoke" / "eval" / "results.json").read_text())
     assert results["num_items"] == 24
+    assert results["test_openings"] == 1
     rows = {row["name"]: row for row in results["methods"]}
     assert rows["control-empty-basis"]["delta_accuracy_ci95"] == [0.0, 0.0]
     assert rows["control-empty-basis"]["tokens_mean"] == rows["greedy"]["tokens_mean"]

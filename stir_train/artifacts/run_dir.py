@@ -29,6 +29,7 @@ from stir_train.errors import ArtifactError
 
 SCHEMA_VERSION = 2
 CHECKSUMS = ".checksums"
+TEST_OPENINGS = "test_openings.json"
 MARKER, MANIFEST, STAGE_FILE = "complete", "manifest.json", "stage.json"
 
 
@@ -195,6 +196,19 @@ class RunDir:
     def metrics_file(self) -> Path:
         """The metrics log: one JSON object a line, appended by every attempt."""
         return self.path / "metrics.jsonl"
+
+    def record_opening(self, choice: str) -> int:
+        """Note that the test split is opened for a frozen choice; return for how many so far.
+
+        Resuming counts once; remaking the choice and evaluating again counts again, whatever was
+        discarded in between.
+        """
+        path = self.path / TEST_OPENINGS
+        choices = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        if choice not in choices:
+            choices.append(choice)
+            write_json(path, choices)
+        return len(choices)
 
     def discard(self, stages: list[str]) -> None:
         """Delete stages, so that they are made again."""

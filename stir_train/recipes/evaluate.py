@@ -85,6 +85,12 @@ def run_evaluate(context: RunContext) -> None:
         return
     made_before = [name for name in STAGE_DIRECTORIES.values() if name != EVAL]
     require_unseen(context.splits["test"], context.problems_used(made_before))
+    openings = context.run_dir.record_opening(context.stage(TUNE).fingerprint())
+    if openings > 1:
+        context.console.print(
+            f"[yellow]! evaluate: the test split is opened for choice number {openings} of this run "
+            "directory; its intervals are honest for the first alone[/]"
+        )
     methods = build_methods(context)
     answers: dict[str, list[GradedRollout]] = {}
     total = len(context.splits["test"]) * len(methods)
@@ -116,7 +122,7 @@ def run_evaluate(context: RunContext) -> None:
     ]
     with stage.writing(RESULTS_FILE) as path:
         path.write_text(
-            json.dumps(_results(context, methods, rows), indent=1, sort_keys=True) + "\n",
+            json.dumps(_results(context, methods, rows, openings), indent=1, sort_keys=True) + "\n",
             encoding="utf-8",
         )
     for row in rows:
@@ -220,7 +226,7 @@ def load_results(context: RunContext) -> dict[str, object]:
 
 
 def _results(
-    context: RunContext, methods: list[Method], rows: list[MethodMetrics]
+    context: RunContext, methods: list[Method], rows: list[MethodMetrics], openings: int
 ) -> dict[str, object]:
     described = [
         {
@@ -240,6 +246,7 @@ def _results(
         "num_items": len(test),
         "items_sha256": split_sha256(test),
         "seeds": [context.config.seed],
+        "test_openings": openings,
         "methods": described,
     }
 
