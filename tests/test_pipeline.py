@@ -212,6 +212,33 @@ def test_plain_generate_inside_the_context_gives_the_engines_tokens(finished: Pa
         steering(other, tokenizer, run).__enter__()
 
 
+def test_a_users_own_model_and_problems_need_no_code(tmp_path: Path) -> None:
+    from stir_train.models.load import EMBEDDED_ROOT
+    from stir_train.tasks.families import FAMILIES
+    from stir_train.tasks.problem import held_out_problems
+
+    model, problems = tmp_path / "model", tmp_path / "problems.jsonl"
+    shutil.copytree(EMBEDDED_ROOT / "sorting", model)
+    rows = held_out_problems(FAMILIES["sorting"], 80, seed=4)
+    problems.write_text(
+        "".join(json.dumps({"prompt": p.question, "gold": p.answer}) + "\n" for p in rows)
+    )
+    settings = [
+        f"model.name={model}",
+        "task.name=custom",
+        f"task.source={problems}",
+        "task.question_fields=[prompt]",
+        "task.answer_fields=[gold]",
+        "generation.max_new_tokens=320",
+    ]
+    for verb in ("rollout", "harvest"):
+        done = _run(tmp_path, *settings, verb=verb)
+        assert done.returncode == 0, done.stderr
+    assert "contrasts" in done.stderr
+    used = json.loads((tmp_path / "smoke" / "rollouts" / "problems.json").read_text())
+    assert len(used["harvest"]) == 24
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_at_a_random_point_and_rerun_it_ends_with_the_same_bytes(

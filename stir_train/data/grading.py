@@ -87,10 +87,7 @@ class Grader:
         open_items = [i for i, phrase in enumerate(found) if phrase and not truncated[i]]
         pairs = [(golds[i].answer, found[i]) for i in open_items]
         verdicts = dict(zip(open_items, self._pool.map(check_math, pairs), strict=True))
-        return [
-            _judge(found[i], truncated[i], lambda i=i: verdicts[i])  # type: ignore[misc]
-            for i in range(len(texts))
-        ]
+        return [_judge(found[i], truncated[i], verdicts.get(i, False)) for i in range(len(texts))]
 
     def _grade_regex(
         self, texts: Sequence[str], golds: Sequence[Gold], truncated: Sequence[bool]
@@ -104,8 +101,7 @@ class Grader:
                 grades.append(Grade(correct=False, extracted="", reason=result))
                 continue
             found = result[0] or ""
-            same = _plain(found) == _plain(gold.answer)
-            grades.append(_judge(found, cut, lambda same=same: same))  # type: ignore[misc]
+            grades.append(_judge(found, cut, _plain(found) == _plain(gold.answer)))
         return grades
 
 
@@ -147,7 +143,7 @@ def reward(grade: Grade, rollout: Rollout, config: RolloutConfig, *, max_new_tok
 
 def _grade_exact(text: str, gold: Gold, truncated: bool, marker: str) -> Grade:
     found = after_marker(text, marker)
-    return _judge(found, truncated, lambda: found == gold.answer.strip())
+    return _judge(found, truncated, found == gold.answer.strip())
 
 
 def _grade_numeric(text: str, gold: Gold, truncated: bool, marker: str) -> Grade:
@@ -161,8 +157,8 @@ def _grade_numeric(text: str, gold: Gold, truncated: bool, marker: str) -> Grade
     if isinstance(found, Ambiguous):
         return _ambiguous(phrase, truncated)
     if found is None:
-        return _judge("", truncated, lambda: False)
-    return _judge(str(found), truncated, lambda: found.equals(wanted))
+        return _judge("", truncated, False)
+    return _judge(str(found), truncated, found.equals(wanted))
 
 
 def _grade_choice(text: str, gold: Gold, truncated: bool, marker: str) -> Grade:
@@ -175,7 +171,7 @@ def _grade_choice(text: str, gold: Gold, truncated: bool, marker: str) -> Grade:
     )
     if isinstance(found, Ambiguous):
         return _ambiguous(phrase, truncated)
-    return _judge(found or "", truncated, lambda: found == wanted)
+    return _judge(found or "", truncated, found == wanted)
 
 
 def _grade_boolean(text: str, gold: Gold, truncated: bool, marker: str) -> Grade:
@@ -185,7 +181,7 @@ def _grade_boolean(text: str, gold: Gold, truncated: bool, marker: str) -> Grade
     )
     if isinstance(found, Ambiguous):
         return _ambiguous(phrase, truncated)
-    return _judge(found or "", truncated, lambda: found == wanted)
+    return _judge(found or "", truncated, found == wanted)
 
 
 def _first_read(
@@ -219,12 +215,12 @@ def _search(pattern: str, text: str) -> tuple[str | None]:
     return (search_pattern(pattern, text),)
 
 
-def _judge(found: str, truncated: bool, compare: Callable[[], bool | str]) -> Grade:
+def _judge(found: str, truncated: bool, verdict: bool | str) -> Grade:
+    """A grade for what was found; a verdict in words says why the checker has none."""
     if truncated:
         return Grade(correct=False, extracted=found, reason="truncated")
     if not found:
         return Grade(correct=False, extracted="", reason="no answer")
-    verdict = compare()
     if isinstance(verdict, str):
         return Grade(correct=False, extracted=found, reason=verdict)
     return Grade(correct=verdict, extracted=found, reason="equal" if verdict else "different")
