@@ -16,9 +16,10 @@ from stir_train.types.steering import Candidates, ControlBasis
 
 @dataclass(frozen=True)
 class BlockSelection:
-    """The basis of one block and how its objective grew."""
+    """The basis of one block and kind of contrast, and how its objective grew."""
 
     block: int
+    saves_tokens: bool
     basis: ControlBasis
     selection: Selection
 
@@ -91,7 +92,8 @@ def _select_block(
         partner=partner,
     )
     picks = torch.tensor(selection.picks)
-    return BlockSelection(block, entries.select(picks), selection)
+    basis = entries.select(picks)
+    return BlockSelection(block, bool(basis.saves_tokens.any()), basis, selection)
 
 
 def _forced(points: Int[Tensor, "K"], quality: Float[Tensor, "K"], min_per_point: int) -> list[int]:

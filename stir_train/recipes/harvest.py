@@ -10,7 +10,7 @@ from stir_train.artifacts.atomic import json_sha256
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tensors import load_tensors, save_tensors
 from stir_train.basis.diagnostics import diagnose, points_yield, warnings_of
-from stir_train.basis.select import select_basis
+from stir_train.basis.select import BlockSelection, select_basis
 from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.errors import StageError
 from stir_train.harvest.contrast import contrast_rollouts
@@ -147,8 +147,8 @@ def run_basis(context: RunContext) -> None:
             .tolist()
             for layer, block in enumerate(candidates.blocks)
         },
-        "logdet": {str(s.block): s.selection.logdet for s in selections},
-        "objective": {str(s.block): s.selection.objective for s in selections},
+        "logdet": {_selection_name(s): s.selection.logdet for s in selections},
+        "objective": {_selection_name(s): s.selection.objective for s in selections},
     }
     save_report(stage, report)
     for warning in warnings:
@@ -158,6 +158,10 @@ def run_basis(context: RunContext) -> None:
         {"num_entries": len(basis), "num_corrections": int((~basis.is_anchor).sum())},
         f"{len(basis)} entries over blocks {', '.join(map(str, candidates.blocks))}",
     )
+
+
+def _selection_name(selection: BlockSelection) -> str:
+    return f"{selection.block}{', short against long' if selection.saves_tokens else ''}"
 
 
 def load_basis(context: RunContext) -> ControlBasis:
