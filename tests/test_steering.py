@@ -153,15 +153,7 @@ def test_retrieval_is_the_published_rule_written_out() -> None:
 
 
 def test_value_mode_gates_bounds_and_respects_the_first_point(prompts: list[Prompt]) -> None:
-    _, captured = bases.harvest()
-    states = captured.at_block(bases.BLOCK)[:64]
-    labels = captured.labels[:64]
-    batch = ControlBatch(
-        tuple(label.prompt_id for label in labels),
-        tuple(label.sample for label in labels),
-        torch.tensor([label.point for label in labels]),
-        tuple(label.token_index for label in labels),
-    )
+    states, batch = _some_states()
     free = _controller(SteeringConfig(mode="value", strength=3.0)).decide(states, batch)
     assert bool(free.fires.any())
     gated = _controller(SteeringConfig(mode="value", strength=3.0, value_gate=0.0))
@@ -173,6 +165,56 @@ def test_value_mode_gates_bounds_and_respects_the_first_point(prompts: list[Prom
     first = _controller(SteeringConfig(mode="value", strength=3.0, first_point_only=True))
     fires = first.decide(states, batch).fires
     assert torch.equal(fires, free.fires & (batch.points == 1))
+
+
+def _some_states() -> tuple[torch.Tensor, ControlBatch]:
+    _, captured = bases.harvest()
+    labels = captured.labels[:64]
+    return captured.at_block(bases.BLOCK)[:64], ControlBatch(
+        tuple(label.prompt_id for label in labels),
+        tuple(label.sample for label in labels),
+        torch.tensor([label.point for label in labels]),
+        tuple(label.token_index for label in labels),
+    )
+
+
+def test_the_head_picks_the_strength_that_it_expects_most_of() -> None:
+    states, batch = _some_states()
+    options = {"mode": "value", "strength": 1.0, "max_relative_norm": 100.0, "value_margin": 0.0}
+    alone = {
+        factor: _controller(SteeringConfig(**{**options, "strength": factor}))
+        for factor in (1.0, 2.0, 3.0)
+    }
+    best = torch.full((64,), -torch.inf)
+    for controller in alone.values():
+        controller.decide(states, batch)
+        scores = [max(d.scores, default=-torch.inf) for d in controller.decisions]
+        best = torch.maximum(best, torch.tensor(scores))
+    grid = _controller(SteeringConfig(**options, strength_factors=(1.0, 2.0, 3.0)))
+    impulses = grid.decide(states, batch)
+    found = torch.tensor([max(d.scores, default=-torch.inf) for d in grid.decisions])
+    torch.testing.assert_close(found, best)
+    used = set(impulses.strengths[impulses.fires].tolist())
+    assert used <= {1.0, 2.0, 3.0}
+    assert len(used) > 1
+
+
+def test_the_dearer_tokens_are_the_more_the_controller_saves_them() -> None:
+    states, batch = _some_states()
+    head = bases.value_head()
+    saved = []
+    for price in (0.0, 0.5, 5.0):
+        impulses = _controller(
+            SteeringConfig(mode="value", strength=3.0, token_price=price, value_margin=0.0)
+        ).decide(states, batch)
+        now = head.tokens_left(states, batch.points)
+        then = head.tokens_left(states + impulses.deltas, batch.points)
+        saved.append(float((now - then).mean()))
+    assert saved == sorted(saved)
+    assert saved[2] > saved[0]
+    utility = head.utility(states, batch.points, token_price=0.0)
+    right, _ = head.p_correct(states, batch.points)
+    torch.testing.assert_close(utility.mean(0), right)
 
 
 def test_controls_keep_everything_but_the_one_thing() -> None:
