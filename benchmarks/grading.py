@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
+from contextlib import closing
 from typing import Any
 
 from stir_train.config.stages import TaskConfig
@@ -36,7 +37,7 @@ def measure(name: str, count: int, workers: int) -> float:
     config, _, gold = CASES[name]
     texts = responses(name, count, random.Random(0))
     arguments: tuple[Any, ...] = (texts, [gold] * count, [False] * count)
-    with Grader(config, num_workers=workers) as grader:
+    with closing(Grader(config, num_workers=workers)) as grader:
         grader.grade(*arguments)
         start = time.perf_counter()
         grader.grade(*arguments)

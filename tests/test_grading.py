@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def _cases(name: str) -> list[tuple[bool, Gold, str, str]]:
 
 @pytest.fixture(scope="module")
 def math_grader() -> Iterator[Grader]:
-    with Grader(TaskConfig(grader="math"), num_workers=2) as grader:
+    with closing(Grader(TaskConfig(grader="math"), num_workers=2)) as grader:
         yield grader
 
 
@@ -189,7 +190,7 @@ def test_hostile_mathematics_times_out_alone_and_is_counted_apart() -> None:
         "\\boxed{10000000000!}",
         "\\boxed{2}",
     ]
-    with Grader(TaskConfig(grader="math"), num_workers=2) as grader:
+    with closing(Grader(TaskConfig(grader="math"), num_workers=2)) as grader:
         grader._pool.timeout_seconds = 3.0
         grades = grader.grade(texts, [Gold("2")] * len(texts), [False] * len(texts))
     correct = [i for i, grade in enumerate(grades) if grade.correct]
@@ -206,7 +207,7 @@ def test_hostile_mathematics_times_out_alone_and_is_counted_apart() -> None:
 
 def test_the_pool_replaces_workers_that_hang_or_die() -> None:
     pattern = TaskConfig(grader="regex", answer_regex=r"(?:a+)+(b)")
-    with Grader(pattern, num_workers=2) as grader:
+    with closing(Grader(pattern, num_workers=2)) as grader:
         grader._pool.timeout_seconds = 1.0
         texts = ["aab", "a" * 40, "ab", "a" * 50, "b"]
         grades = grader.grade(texts, [Gold("b")] * 5, [False] * 5)
@@ -260,7 +261,7 @@ def test_a_gold_answer_that_cannot_be_compared_is_refused(
 
 def test_regex_answers_are_compared_without_case_or_space() -> None:
     config = TaskConfig(grader="regex", answer_regex=r"result\s*=\s*(.+)")
-    with Grader(config, num_workers=1) as grader:
+    with closing(Grader(config, num_workers=1)) as grader:
         texts = ["result = x\nresult = Deep  Blue", "result: Deep Blue", "result = deep red"]
         grades = grader.grade(texts, [Gold("deep blue")] * 3, [False] * 3)
     assert [(g.correct, g.reason) for g in grades] == [
@@ -273,7 +274,7 @@ def test_regex_answers_are_compared_without_case_or_space() -> None:
 def test_many_responses_are_graded_as_few_are() -> None:
     texts = [f"#### {i}" for i in range(2500)]
     golds = [Gold(str(i // 2 * 2)) for i in range(2500)]
-    with Grader(TaskConfig(grader="numeric"), num_workers=2) as grader:
+    with closing(Grader(TaskConfig(grader="numeric"), num_workers=2)) as grader:
         pooled = grader.grade(texts, golds, [False] * 2500)
         alone = grade_batch(
             TaskConfig(grader="numeric"), zip(texts, golds, [False] * 2500, strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
@@ -38,7 +39,7 @@ def test_every_schema_is_read_and_its_gold_answers_grade_themselves_right(
     golds = [Gold(p.answer, p.choices) for p in problems]
     stated = [f"I think.\n\nAnswer: {p.answer}" for p in problems]
     boxed = [f"So $\\boxed{{{p.answer}}}$." for p in problems]
-    with Grader(config, num_workers=1) as grader:
+    with closing(Grader(config, num_workers=1)) as grader:
         for texts in (stated, boxed):
             grades = grader.grade(texts, golds, [False] * len(texts))
             assert all(grade.correct for grade in grades), grades

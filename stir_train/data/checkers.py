@@ -8,8 +8,7 @@ import re
 import resource
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -27,17 +26,6 @@ class CheckerPool:
         self.num_workers = num_workers
         self.timeout_seconds = timeout_seconds
         self._pool: ProcessPool | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop the workers."""

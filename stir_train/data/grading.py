@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from stir_train.config.stages import RolloutConfig, TaskConfig
 from stir_train.data.checkers import CheckerPool, check_math, search_pattern
@@ -40,17 +39,6 @@ class Grader:
     def __init__(self, config: TaskConfig, *, num_workers: int | None = None) -> None:
         self.config = config
         self._pool = CheckerPool(num_workers or usable_cores())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop the pool."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -50,7 +51,7 @@ def grade_file(
         more = f"\n  - and {len(bad) - MAX_LISTED} more" if len(bad) > MAX_LISTED else ""
         raise DataError(f"{len(bad)} lines cannot be graded\n{listed}{more}")
     reasons: Counter[str] = Counter()
-    with Grader(task, num_workers=num_workers) as grader:
+    with closing(Grader(task, num_workers=num_workers)) as grader:
         for batch in _batches(_lines(path, task, bad)):
             grades = grader.grade(
                 [line.response for line in batch],
