@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from stir_train.artifacts.run_dir import StageDir, StageInputs
 from stir_train.config.stages import DistillConfig, ModelConfig
 from stir_train.distill.objective import sequence_loss
-from stir_train.distill.samples import IGNORED, choose_samples, sequence_batches
+from stir_train.distill.samples import IGNORED, BatchConfig, choose_samples, sequence_batches
+from stir_train.distributed.engine import PlainEngine
+from stir_train.distributed.world import alone
 from stir_train.errors import ModelError, VerificationError
 from stir_train.export.adapter import ADAPTER_DIRECTORY, PROBES_FILE, save_adapter, save_probes
 from stir_train.export.verify import verify_adapter
@@ -141,11 +143,14 @@ def test_the_student_learns_from_the_shortest_correct_samples_only() -> None:
         assert len(lengths) <= 2
         mine = [g.rollout for g in graded if g.rollout.prompt_id == prompt_id and g.grade.correct]
         assert min(lengths) == min(len(r.token_ids) for r in mine)
-    batch = next(sequence_batches(kept, batch_size=4, pad_token_id=0, seed=0))
+    model = add_lora(load_model(EMBEDDED), CONFIG, seed=0)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    engine = PlainEngine(model, [torch.optim.AdamW(trainable)], alone())
+    (batch,) = next(sequence_batches(kept, engine, 0, BatchConfig(4, pad_token_id=0, seed=0)))
     assert ((batch.labels != IGNORED) <= (batch.mask == 1)).all()
     sizes = {len(r.token_ids) for r in kept}
     assert {int(n) for n in (batch.labels != IGNORED).sum(1)} <= sizes
-    model = add_lora(load_model(EMBEDDED), CONFIG, seed=0)
+    assert batch.num_targets == int((batch.labels != IGNORED).sum())
     before = sequence_loss(model, batch)
     before.backward()
     trained = {n for n, p in model.named_parameters() if p.grad is not None}

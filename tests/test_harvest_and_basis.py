@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from stir_train.basis.diagnostics import diagnose, warnings_of
 from stir_train.basis.dpp import KeysInMemory, greedy_select
-from stir_train.basis.select import select_basis
 from stir_train.config.stages import BasisConfig
 from stir_train.errors import ArtifactError, StageError
 from stir_train.harvest.contrast import contrast_rollouts
@@ -128,7 +127,7 @@ def test_duplicates_stay_finite_and_ties_go_to_the_lower_row() -> None:
 @pytest.mark.parametrize("size", [16, 33, 10_000])
 def test_every_correction_comes_with_its_anchor(selection: str, size: int) -> None:
     config = BasisConfig(size=size, selection=selection, min_per_point=2)
-    for part in select_basis(bases.candidates(), config, seed=0):
+    for part in bases.select(bases.candidates(), config):
         basis = part.basis
         corrections = basis.contrast[~basis.is_anchor].tolist()
         assert sorted(corrections) == sorted(basis.contrast[basis.is_anchor].tolist())
@@ -151,7 +150,7 @@ def test_no_contrast_is_an_error_that_says_what_to_do() -> None:
         saves_tokens=none.saves_tokens[:0],
     )
     with pytest.raises(StageError, match="always or never solves"):
-        select_basis(empty, BasisConfig(), seed=0)
+        bases.select(empty, BasisConfig())
 
 
 def test_diagnostics_warn_about_a_contrast_of_nothing() -> None:

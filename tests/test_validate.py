@@ -7,7 +7,6 @@ import dataclasses
 import pytest
 import torch
 
-from stir_train.basis.select import select_basis
 from stir_train.basis.validate import (
     Arm,
     EntryUplift,
@@ -46,7 +45,7 @@ def _both_kinds() -> Candidates:
 
 
 def _basis() -> ControlBasis:
-    parts = select_basis(_both_kinds(), BasisConfig(size=48, min_per_point=2), seed=0)
+    parts = bases.select(_both_kinds(), BasisConfig(size=48, min_per_point=2))
     return ControlBasis.concatenate([part.basis for part in parts])
 
 
@@ -109,7 +108,7 @@ def test_short_against_long_contrasts_equal_the_definition_written_as_a_loop() -
 
 def test_the_published_part_of_the_basis_is_what_it_is_without_the_other_kind() -> None:
     basis = _basis()
-    alone = select_basis(bases.candidates(), BasisConfig(size=48, min_per_point=2), seed=0)
+    alone = bases.select(bases.candidates(), BasisConfig(size=48, min_per_point=2))
     published = ControlBasis.concatenate([part.basis for part in alone])
     kept = basis.select(~basis.saves_tokens)
     for field in dataclasses.fields(ControlBasis):

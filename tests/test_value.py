@@ -8,8 +8,16 @@ import pytest
 import torch
 
 from stir_train.config.stages import ValueConfig
+from stir_train.distributed.engine import PlainEngine
+from stir_train.distributed.world import alone
 from stir_train.errors import StageError
-from stir_train.train.loop import EarlyStopping, fit, warmup_then_cosine, warmup_then_linear
+from stir_train.train.loop import (
+    EarlyStopping,
+    FitPlan,
+    fit,
+    warmup_then_cosine,
+    warmup_then_linear,
+)
 from stir_train.value.calibration import auroc, calibration, reliability
 from stir_train.value.fit import fit_value_head
 from stir_train.value.targets import build_examples
@@ -76,13 +84,15 @@ def test_early_stopping_keeps_the_best_parameters() -> None:
         return next(scores)
 
     result = fit(
-        model,
-        [torch.optim.SGD(model.parameters(), lr=0.1)],
-        iter(lambda: None, 0),
+        PlainEngine(model, [torch.optim.SGD(model.parameters(), lr=0.1)], alone()),
+        lambda _: iter(lambda: [None], 0),
         lambda _: (model.weight - 5).square().sum(),
-        num_steps=100,
-        schedule=lambda _: 1.0,
-        early_stopping=EarlyStopping(evaluate, every_steps=2, patience=2),
+        FitPlan(
+            num_steps=100,
+            schedule=lambda _: 1.0,
+            seed=0,
+            early_stopping=EarlyStopping(evaluate, every_steps=2, patience=2),
+        ),
     )
     assert result.best_step == 4
     assert result.num_steps == 8

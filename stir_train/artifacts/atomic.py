@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +19,12 @@ _HASH_BLOCK = 1 << 20
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path; on success flush it to disk and rename it to ``path``.
 
-    On an error the temporary file is removed and nothing appears under ``path``.
+    On an error the temporary file is removed and nothing appears under ``path``. Processes that
+    write the same file do not meet: each has a temporary name of its own.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}{TEMPORARY_SUFFIX}")
+    writer = f"{socket.gethostname()}-{os.getpid()}"
+    temporary = path.with_name(f"{path.name}.{writer}{TEMPORARY_SUFFIX}")
     try:
         yield temporary
         _sync(temporary)

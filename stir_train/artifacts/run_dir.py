@@ -27,9 +27,11 @@ from stir_train.artifacts.atomic import (
 )
 from stir_train.errors import ArtifactError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 CHECKSUMS = ".checksums"
 TEST_OPENINGS = "test_openings.json"
+PROGRESS = ".progress"
+METRICS_FILE, FAILURE_FILE = "metrics.jsonl", "failure.json"
 MARKER, MANIFEST, STAGE_FILE = "complete", "manifest.json", "stage.json"
 
 
@@ -62,8 +64,12 @@ class StageDir:
         """Whether the stage finished."""
         return (self.path / MARKER).is_file()
 
-    def begin(self, inputs: StageInputs) -> bool:
+    def begin(self, inputs: StageInputs, *, alone: bool = True) -> bool:
         """Open the stage for these inputs; return whether there is work left to do.
+
+        Args:
+            inputs: What the stage is made from.
+            alone: No other process is writing, so half-written files are leftovers and removed.
 
         Raises:
             ArtifactError: If the directory was made from other inputs; the message names them.
@@ -86,8 +92,9 @@ class StageDir:
                 f"{self.path} was made with other settings:\n{listed}\n"
                 "Use another run name, or --redo to remake this stage and those after it."
             )
-        for leftover in self.path.rglob(f"*{TEMPORARY_SUFFIX}"):
-            leftover.unlink()
+        if alone:
+            for leftover in self.path.rglob(f"*{TEMPORARY_SUFFIX}"):
+                leftover.unlink()
         if self.is_complete:
             self.require_complete()
             return False
@@ -140,6 +147,10 @@ class StageDir:
         if json_sha256(manifest) != marked:
             raise ArtifactError(f"{self.path / MANIFEST} was altered after the stage finished")
         return manifest
+
+    def inputs_sha256(self) -> str:
+        """Hash of what the stage, once begun, is made from."""
+        return json_sha256(_read_json(self.path / STAGE_FILE))
 
     def fingerprint(self) -> str:
         """Hash of the finished stage: what later stages record as their source."""
@@ -195,7 +206,7 @@ class RunDir:
     @property
     def metrics_file(self) -> Path:
         """The metrics log: one JSON object a line, appended by every attempt."""
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS_FILE
 
     def record_opening(self, choice: str) -> int:
         """Note that the test split is opened for a frozen choice; return for how many so far.
@@ -214,27 +225,46 @@ class RunDir:
         """Delete stages, so that they are made again."""
         for name in stages:
             shutil.rmtree(self.path / name, ignore_errors=True)
+            self.forget_progress(name)
 
     def new_attempt(self) -> Path:
         """Make and return the next ``logs/attempt_N`` directory."""
         logs = self.path / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         number = 1 + sum(1 for entry in logs.glob("attempt_*"))
-        attempt = logs / f"attempt_{number}"
-        attempt.mkdir()
-        return attempt
+        while True:
+            attempt = logs / f"attempt_{number}"
+            try:
+                attempt.mkdir()
+            except FileExistsError:  # another process was quicker
+                number += 1
+            else:
+                return attempt
+
+    def claims(self, stage: str) -> Path:
+        """Where processes that share only the disk claim a stage's work."""
+        return self.path / PROGRESS / stage / "claims"
+
+    def checkpoints(self, stage: str) -> Path:
+        """Where a stage's fits are saved until it is done."""
+        return self.path / PROGRESS / stage / "checkpoints"
+
+    def forget_progress(self, stage: str) -> None:
+        """Drop what only an unfinished stage needs."""
+        shutil.rmtree(self.path / PROGRESS / stage, ignore_errors=True)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the run against a second process on this machine.
+    def locked(self, *, shared: bool = False) -> Iterator[None]:
+        """Hold the run against a second launch; ``shared`` lets others in that share it too.
 
         Raises:
             ArtifactError: If another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         with (self.path / ".lock").open("w") as stream:
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(stream, kind | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ArtifactError(
                     f"{self.path} is in use by another stir-train process; wait for it to end, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -38,15 +38,18 @@ def save_tensors(
         save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata=packed)
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read tensors and metadata.
+def load_tensors(
+    path: Path, *, only: Collection[str] | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors, all or ``only`` some of them, and metadata.
 
     Raises:
         ArtifactError: If the file is truncated or not safetensors.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            wanted = file.keys() if only is None else only
+            tensors = {key: file.get_tensor(key) for key in wanted}
             packed = (file.metadata() or {}).get(METADATA_KEY, "{}")
             return tensors, dict(json.loads(packed))
     except (SafetensorError, OSError) as error:

@@ -23,19 +23,23 @@ from torch import Tensor
 
 @runtime_checkable
 class KeyRows(Protocol):
-    """Keys ``Float[C D]``, in memory or streamed from disk block by block."""
+    """Keys ``Float[C D]``: in memory, streamed from disk, or spread over the ranks of a launch."""
 
     @property
     def num_rows(self) -> int:
-        """Number of candidates."""
+        """Number of candidates, those that other ranks hold included."""
         ...
 
     def blocks(self) -> Iterable[tuple[int, Float[Tensor, "B D"]]]:
-        """Yield (first row, rows) blocks that cover every row once, in order."""
+        """Yield (first row, rows) blocks that cover every row held here once, in order."""
         ...
 
-    def row(self, index: int) -> Float[Tensor, "D"]:
-        """One key."""
+    def agree(self, row: int, gain: float) -> tuple[int, float]:
+        """The row of largest gain among every holder's best, the lowest such row. Collective."""
+        ...
+
+    def fetch(self, row: int, value: float) -> tuple[Float[Tensor, "D"], float]:
+        """A row's key and the value that its holder passed for it. Collective."""
         ...
 
 
@@ -54,9 +58,13 @@ class KeysInMemory:
         """All rows as one block."""
         yield 0, self.keys
 
-    def row(self, index: int) -> Float[Tensor, "D"]:
-        """One key."""
-        return self.keys[index]
+    def agree(self, row: int, gain: float) -> tuple[int, float]:
+        """This process holds every row."""
+        return row, gain
+
+    def fetch(self, row: int, value: float) -> tuple[Float[Tensor, "D"], float]:
+        """This process holds every row."""
+        return self.keys[row], value
 
 
 @dataclass(frozen=True)
@@ -121,9 +129,11 @@ class _State:
     ) -> None:
         self.keys, self.diversity = keys, diversity
         self.log_quality = torch.log1p(quality.double())
-        self.variance = torch.empty(keys.num_rows, dtype=torch.double)
+        self.variance = torch.ones(keys.num_rows, dtype=torch.double)
+        self.elsewhere = torch.ones(keys.num_rows, dtype=torch.bool)
         for start, block in keys.blocks():
             self.variance[start : start + len(block)] = block.double().square().sum(1) + jitter
+            self.elsewhere[start : start + len(block)] = False
         self.factor: list[Tensor] = []
         self.picks: list[int] = []
         self.picked: set[int] = set()
@@ -134,18 +144,18 @@ class _State:
         """The row of largest gain; with ``partner``, only among rows whose mate is not missing."""
         gains = self.log_quality + self.diversity * self.variance.log()
         gains[self.picks] = -torch.inf
+        gains[self.elsewhere] = -torch.inf
         if partner is not None:
             lone = [i for i, p in enumerate(partner) if p >= 0 and p not in self.picked]
             gains[lone] = -torch.inf
         top = gains.max()
-        if top == -torch.inf:
-            return None
-        return int((gains == top).nonzero()[0, 0])
+        row, gain = self.keys.agree(int((gains == top).nonzero()[0, 0]), float(top))
+        return None if gain == -math.inf else row
 
     def pick(self, index: int) -> None:
         """Add a row and update every conditional variance."""
-        variance = float(self.variance[index])
-        key = self.keys.row(index).double()
+        key, variance = self.keys.fetch(index, float(self.variance[index]))
+        key = key.double()
         direction = key.clone()
         for u in self.factor:
             direction -= (u @ key) * u

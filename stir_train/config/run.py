@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from stir_train.config.base import FrozenConfig
 from stir_train.config.stages import (
     BasisConfig,
+    ClusterConfig,
     ControlPointConfig,
     DistillConfig,
     EvaluateConfig,
@@ -22,6 +23,7 @@ from stir_train.config.stages import (
     SteeringConfig,
     TaskConfig,
     TrackingConfig,
+    TrainConfig,
     TuneConfig,
     ValidationConfig,
     ValueConfig,
@@ -53,6 +55,8 @@ class RunConfig(FrozenConfig):
     tune: TuneConfig = TuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     distill: DistillConfig = DistillConfig()
+    train: TrainConfig = TrainConfig()
+    cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -319,6 +320,37 @@ class DistillConfig(FrozenConfig):
     """Steps of linear warm-up before the cosine."""
     logit_tolerance: PositiveFloat = 1e-4
     """Largest difference allowed between the trainer's logits and the reloaded adapter's."""
+
+
+class TrainConfig(FrozenConfig):
+    """How the stages that learn (value, distill) run; their results differ by rounding only."""
+
+    engine: Literal["auto", "plain", "deepspeed"] = "auto"
+    """`auto` is DeepSpeed in a launch of several ranks and plain PyTorch alone."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """What DeepSpeed shards over ranks: 1 optimizer states, 2 gradients too, 3 weights too."""
+    deepspeed_config: Path | None = None
+    """A DeepSpeed JSON merged over ours; what contradicts these settings is refused by name."""
+    gradient_accumulation: PositiveInt = 1
+    """Parts that each rank cuts its share of a batch into, to save memory."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights and activations in training; bfloat16 under DeepSpeed needs a zero_stage above 0."""
+    checkpoint_every_steps: PositiveInt = 100
+    """Optimizer steps between checkpoints; a resumed fit ends with the same bytes."""
+
+    @model_validator(mode="after")
+    def _is_sound(self) -> Self:
+        # DeepSpeed 0.19's bf16 without ZeRO starts Adam at the wrong step.
+        if self.dtype == "bfloat16" and self.engine != "plain" and self.zero_stage == 0:
+            raise ValueError("dtype bfloat16 under DeepSpeed needs zero_stage 1, 2 or 3")
+        return self
+
+
+class ClusterConfig(FrozenConfig):
+    """How processes work together; nothing here changes what they make."""
+
+    lease_seconds: PositiveFloat = 60.0
+    """Work of a process that has shown no sign of life for so long is taken over."""
 
 
 class TrackingConfig(FrozenConfig):

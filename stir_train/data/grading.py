@@ -15,7 +15,7 @@ from stir_train.data.extraction import (
     statements,
 )
 from stir_train.data.numbers import Ambiguous, Number, answer_number, clean, last_number
-from stir_train.distributed.world import usable_cores
+from stir_train.distributed.launch import usable_cores
 from stir_train.errors import DataError
 from stir_train.types.rollout import Gold, Grade, Rollout
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from typing import Literal
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Literal
 
 from stir_train.config.stages import SplitsConfig, TaskConfig
 from stir_train.data.problems import SourceProblem
 from stir_train.errors import DataError
 from stir_train.types.rollout import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SplitName = Literal["harvest", "tune", "test"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,18 +10,33 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from stir_train.distributed.engine import TrainEngine
+from stir_train.train.loop import parts_of
 from stir_train.types.rollout import GradedRollout, Rollout
 
 IGNORED = -100
 
 
 @dataclass(frozen=True)
+class BatchConfig:
+    """How samples become batches: sequences in a batch over all ranks, padding, order."""
+
+    batch_size: int
+    pad_token_id: int
+    seed: int
+
+
+@dataclass(frozen=True)
 class SequenceBatch:
-    """Right-padded ``token_ids Int[B T]``; ``labels`` are ignored on prompts and padding."""
+    """Right-padded ``token_ids Int[B T]``; ``labels`` are ignored on prompts and padding.
+
+    ``num_targets`` counts the labels of the whole batch, of which this may be one rank's part.
+    """
 
     token_ids: Int[Tensor, "B T"]
     labels: Int[Tensor, "B T"]
     mask: Int[Tensor, "B T"]
+    num_targets: int
 
 
 def choose_samples(graded: Sequence[GradedRollout], *, keep_per_prompt: int) -> list[Rollout]:
@@ -40,17 +56,33 @@ def choose_samples(graded: Sequence[GradedRollout], *, keep_per_prompt: int) -> 
 
 
 def sequence_batches(
-    samples: Sequence[Rollout], *, batch_size: int, pad_token_id: int, seed: int
-) -> Iterator[SequenceBatch]:
-    """Yield shuffled batches for ever, epoch after epoch."""
-    generator = torch.Generator().manual_seed(seed)
+    samples: Sequence[Rollout], engine: TrainEngine, start: int, config: BatchConfig
+) -> Iterator[list[SequenceBatch]]:
+    """This rank's parts of every batch from step ``start`` on, shuffled epoch after epoch."""
+    generator = torch.Generator().manual_seed(config.seed)
+    step = 0
     while True:
         order = torch.randperm(len(samples), generator=generator).tolist()
-        for start in range(0, len(order), batch_size):
-            yield _collate([samples[i] for i in order[start : start + batch_size]], pad_token_id)
+        for first in range(0, len(order), config.batch_size):
+            if step >= start:
+                batch = order[first : first + config.batch_size]
+                num_targets = sum(len(samples[i].token_ids) for i in batch)
+                yield [
+                    _collate([samples[i] for i in part], config.pad_token_id, num_targets)
+                    if part
+                    else _placeholder(samples[batch[0]], config.pad_token_id, num_targets)
+                    for part in parts_of(batch, engine)
+                ]
+            step += 1
 
 
-def _collate(samples: Sequence[Rollout], pad_token_id: int) -> SequenceBatch:
+def _placeholder(sample: Rollout, pad_token_id: int, num_targets: int) -> SequenceBatch:
+    """What a rank without samples feeds, to stay in step with the others: nothing is learnt of it."""
+    batch = _collate([sample], pad_token_id, num_targets)
+    return dataclasses.replace(batch, labels=torch.full_like(batch.labels, IGNORED))
+
+
+def _collate(samples: Sequence[Rollout], pad_token_id: int, num_targets: int) -> SequenceBatch:
     width = max(len(s.prompt_token_ids) + len(s.token_ids) for s in samples)
     token_ids = torch.full((len(samples), width), pad_token_id)
     labels = torch.full_like(token_ids, IGNORED)
@@ -60,4 +92,4 @@ def _collate(samples: Sequence[Rollout], pad_token_id: int) -> SequenceBatch:
         token_ids[row, : len(ids)] = ids
         labels[row, len(sample.prompt_token_ids) : len(ids)] = ids[len(sample.prompt_token_ids) :]
         mask[row, : len(ids)] = 1
-    return SequenceBatch(token_ids, labels, mask)
+    return SequenceBatch(token_ids, labels, mask, num_targets)

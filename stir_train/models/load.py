@@ -124,8 +124,8 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(config: ModelConfig) -> LoadedModel:
-    """Load and freeze the configured model.
+def load_model(config: ModelConfig, *, local_rank: int = 0) -> LoadedModel:
+    """Load and freeze the configured model; ``auto`` takes the GPU of ``local_rank``.
 
     Raises:
         ModelError: If it cannot be found or read, or its blocks are not recognised.
@@ -135,7 +135,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
     if not is_local and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise ModelError(f"model.name: no directory {path!r}")
     revision = None if is_local else config.revision
-    device = resolve_device(config.device)
+    device = resolve_device(config.device, local_rank=local_rank)
     transformers_logging.disable_progress_bar()  # our own bars show what matters
     try:
         tokenizer = load_tokenizer(config)
@@ -160,11 +160,13 @@ def load_model(config: ModelConfig) -> LoadedModel:
     return LoadedModel(model, tokenizer, blocks, identity)
 
 
-def resolve_device(device: str) -> torch.device:
-    """Resolve ``auto`` to the GPU when there is one."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+def resolve_device(device: str, *, local_rank: int = 0) -> torch.device:
+    """Resolve ``auto`` to this rank's GPU when there is one."""
+    if device != "auto":
+        return torch.device(device)
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:

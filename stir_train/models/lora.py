@@ -6,15 +6,32 @@ import dataclasses
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
-from stir_train.config.stages import DistillConfig
+from stir_train.config.stages import DistillConfig, ModelConfig
 from stir_train.errors import ArtifactError, ModelError
-from stir_train.models.load import LoadedModel
+from stir_train.models.load import LoadedModel, load_model
+
+
+@dataclass(frozen=True)
+class Student:
+    """A base model of its own with a fresh, trainable adapter on it."""
+
+    base: LoadedModel
+    model: PeftModel
+
+
+def make_student(
+    model: ModelConfig, config: DistillConfig, *, seed: int, local_rank: int = 0
+) -> Student:
+    """Load the base once more, in float32, and put an adapter on it."""
+    base = load_model(model.model_copy(update={"dtype": "float32"}), local_rank=local_rank)
+    return Student(base, add_lora(base, config, seed=seed))
 
 
 def add_lora(loaded: LoadedModel, config: DistillConfig, *, seed: int) -> PeftModel:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from stir_train.artifacts.run_dir import RunDir, StageDir, StageInputs
 from stir_train.config.run import RunConfig
 from stir_train.data.control_points import ControlPointAutomaton, build_automaton
 from stir_train.data.grading import Grader
-from stir_train.data.problems import SourceProblem, read_source
 from stir_train.data.prompts import (
     SplitName,
     cut_splits,
@@ -24,14 +24,14 @@ from stir_train.data.prompts import (
     require_disjoint,
     split_sha256,
 )
-from stir_train.errors import ConfigError
+from stir_train.distributed.world import World
 from stir_train.generation.engine import DecodeEngine
 from stir_train.models.blocks import resolve_depth
 from stir_train.models.load import LoadedModel, load_model
 from stir_train.monitoring.metrics import Metrics
+from stir_train.recipes.problems import read_problems
 from stir_train.steering.artifacts import SteeringArtifacts
-from stir_train.tasks.families import FAMILIES, HELD_OUT_POOL
-from stir_train.tasks.problem import held_out_problems
+from stir_train.train.checkpoint import CheckpointFile
 from stir_train.types.rollout import Prompt
 
 PROBLEMS_FILE = "problems.json"
@@ -40,17 +40,33 @@ PROBLEMS_FILE = "problems.json"
 
 @dataclass
 class RunContext:
-    """A run being worked on. Model and splits are loaded on first use."""
+    """A run being worked on. Model and splits are loaded on first use.
+
+    Attributes:
+        config: Everything the run depends on.
+        run_dir: Where it lives.
+        attempt: This attempt's log directory.
+        world: The processes that work on it together.
+        is_worker: This process only makes chunks, beside others that share nothing but the disk.
+        metrics: Sinks; on other ranks than 0 they swallow everything.
+        console: Where sentences for people go.
+        student: Engine over the distilled student, once something needed it.
+    """
 
     config: RunConfig
     run_dir: RunDir
+    attempt: Path
+    world: World
+    is_worker: bool
     metrics: Metrics
     console: Console
+    student: DecodeEngine | None = None
+    _num_works: int = 0
 
     @cached_property
     def loaded(self) -> LoadedModel:
         """The frozen base model."""
-        return load_model(self.config.model)
+        return load_model(self.config.model, local_rank=self.world.launch.local_rank)
 
     @cached_property
     def splits(self) -> dict[SplitName, list[Prompt]]:
@@ -77,6 +93,19 @@ class RunContext:
     def grader(self) -> Grader:
         """Grades responses of the run's task; closed with the run."""
         return Grader(self.config.task)
+
+    def checkpoints(self, stage: StageDir, name: str) -> CheckpointFile:
+        """Where a stage's fit is saved until the stage is done."""
+        return CheckpointFile(
+            self.run_dir.checkpoints(stage.name) / name,
+            self.config.train.checkpoint_every_steps,
+            stage.inputs_sha256(),
+        )
+
+    def next_work_number(self) -> int:
+        """A number for each set of work of this process, the same on every rank."""
+        self._num_works += 1
+        return self._num_works
 
     def close(self) -> None:
         """Stop what the run holds open."""
@@ -121,8 +150,24 @@ class RunContext:
         upstream: tuple[str, ...] = (),
         splits: tuple[SplitName, ...] = (),
     ) -> StageDir | None:
-        """Open a stage for its settings and sources; None when it is already complete."""
+        """Open a stage for its settings and sources; None when it is already complete. Collective."""
         stage = self.stage(name)
+        has_work = self.world.on_main(
+            f"begin {name}", lambda: self._begin(stage, settings, upstream, splits)
+        )
+        if has_work:
+            return stage
+        self.console.print(f"[green]✓[/] {name}: done before, nothing to do")
+        return None
+
+    def _begin(
+        self,
+        stage: StageDir,
+        settings: Mapping[str, BaseModel | Any],
+        upstream: tuple[str, ...],
+        splits: tuple[SplitName, ...],
+    ) -> bool:
+        """Write what the stage is made from, or check it; whether there is work left."""
         sources = {"model": self.loaded.identity.fingerprint()}
         sources |= {f"stage {other}": self.stage(other).fingerprint() for other in upstream}
         sources |= {f"split {split}": split_sha256(self.splits[split]) for split in splits}
@@ -130,14 +175,15 @@ class RunContext:
             key: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
             for key, value in settings.items()
         }
-        if stage.begin(StageInputs(config=config, sources=sources)):
+        has_work = stage.begin(
+            StageInputs(config=config, sources=sources), alone=not self.is_worker
+        )
+        if has_work:
             used = {split: sorted(p.prompt_id for p in self.splits[split]) for split in splits}
             if used and not stage.has(PROBLEMS_FILE):
                 with stage.writing(PROBLEMS_FILE) as path:
                     path.write_text(json.dumps(used, indent=1) + "\n", encoding="utf-8")
-            return stage
-        self.console.print(f"[green]✓[/] {name}: done before, nothing to do")
-        return None
+        return has_work
 
     def problems_used(self, names: Sequence[str]) -> dict[str, set[str]]:
         """Ids of the problems that went into the named stages, by stage and split."""
@@ -150,32 +196,12 @@ class RunContext:
         return used
 
     def report_done(self, stage: StageDir, summary: Mapping[str, Any], sentence: str) -> None:
-        """Finish a stage, log its figures, tell the user."""
+        """Finish a stage, log its figures, tell the user. Rank 0 only."""
         stage.finish(summary)
+        self.run_dir.forget_progress(stage.name)
         scalars = {k: v for k, v in summary.items() if isinstance(v, int | float | str)}
         self.metrics.log(stage.name, scalars)
         self.console.print(f"[green]✓[/] {stage.name}: {sentence}")
-
-
-def read_problems(config: RunConfig) -> list[SourceProblem]:
-    """Every problem the configured task offers.
-
-    Raises:
-        ConfigError: If the task names neither an embedded family nor a source.
-    """
-    task = config.task
-    if task.source is not None:
-        return read_source(task)
-    if task.name not in FAMILIES:
-        raise ConfigError(
-            f"task.name: {task.name!r} is no embedded family ({', '.join(FAMILIES)}); "
-            "set task.source to a dataset to read another task"
-        )
-    family = FAMILIES[task.name]
-    return [
-        SourceProblem(p.question, p.answer, content=p.content, kind=p.kind)
-        for p in held_out_problems(family, HELD_OUT_POOL)
-    ]
 
 
 def set_threads(config: RunConfig) -> None:

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 
+from stir_train.artifacts.run_dir import StageDir
 from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.distill.objective import sequence_loss
-from stir_train.distill.samples import choose_samples, sequence_batches
+from stir_train.distill.samples import BatchConfig, choose_samples, sequence_batches
+from stir_train.distributed.engine import open_engine, peak_memory_gib
 from stir_train.errors import StageError
 from stir_train.export.adapter import ADAPTER_DIRECTORY, PROBES_FILE, save_adapter, save_probes
 from stir_train.export.verify import VerificationResult, verify_adapter
-from stir_train.models.load import load_model, resolve_model_path
-from stir_train.models.lora import add_lora
+from stir_train.models.load import resolve_model_path
+from stir_train.models.lora import Student, make_student
 from stir_train.monitoring.console import progress
 from stir_train.recipes.context import RunContext
 from stir_train.recipes.rollouts import (
     GenerationJob,
-    generate_job,
-    load_rollouts,
-    num_chunks,
+    generate_jobs,
+    load_answers,
     sampling_params,
 )
 from stir_train.recipes.tune import TUNE, controller_for
 from stir_train.recipes.validate import VALIDATE
 from stir_train.recipes.value import VALUE
-from stir_train.train.loop import StepRecord, fit, warmup_then_cosine
-from stir_train.types.rollout import GradedRollout
+from stir_train.train.loop import FitPlan, FitResult, StepRecord, fit, warmup_then_cosine
+from stir_train.types.rollout import GradedRollout, Rollout
 
 STEERED, ADAPTER = STAGE_DIRECTORIES["steer"], STAGE_DIRECTORIES["distill"]
 NUM_PROBES, PROBE_TOKENS = 4, 48
@@ -52,7 +54,12 @@ def run_steered(context: RunContext) -> None:
     job = _steered_job(context)
     total = len(job.prompts) * job.num_samples
     with progress(context.console, "steered rollouts", total, "rollouts") as advance:
-        generate_job(context, stage, job, advance)
+        generate_jobs(context, stage, [job], advance)
+    if not context.is_worker:
+        context.world.on_main("steered made", lambda: _finish_steered(context, stage))
+
+
+def _finish_steered(context: RunContext, stage: StageDir) -> None:
     graded = _load_steered(context)
     correct = sum(g.grade.correct for g in graded) / len(graded)
     context.report_done(
@@ -76,42 +83,65 @@ def run_distill(context: RunContext) -> None:
     if not samples:
         raise StageError("no steered rollout is correct: there is nothing to distil")
     # A second copy: the run's own model stays the frozen base.
-    student = load_model(config.model.model_copy(update={"dtype": "float32"}))
-    model = add_lora(student, config.distill, seed=config.seed)
+    student = _fresh_student(context)
+    model = student.model
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
         lr=config.distill.learning_rate,
         weight_decay=config.distill.weight_decay,
     )
-    batches = sequence_batches(
-        samples,
-        batch_size=config.distill.batch_size,
-        pad_token_id=int(student.tokenizer.pad_token_id or 0),
-        seed=config.seed,
+    engine = open_engine(model, optimizer, config.train, context.world)
+    batching = BatchConfig(
+        config.distill.batch_size, int(student.base.tokenizer.pad_token_id or 0), config.seed
     )
     model.train()
-    with (
-        torch.random.fork_rng(),
-        progress(context.console, "distill", config.distill.num_steps, "steps") as advance,
-    ):
-        torch.default_generator.manual_seed(config.seed)
+    with progress(context.console, "distill", config.distill.num_steps, "steps") as advance:
 
         def on_step(record: StepRecord) -> None:
             advance(1, f"loss {record.loss:.3f}")
-            if record.step % LOG_EVERY == 0:
-                context.metrics.log(ADAPTER, dataclasses.asdict(record), step=record.step)
+            if record.step % LOG_EVERY == 0 and not math.isnan(record.grad_norm):
+                figures = dataclasses.asdict(record) | {"memory_gib": peak_memory_gib()}
+                context.metrics.log(ADAPTER, figures, step=record.step)
 
         fitted = fit(
-            model,
-            [optimizer],
-            batches,
-            lambda batch: sequence_loss(model, batch),
-            num_steps=config.distill.num_steps,
-            schedule=warmup_then_cosine(
-                config.distill.num_steps, warmup_steps=config.distill.warmup_steps
+            engine,
+            lambda step: sequence_batches(samples, engine, step, batching),
+            lambda batch: sequence_loss(engine.module, batch),
+            FitPlan(
+                num_steps=config.distill.num_steps,
+                schedule=warmup_then_cosine(
+                    config.distill.num_steps, warmup_steps=config.distill.warmup_steps
+                ),
+                seed=config.seed,
+                checkpoints=context.checkpoints(stage, "student"),
+                on_step=on_step,
             ),
-            on_step=on_step,
         )
+    learnt = engine.parameters()
+    context.world.on_main(
+        "distilled", lambda: _export_and_verify(context, stage, samples, learnt, fitted)
+    )
+
+
+def _fresh_student(context: RunContext) -> Student:
+    config = context.config
+    rank = context.world.launch.local_rank
+    return make_student(config.model, config.distill, seed=config.seed, local_rank=rank)
+
+
+def _export_and_verify(
+    context: RunContext,
+    stage: StageDir,
+    samples: list[Rollout],
+    learnt: dict[str, torch.Tensor],
+    fitted: FitResult,
+) -> None:
+    """Put what was learnt on a fresh student, whole whatever the engine did to the other; save it."""
+    config = context.config
+    model = _fresh_student(context).model
+    with torch.no_grad():
+        for name, value in learnt.items():
+            model.get_parameter(name).copy_(value)
     save_adapter(model, stage)
     sequences = [[*s.prompt_token_ids, *s.token_ids] for s in samples]
     longest = sorted(sequences, key=len)[-NUM_PROBES:]
@@ -161,6 +191,4 @@ def _steered_job(context: RunContext) -> GenerationJob:
 
 
 def _load_steered(context: RunContext) -> list[GradedRollout]:
-    stage = context.stage(STEERED)
-    chunks = range(num_chunks(context, _steered_job(context)))
-    return [graded for chunk in chunks for graded in load_rollouts(stage, "", chunk)]
+    return load_answers(context, context.stage(STEERED), _steered_job(context))

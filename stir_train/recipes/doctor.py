@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from stir_train.distributed.world import usable_cores
+from stir_train.distributed.launch import usable_cores
 
 MIN_FREE_GIB = 5
 PACKAGES = ("torch", "transformers", "deepspeed", "peft", "accelerate", "datasets", "wandb")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from rich.box import SIMPLE
 from rich.table import Table
 
+from stir_train.artifacts.run_dir import StageDir
 from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.config.stages import SteeringConfig
 from stir_train.data.prompts import require_unseen, split_sha256
@@ -27,9 +28,8 @@ from stir_train.recipes.distill import ADAPTER
 from stir_train.recipes.harvest import BASIS, load_basis
 from stir_train.recipes.rollouts import (
     GenerationJob,
-    generate_job,
-    load_rollouts,
-    num_chunks,
+    generate_jobs,
+    load_answers,
     sampling_params,
 )
 from stir_train.recipes.tune import (
@@ -60,14 +60,14 @@ class Method:
         settings: What it was run with.
         chosen_on: Which split its settings were chosen on.
         make_controller: None decodes plainly.
-        engine: None uses the base model.
+        engine: Makes what answers; None uses the base model.
     """
 
     name: str
     settings: SteeringConfig | None
     chosen_on: str
     make_controller: Callable[[], SteeringController] | None = None
-    engine: DecodeEngine | None = None
+    engine: Callable[[], DecodeEngine] | None = None
 
 
 def run_evaluate(context: RunContext) -> None:
@@ -83,6 +83,27 @@ def run_evaluate(context: RunContext) -> None:
     stage = context.begin(EVAL, settings, upstream=upstream, splits=("test",))
     if stage is None:
         return
+    openings = int(context.world.on_main("open the test split", lambda: _open_test(context)))
+    methods = build_methods(context)
+    jobs = {
+        method.name: GenerationJob(
+            prompts=context.splits["test"],
+            num_samples=1,
+            sampling=sampling_params(context, greedy=True),
+            make_controller=method.make_controller,
+            prefix=f"{method.name}/",
+            engine=method.engine,
+        )
+        for method in methods
+    }
+    total = len(context.splits["test"]) * len(methods)
+    with progress(context.console, "evaluate", total, "problems") as advance:
+        generate_jobs(context, stage, list(jobs.values()), advance)
+    context.world.on_main("evaluated", lambda: _finish(context, stage, methods, jobs, openings))
+
+
+def _open_test(context: RunContext) -> int:
+    """Refuse test items that were used before; count the choices that the split was opened for."""
     made_before = [name for name in STAGE_DIRECTORIES.values() if name != EVAL]
     require_unseen(context.splits["test"], context.problems_used(made_before))
     openings = context.run_dir.record_opening(context.stage(TUNE).fingerprint())
@@ -91,31 +112,24 @@ def run_evaluate(context: RunContext) -> None:
             f"[yellow]! evaluate: the test split is opened for choice number {openings} of this run "
             "directory; its intervals are honest for the first alone[/]"
         )
-    methods = build_methods(context)
-    answers: dict[str, list[GradedRollout]] = {}
-    total = len(context.splits["test"]) * len(methods)
-    with progress(context.console, "evaluate", total, "problems") as advance:
-        for method in methods:
-            job = GenerationJob(
-                prompts=context.splits["test"],
-                num_samples=1,
-                sampling=sampling_params(context, greedy=True),
-                make_controller=method.make_controller,
-                prefix=f"{method.name}/",
-                engine=method.engine,
-            )
-            generate_job(context, stage, job, advance)
-            chunks = range(num_chunks(context, job))
-            answers[method.name] = [
-                g for chunk in chunks for g in load_rollouts(stage, job.prefix, chunk)
-            ]
+    return openings
+
+
+def _finish(
+    context: RunContext,
+    stage: StageDir,
+    methods: list[Method],
+    jobs: dict[str, GenerationJob],
+    openings: int,
+) -> None:
+    answers = {name: load_answers(context, stage, job) for name, job in jobs.items()}
     _require_null_is_greedy(answers)
     rows = [
         compare_to_baseline(
             method.name,
             answers[method.name],
             answers[GREEDY],
-            num_resamples=config.evaluate.num_bootstrap,
+            num_resamples=context.config.evaluate.num_bootstrap,
             price_per_token=price_per_token(context),
         )
         for method in methods
@@ -171,9 +185,16 @@ def build_methods(context: RunContext) -> list[Method]:
         return methods
     adapter = context.stage(ADAPTER)
     adapter.require_complete()
-    student = load_adapter(load_model(context.config.model), adapter.path / ADAPTER_DIRECTORY)
-    engine = context.make_engine(student)
-    return [*methods, Method(STUDENT, None, "harvest", engine=engine)]
+    return [*methods, Method(STUDENT, None, "harvest", engine=lambda: student_engine(context))]
+
+
+def student_engine(context: RunContext) -> DecodeEngine:
+    """The engine over the distilled student, loaded when a chunk first needs it."""
+    if context.student is None:
+        base = load_model(context.config.model, local_rank=context.world.launch.local_rank)
+        adapter = context.stage(ADAPTER).path / ADAPTER_DIRECTORY
+        context.student = context.make_engine(load_adapter(base, adapter))
+    return context.student
 
 
 def published_rule() -> SteeringConfig:

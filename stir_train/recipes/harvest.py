@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from stir_train.artifacts.atomic import json_sha256
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tensors import load_tensors, save_tensors
 from stir_train.basis.diagnostics import diagnose, points_yield, warnings_of
 from stir_train.basis.select import BlockSelection, select_basis
+from stir_train.basis.shards import CandidateShard, is_held
 from stir_train.config.pipeline import STAGE_DIRECTORIES
+from stir_train.distributed.claims import Note
+from stir_train.distributed.world import World
 from stir_train.errors import StageError
 from stir_train.harvest.contrast import contrast_rollouts
 from stir_train.monitoring.console import progress
 from stir_train.recipes.context import RunContext
+from stir_train.recipes.elastic import make_missing
 from stir_train.recipes.rollouts import (
     GenerationJob,
-    generate_job,
+    generate_jobs,
     load_rollouts,
     load_states,
     num_chunks,
@@ -31,7 +38,9 @@ from stir_train.types.trajectory import CapturedStates
 
 ROLLOUTS, HARVEST = STAGE_DIRECTORIES["rollout"], STAGE_DIRECTORIES["harvest"]
 BASIS = STAGE_DIRECTORIES["basis"]
-CANDIDATES_FILE = "candidates.safetensors"
+CANDIDATES = "candidates-"
+DIAGNOSED_CONTRASTS = 20_000
+"""Contrasts that the diagnostics look at: enough for every figure, and few enough for one process."""
 
 
 def rollout_job(context: RunContext) -> GenerationJob:
@@ -62,7 +71,12 @@ def run_rollout(context: RunContext) -> None:
     job = rollout_job(context)
     total = len(job.prompts) * job.num_samples
     with progress(context.console, "rollouts", total, "rollouts") as advance:
-        generate_job(context, stage, job, advance)
+        generate_jobs(context, stage, [job], advance)
+    if not context.is_worker:
+        context.world.on_main("rollouts made", lambda: _finish_rollouts(context, stage, job))
+
+
+def _finish_rollouts(context: RunContext, stage: StageDir, job: GenerationJob) -> None:
     graded = [
         g for chunk in range(num_chunks(context, job)) for g in load_rollouts(stage, "", chunk)
     ]
@@ -91,36 +105,59 @@ def run_harvest(context: RunContext) -> None:
     stage = context.begin(HARVEST, settings, upstream=(ROLLOUTS,))
     if stage is None:
         return
-    parts = []
-    for graded, captured in rollout_chunks(context):
-        parts.append(
-            contrast_rollouts(
-                graded,
-                captured,
-                max_points=config.control_points.max_points,
-                num_positive=config.harvest.num_positive,
-                num_negative=config.harvest.num_negative,
-                keep_truncated=config.harvest.keep_truncated,
-                min_saving=config.harvest.min_saving,
-            )
+    count = num_chunks(context, rollout_job(context))
+    files = {f"{chunk:05d}": candidates_file(chunk) for chunk in range(count)}
+
+    def make(key: str) -> dict[str, int]:
+        chunk = int(key)
+        rollouts = context.stage(ROLLOUTS)
+        found = contrast_rollouts(
+            load_rollouts(rollouts, "", chunk),
+            load_states(rollouts, "", chunk),
+            max_points=config.control_points.max_points,
+            num_positive=config.harvest.num_positive,
+            num_negative=config.harvest.num_negative,
+            keep_truncated=config.harvest.keep_truncated,
+            min_saving=config.harvest.min_saving,
         )
-    candidates = Candidates.concatenate(parts)
-    if not len(candidates):
+        _save_candidates(stage, files[key], found)
+        return {
+            "num_contrasts": len(found),
+            "num_saving_tokens": int(found.saves_tokens.sum()),
+            "num_problems": len(set(found.prompt_ids)),
+        }
+
+    def hear(key: str, note: Note) -> None:
+        if note:
+            context.metrics.log(HARVEST, note, step=int(key))
+
+    make_missing(context, stage, files, make, hear)
+    context.world.on_main(
+        "harvest made", lambda: _finish_harvest(context, stage, list(files.values()))
+    )
+
+
+def _finish_harvest(context: RunContext, stage: StageDir, files: list[str]) -> None:
+    columns = [load_small_columns(stage.path / name) for name in files]
+    prompt_ids = {prompt for prompts, _ in columns for prompt in prompts}
+    points = {point for _, shard in columns for point in shard.points.tolist()}
+    num_contrasts = sum(len(prompts) for prompts, _ in columns)
+    num_saving = sum(int(shard.saves_tokens.sum()) for _, shard in columns)
+    if not num_contrasts:
         raise StageError(
             "the harvest found no control point with both right and wrong rollouts; see the correct "
             "rate above. Use harder or easier problems, more rollout.num_samples, or a higher "
             "rollout.temperature"
         )
-    _save_candidates(stage, candidates)
     context.report_done(
         stage,
         {
-            "num_contrasts": len(candidates),
-            "num_prompts": len(set(candidates.prompt_ids)),
-            "num_saving_tokens": int(candidates.saves_tokens.sum()),
+            "num_contrasts": num_contrasts,
+            "num_prompts": len(prompt_ids),
+            "num_saving_tokens": num_saving,
         },
-        f"{len(candidates)} contrasts ({int(candidates.saves_tokens.sum())} short against long) from {len(set(candidates.prompt_ids))} problems at "
-        f"{len(candidates.points.unique())} control points",
+        f"{num_contrasts} contrasts ({num_saving} short against long) from {len(prompt_ids)} "
+        f"problems at {len(points)} control points",
     )
 
 
@@ -130,16 +167,23 @@ def run_basis(context: RunContext) -> None:
     stage = context.begin(BASIS, {"basis": config.basis, "seed": config.seed}, upstream=(HARVEST,))
     if stage is None:
         return
-    candidates = load_candidates(context)
-    selections = select_basis(candidates, config.basis, seed=config.seed)
+    harvest = context.stage(HARVEST)
+    shards = load_shards(harvest, context.world)
+    selections = select_basis(shards, config.basis, seed=config.seed, world=context.world)
+    context.world.on_main("basis made", lambda: _finish_basis(context, stage, selections))
+
+
+def _finish_basis(context: RunContext, stage: StageDir, selections: list[BlockSelection]) -> None:
+    candidates = load_candidates(context, at_most=DIAGNOSED_CONTRASTS)
     basis = ControlBasis.concatenate([selection.basis for selection in selections])
     save_tensors(stage, BASIS_FILE, vars(basis), model_metadata(context))
     diagnostics = diagnose(candidates)
     warnings = warnings_of(candidates, diagnostics)
+    coverage = points_yield(candidates, basis)
     report: dict[str, Any] = {
         "blocks": [dataclasses.asdict(d) for d in diagnostics],
         "warnings": warnings,
-        "points": points_yield(candidates, basis),
+        "points": coverage,
         "quality": candidates.quality.tolist(),
         "norms": {
             str(block): (candidates.mean_right - candidates.mean_wrong)[:, layer]
@@ -151,6 +195,7 @@ def run_basis(context: RunContext) -> None:
         "objective": {_selection_name(s): s.selection.objective for s in selections},
     }
     save_report(stage, report)
+    _log_basis(context, selections, coverage)
     for warning in warnings:
         context.console.print(f"[yellow]! basis: {warning}[/]")
     context.report_done(
@@ -158,6 +203,24 @@ def run_basis(context: RunContext) -> None:
         {"num_entries": len(basis), "num_corrections": int((~basis.is_anchor).sum())},
         f"{len(basis)} entries over blocks {', '.join(map(str, candidates.blocks))}",
     )
+
+
+def _log_basis(
+    context: RunContext,
+    selections: list[BlockSelection],
+    coverage: list[tuple[int, int, float]],
+) -> None:
+    """The curve of the log-determinant, the spectrum of the keys, and what each point got."""
+    for found in selections:
+        name = _selection_name(found)
+        for pick, logdet in enumerate(found.selection.logdet, start=1):
+            context.metrics.log(BASIS, {f"logdet/{name}": logdet}, step=pick)
+        for place, value in enumerate(torch.linalg.svdvals(found.basis.keys).tolist(), start=1):
+            context.metrics.log(BASIS, {f"spectrum/{name}": value}, step=place)
+    for point, num_found, num_kept in coverage:
+        context.metrics.log(
+            BASIS, {"coverage/contrasts": num_found, "coverage/kept": num_kept}, step=point
+        )
 
 
 def _selection_name(selection: BlockSelection) -> str:
@@ -170,9 +233,49 @@ def load_basis(context: RunContext) -> ControlBasis:
     return ControlBasis(**tensors)
 
 
-def load_candidates(context: RunContext) -> Candidates:
-    """The finished harvest."""
-    path = context.stage(HARVEST).file(CANDIDATES_FILE)
+def candidates_file(chunk: int) -> str:
+    """Name of the contrasts of one chunk of rollouts."""
+    return f"candidates-{chunk:05d}.safetensors"
+
+
+def load_candidates(context: RunContext, *, at_most: int) -> Candidates:
+    """The contrasts of a finished harvest, file by file until there are enough."""
+    parts: list[Candidates] = []
+    for path in context.stage(HARVEST).files(CANDIDATES):
+        parts.append(_read_candidates(path))
+        if sum(map(len, parts)) >= at_most:
+            break
+    return Candidates.concatenate(parts)
+
+
+def load_shards(stage: StageDir, world: World) -> list[CandidateShard]:
+    """The contrasts of a finished harvest: states of this rank's share, small columns of all."""
+    listed = sorted(
+        name for name in stage.require_complete()["files"] if name.startswith(CANDIDATES)
+    )
+    return [
+        CandidateShard.of(_read_candidates(stage.file(name)))
+        if is_held(number, world)
+        else load_small_columns(stage.path / name)[1]
+        for number, name in enumerate(listed)
+    ]
+
+
+def load_small_columns(path: Path) -> tuple[tuple[str, ...], CandidateShard]:
+    """A file's problems and small columns, its states left on disk."""
+    tensors, metadata = load_tensors(path, only=("points", "quality", "saves_tokens"))
+    shard = CandidateShard(
+        tensors["points"],
+        tensors["quality"],
+        tensors["saves_tokens"],
+        tuple(json.loads(metadata["blocks"])),
+        int(metadata["width"]),
+        None,
+    )
+    return tuple(json.loads(metadata["prompt_ids"])), shard
+
+
+def _read_candidates(path: Path) -> Candidates:
     tensors, metadata = load_tensors(path)
     return Candidates(
         prompt_ids=tuple(json.loads(metadata["prompt_ids"])),
@@ -204,10 +307,10 @@ def rollout_chunks(context: RunContext) -> list[tuple[list[GradedRollout], Captu
     return [(load_rollouts(stage, "", i), load_states(stage, "", i)) for i in range(count)]
 
 
-def _save_candidates(stage: StageDir, candidates: Candidates) -> None:
+def _save_candidates(stage: StageDir, name: str, candidates: Candidates) -> None:
     save_tensors(
         stage,
-        CANDIDATES_FILE,
+        name,
         {
             "points": candidates.points,
             "quality": candidates.quality,
@@ -218,6 +321,7 @@ def _save_candidates(stage: StageDir, candidates: Candidates) -> None:
         {
             "prompt_ids": json.dumps(candidates.prompt_ids),
             "blocks": json.dumps(candidates.blocks),
+            "width": str(candidates.mean_right.shape[2]),
         },
     )
 

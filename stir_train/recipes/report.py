@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tables import load_table
 from stir_train.config.load import dump_config
 from stir_train.config.pipeline import STAGE_DIRECTORIES
@@ -25,6 +26,10 @@ def run_report(context: RunContext) -> None:
     stage = context.begin(REPORT, {}, upstream=(EVAL,))
     if stage is None:
         return
+    context.world.on_main("report", lambda: _write(context, stage))
+
+
+def _write(context: RunContext, stage: StageDir) -> None:
     evaluation = context.stage(EVAL)
     greedy, steered = _answers(context, GREEDY), _answers(context, STEERED_METHOD)
     questions = {p.prompt_id: (p.question, p.answer) for p in context.splits["test"]}

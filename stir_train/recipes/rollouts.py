@@ -11,16 +11,17 @@ from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tables import load_table, save_table
 from stir_train.artifacts.tensors import load_tensors, save_tensors
 from stir_train.data.grading import reward
+from stir_train.distributed.claims import Note
 from stir_train.errors import ArtifactError
 from stir_train.generation.backend import (
     ControlSpec,
-    GenerationCost,
     GenerationRequest,
     SamplingParams,
 )
 from stir_train.generation.engine import DecodeEngine
 from stir_train.monitoring.console import Advance
 from stir_train.recipes.context import RunContext
+from stir_train.recipes.elastic import make_missing
 from stir_train.steering.artifacts import SteeringController
 from stir_train.types.rollout import GradedRollout, Prompt, Rollout
 from stir_train.types.steering import SteeringDecision
@@ -38,7 +39,7 @@ class GenerationJob:
         capture_blocks: Blocks whose control-point states are kept.
         make_controller: A fresh controller per chunk; None decodes plainly.
         prefix: Directory inside the stage, for stages that hold several sets.
-        engine: Decodes; None takes the run's base-model engine.
+        engine: Makes what decodes; None takes the run's base-model engine.
     """
 
     prompts: Sequence[Prompt]
@@ -47,7 +48,7 @@ class GenerationJob:
     capture_blocks: tuple[int, ...] = ()
     make_controller: Callable[[], SteeringController] | None = None
     prefix: str = ""
-    engine: DecodeEngine | None = None
+    engine: Callable[[], DecodeEngine] | None = None
 
 
 def sampling_params(context: RunContext, *, greedy: bool) -> SamplingParams:
@@ -72,34 +73,46 @@ def prompts_per_chunk(context: RunContext, job: GenerationJob) -> int:
     return max(1, context.config.generation.chunk_completions // job.num_samples)
 
 
-def generate_job(
-    context: RunContext, stage: StageDir, job: GenerationJob, advance: Advance
-) -> GenerationCost:
-    """Make every chunk that is not there yet; return the cost of those made now."""
+def generate_jobs(
+    context: RunContext, stage: StageDir, jobs: Sequence[GenerationJob], advance: Advance
+) -> None:
+    """Make every chunk of the jobs that is not there yet, together with the other ranks."""
+    chunks = {
+        f"{job.prefix}{chunk:05d}": (job, chunk)
+        for job in jobs
+        for chunk in range(num_chunks(context, job))
+    }
+    left = len(chunks)
+
+    def make(key: str) -> Note:
+        job, chunk = chunks[key]
+        return _generate_chunk(context, stage, job, chunk)
+
+    def hear(key: str, note: Note) -> None:
+        nonlocal left
+        left -= 1
+        job, chunk = chunks[key]
+        num_completions = len(prompts_of_chunk(context, job, chunk)) * job.num_samples
+        if not note:
+            advance(num_completions)
+            return
+        figures = {
+            "set": job.prefix.rstrip("/") or "rollouts",
+            **note,
+            "tokens_per_second": note["tokens"] / max(note["seconds"], 1e-6),
+            "queue_depth": left,
+        }
+        context.metrics.log(stage.name, figures, step=chunk)
+        advance(num_completions, f"correct {note['correct_rate']:.0%}")
+
+    files = {key: rollouts_file(job.prefix, chunk) for key, (job, chunk) in chunks.items()}
+    make_missing(context, stage, files, make, hear)
+
+
+def prompts_of_chunk(context: RunContext, job: GenerationJob, chunk: int) -> Sequence[Prompt]:
+    """The prompts that one chunk answers."""
     size = prompts_per_chunk(context, job)
-    total = GenerationCost()
-    for chunk in range(num_chunks(context, job)):
-        prompts = job.prompts[chunk * size : (chunk + 1) * size]
-        note = ""
-        if not stage.has(rollouts_file(job.prefix, chunk)):
-            graded, cost = _generate_chunk(context, stage, job, prompts, chunk)
-            total.add(cost)
-            correct = sum(g.grade.correct for g in graded) / len(graded)
-            tokens = sum(g.rollout.total_tokens for g in graded)
-            note = f"correct {correct:.0%}"
-            context.metrics.log(
-                stage.name,
-                {
-                    "set": job.prefix or "rollouts",
-                    "correct_rate": correct,
-                    "tokens": tokens,
-                    "truncated": sum(g.rollout.truncated for g in graded),
-                    "forward_passes": cost.forward_passes,
-                },
-                step=chunk,
-            )
-        advance(len(prompts) * job.num_samples, note)
-    return total
+    return job.prompts[chunk * size : (chunk + 1) * size]
 
 
 def rollouts_file(prefix: str, chunk: int) -> str:
@@ -122,6 +135,12 @@ def load_rollouts(stage: StageDir, prefix: str, chunk: int) -> list[GradedRollou
     name = rollouts_file(prefix, chunk)
     path = stage.file(name) if stage.is_complete else stage.path / name
     return load_table(path, GradedRollout)
+
+
+def load_answers(context: RunContext, stage: StageDir, job: GenerationJob) -> list[GradedRollout]:
+    """Read every chunk of a job, in order."""
+    chunks = range(num_chunks(context, job))
+    return [graded for chunk in chunks for graded in load_rollouts(stage, job.prefix, chunk)]
 
 
 def load_states(stage: StageDir, prefix: str, chunk: int) -> CapturedStates:
@@ -154,14 +173,16 @@ def load_states(stage: StageDir, prefix: str, chunk: int) -> CapturedStates:
 
 
 def _generate_chunk(
-    context: RunContext, stage: StageDir, job: GenerationJob, prompts: Sequence[Prompt], chunk: int
-) -> tuple[list[GradedRollout], GenerationCost]:
+    context: RunContext, stage: StageDir, job: GenerationJob, chunk: int
+) -> dict[str, float]:
+    """Generate, grade and save one chunk; return its figures."""
+    prompts = prompts_of_chunk(context, job, chunk)
     requests = [GenerationRequest(p, k) for p in prompts for k in range(job.num_samples)]
     controller = job.make_controller() if job.make_controller else None
     control = ControlSpec(
         context.automaton, context.config.control_points.max_points, job.capture_blocks
     )
-    engine = job.engine or context.engine
+    engine = job.engine() if job.engine else context.engine
     result = engine.generate(
         requests, job.sampling, seed=context.config.seed, control=control, controller=controller
     )
@@ -172,7 +193,26 @@ def _generate_chunk(
         save_table(stage, decisions_file(job.prefix, chunk), SteeringDecision, controller.decisions)
     # The rollout table comes last: a chunk counts as made when it is there.
     save_table(stage, rollouts_file(job.prefix, chunk), GradedRollout, graded)
-    return graded, result.cost
+    figures = {
+        "correct_rate": sum(g.grade.correct for g in graded) / len(graded),
+        "tokens": sum(g.rollout.total_tokens for g in graded),
+        "truncated_rate": sum(g.rollout.truncated for g in graded) / len(graded),
+        "forward_passes": result.cost.forward_passes,
+    }
+    if result.states is not None and len(result.states.labels):
+        figures["state_norm"] = float(result.states.states.norm(dim=-1).mean())
+    if controller is not None and controller.decisions:
+        figures |= decision_figures(controller.decisions)
+    return figures
+
+
+def decision_figures(decisions: Sequence[SteeringDecision]) -> dict[str, float]:
+    """How often, how strongly and on what grounds a controller intervened."""
+    fired = [d for d in decisions if d.chosen >= 0]
+    figures = {"intervention_rate": len(fired) / len(decisions)}
+    if fired:
+        figures["strength"] = sum(d.strength for d in fired) / len(fired)
+    return figures
 
 
 def grade_rollouts(

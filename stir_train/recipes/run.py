@@ -7,21 +7,26 @@ import json
 import platform
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from stir_train.artifacts.atomic import write_json, write_text
-from stir_train.artifacts.run_dir import RunDir
+from stir_train.artifacts.run_dir import FAILURE_FILE, METRICS_FILE, RunDir
 from stir_train.config.load import dump_config
 from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.config.run import RunConfig
-from stir_train.distributed.world import usable_cores
+from stir_train.distributed.launch import usable_cores
+from stir_train.distributed.preemption import Preempted
+from stir_train.distributed.world import PeerError, World, open_world
+from stir_train.errors import StageError
 from stir_train.export.adapter import ADAPTER_DIRECTORY
-from stir_train.monitoring.metrics import open_metrics
+from stir_train.monitoring.console import LOG_WIDTH
+from stir_train.monitoring.metrics import Metrics, MetricsFile, open_metrics
 from stir_train.recipes.compare import RESULTS_FILE
 from stir_train.recipes.context import RunContext, set_threads
 from stir_train.recipes.distill import run_distill, run_steered
@@ -63,33 +68,91 @@ STAGES = tuple(
 
 
 @contextmanager
-def open_run(config: RunConfig, console: Console, argv: Sequence[str]) -> Iterator[RunContext]:
-    """Lock the run directory, record what this attempt is, and yield the context."""
+def open_run(
+    config: RunConfig, console: Console, argv: Sequence[str], *, is_worker: bool = False
+) -> Iterator[RunContext]:
+    """Join the launch, lock the run directory, record this attempt, and yield the context.
+
+    Args:
+        config: The run.
+        console: Where rank 0 speaks; other ranks write to the attempt's logs.
+        argv: The command, for the record.
+        is_worker: Only make chunks, beside other workers that share nothing but the disk.
+    """
     run_dir = RunDir(config.directory)
-    set_threads(config)
-    with run_dir.locked():
-        attempt = run_dir.new_attempt()
-        write_json(attempt / "provenance.json", provenance(argv))
-        write_text(run_dir.path / "config.yaml", dump_config(config))
-        with open_metrics(
-            run_dir.path,
-            wandb_mode=config.tracking.wandb,
-            project=config.tracking.project,
-            name=config.name,
-            config=json.loads(config.model_dump_json()),
-        ) as metrics:
-            context = RunContext(config, run_dir, metrics, console)
-            try:
-                yield context
-            finally:
-                context.close()
+    with open_world() as world, ExitStack() as stack:
+        if is_worker and world.size > 1:
+            raise StageError("--worker is for processes by themselves, as in a job array")
+        set_threads(config)
+        attempt = run_dir.path / str(
+            world.on_main("attempt", lambda: _open_attempt(run_dir, config, argv, stack, is_worker))
+        )
+        if not world.is_main:
+            log = stack.enter_context((attempt / f"rank_{world.rank}.log").open("a"))
+            console = Console(file=log, width=LOG_WIDTH, highlight=False)
+        metrics = stack.enter_context(_metrics(config, run_dir, world, attempt, is_worker))
+        context = RunContext(config, run_dir, attempt, world, is_worker, metrics, console)
+        try:
+            yield context
+        except Exception as error:
+            _record_failure(attempt, world, error)
+            raise
+        finally:
+            context.close()
+
+
+def _open_attempt(
+    run_dir: RunDir, config: RunConfig, argv: Sequence[str], stack: ExitStack, is_worker: bool
+) -> str:
+    """Lock the run and open an attempt; its directory's name under the run's."""
+    stack.enter_context(run_dir.locked(shared=is_worker))
+    attempt = run_dir.new_attempt()
+    write_json(attempt / "provenance.json", provenance(argv))
+    write_text(run_dir.path / "config.yaml", dump_config(config))
+    return str(attempt.relative_to(run_dir.path))
+
+
+def _metrics(
+    config: RunConfig, run_dir: RunDir, world: World, attempt: Path, is_worker: bool
+) -> AbstractContextManager[Metrics]:
+    """Every sink on rank 0, a file of its own for a worker, none on other ranks."""
+    if not world.is_main:
+        return Metrics([])
+    if is_worker:
+        return Metrics([MetricsFile(attempt / METRICS_FILE)])
+    return open_metrics(
+        run_dir.path,
+        wandb_mode=config.tracking.wandb,
+        project=config.tracking.project,
+        name=config.name,
+        config=json.loads(config.model_dump_json()) | {"git_sha": _git_sha()},
+    )
+
+
+def _record_failure(attempt: Path, world: World, error: Exception) -> None:
+    """Leave word of what went wrong; of several ranks the first to fail is the cause."""
+    if isinstance(error, Preempted | PeerError):
+        return
+    message = {
+        "rank": world.rank,
+        "host": world.launch.host,
+        "kind": type(error).__name__,
+        "message": str(error),
+        "traceback": traceback.format_exc(),
+    }
+    try:
+        with (attempt / FAILURE_FILE).open("x", encoding="utf-8") as stream:
+            json.dump(message, stream, indent=1)
+    except FileExistsError:
+        return  # another rank failed before
 
 
 def run_stages(context: RunContext, verbs: Sequence[str], *, redo: bool) -> None:
     """Run the named stages in pipeline order; with ``redo`` they and all later ones are remade."""
     if redo:
         first = min(i for i, stage in enumerate(STAGES) if stage.verb in verbs)
-        context.run_dir.discard([stage.directory for stage in STAGES[first:]])
+        later = [stage.directory for stage in STAGES[first:]]
+        context.world.on_main("redo", lambda: context.run_dir.discard(later))
     for stage in STAGES:
         if stage.verb in verbs:
             stage.run(context)
@@ -125,6 +188,8 @@ def _git_sha() -> str:
 def show_outcome(context: RunContext, verbs: Sequence[str]) -> None:
     """After an evaluation: the results table and where everything is."""
     evaluation = context.stage(STAGE_DIRECTORIES["evaluate"])
+    if not context.world.is_main:
+        return
     if "evaluate" not in verbs or not evaluation.is_complete:
         return
     context.console.print(results_table(load_results(context)))

@@ -12,14 +12,18 @@ from stir_train.config.stages import SteeringConfig
 from stir_train.data.problems import SourceProblem
 from stir_train.data.prompts import render_prompts
 from stir_train.errors import StageError
-from stir_train.export.adapter import ADAPTER_DIRECTORY
 from stir_train.generation.backend import ControlSpec, GenerationRequest, GenerationResult
 from stir_train.generation.engine import DecodeEngine
-from stir_train.models.load import load_model
-from stir_train.models.lora import load_adapter
 from stir_train.recipes.context import RunContext
 from stir_train.recipes.distill import ADAPTER
-from stir_train.recipes.evaluate import GREEDY, PUBLISHED, STEERED_METHOD, STUDENT, published_rule
+from stir_train.recipes.evaluate import (
+    GREEDY,
+    PUBLISHED,
+    STEERED_METHOD,
+    STUDENT,
+    published_rule,
+    student_engine,
+)
 from stir_train.recipes.rollouts import sampling_params
 from stir_train.recipes.tune import controller_for
 from stir_train.steering.artifacts import SteeringController
@@ -122,10 +126,8 @@ def _controller(context: RunContext, method: str) -> SteeringController | None:
 def _engine(context: RunContext, method: str) -> DecodeEngine:
     if method != STUDENT:
         return context.engine
-    adapter = context.stage(ADAPTER)
-    adapter.require_complete()
-    student = load_adapter(load_model(context.config.model), adapter.path / ADAPTER_DIRECTORY)
-    return context.make_engine(student)
+    context.stage(ADAPTER).require_complete()
+    return student_engine(context)
 
 
 def _describe(point: int, decision: SteeringDecision | None) -> Text:

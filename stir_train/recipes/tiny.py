@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from stir_train.config.stages import ModelConfig, TaskConfig
 from stir_train.data.grading import grade_batch
 from stir_train.data.problems import SourceProblem
 from stir_train.data.prompts import render_prompts
+from stir_train.distributed.engine import PlainEngine
+from stir_train.distributed.world import alone
 from stir_train.generation.backend import GenerationRequest, SamplingParams
 from stir_train.generation.engine import DecodeEngine
 from stir_train.models.load import load_model
@@ -26,7 +29,7 @@ from stir_train.tasks.tiny_model import (
     corpus_loss,
 )
 from stir_train.tasks.tokenizer import build_tokenizer
-from stir_train.train.loop import fit, warmup_then_linear
+from stir_train.train.loop import FitPlan, fit, warmup_then_linear
 
 COMPETENCE_SEED = 1
 """Seed of the problems behind the competence check; the experiments' pool is left out of them."""
@@ -69,15 +72,19 @@ def train_tiny(family_name: str, recipe: TinyRecipe, output: Path, console: Cons
     model = build_model(recipe, tokenizer)
     with progress(console, f"tiny model ({family_name})", recipe.num_steps, "steps") as advance:
         fit(
-            model,
-            build_optimizers(model, recipe),
-            corpus_batches([family], tokenizer, recipe),
-            lambda batch: corpus_loss(model, batch),
-            num_steps=recipe.num_steps,
-            schedule=warmup_then_linear(
-                recipe.num_steps, warmup_steps=recipe.warmup_steps, decay_from=recipe.decay_from
+            PlainEngine(model, build_optimizers(model, recipe), alone()),
+            lambda step: (
+                [b] for b in islice(corpus_batches([family], tokenizer, recipe), step, None)
             ),
-            on_step=lambda record: advance(1, f"loss {record.loss:.3f}"),
+            lambda batch: corpus_loss(model, batch),
+            FitPlan(
+                num_steps=recipe.num_steps,
+                schedule=warmup_then_linear(
+                    recipe.num_steps, warmup_steps=recipe.warmup_steps, decay_from=recipe.decay_from
+                ),
+                seed=recipe.seed,
+                on_step=lambda record: advance(1, f"loss {record.loss:.3f}"),
+            ),
         )
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)

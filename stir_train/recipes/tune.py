@@ -16,15 +16,13 @@ from stir_train.recipes.context import RunContext
 from stir_train.recipes.harvest import load_report, save_report
 from stir_train.recipes.rollouts import (
     GenerationJob,
-    generate_job,
-    load_rollouts,
-    num_chunks,
+    generate_jobs,
+    load_answers,
     sampling_params,
 )
 from stir_train.recipes.validate import VALIDATE
 from stir_train.recipes.value import VALUE
 from stir_train.steering.artifacts import SteeringController
-from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import ControlBasis
 
 TUNE = STAGE_DIRECTORIES["tune"]
@@ -78,39 +76,55 @@ def run_tune(context: RunContext) -> None:
         return
     grid = trial_grid(context)
     basis = context.steering.basis()
-    total = len(context.splits["tune"]) * (len(grid) + 1)
+    jobs = {"greedy": _tune_job(context, "greedy", None, basis)}
+    jobs |= {
+        trial_name(trial): _tune_job(context, trial_name(trial), trial, basis) for trial in grid
+    }
+    total = len(context.splits["tune"]) * len(jobs)
     with progress(context.console, "tune", total, "problems") as advance:
+        generate_jobs(context, stage, list(jobs.values()), advance)
+    context.world.on_main("tuned", lambda: _finish(context, stage, grid, jobs))
 
-        def answers(name: str, controlled: SteeringConfig | None) -> list[GradedRollout]:
-            job = GenerationJob(
-                prompts=context.splits["tune"],
-                num_samples=1,
-                sampling=sampling_params(context, greedy=True),
-                make_controller=None
-                if controlled is None
-                else lambda: controller_for(context, controlled, basis),
-                prefix=f"{name}/",
-            )
-            generate_job(context, stage, job, advance)
-            chunks = range(num_chunks(context, job))
-            return [g for chunk in chunks for g in load_rollouts(stage, job.prefix, chunk)]
 
-        greedy = answers("greedy", None)
-        trials = [
-            Trial(
-                trial,
-                compare_to_baseline(
-                    trial_name(trial),
-                    answers(trial_name(trial), trial),
-                    greedy,
-                    num_resamples=config.evaluate.num_bootstrap,
-                    price_per_token=price_per_token(context),
-                ),
-            )
-            for trial in grid
-        ]
-    chosen = choose(trials, with_depth(context, config.steering))
+def _tune_job(
+    context: RunContext, name: str, settings: SteeringConfig | None, basis: ControlBasis
+) -> GenerationJob:
+    return GenerationJob(
+        prompts=context.splits["tune"],
+        num_samples=1,
+        sampling=sampling_params(context, greedy=True),
+        make_controller=None
+        if settings is None
+        else lambda: controller_for(context, settings, basis),
+        prefix=f"{name}/",
+    )
+
+
+def _finish(
+    context: RunContext,
+    stage: StageDir,
+    grid: list[SteeringConfig],
+    jobs: dict[str, GenerationJob],
+) -> None:
+    greedy = load_answers(context, stage, jobs["greedy"])
+    trials = [
+        Trial(
+            trial,
+            compare_to_baseline(
+                trial_name(trial),
+                load_answers(context, stage, jobs[trial_name(trial)]),
+                greedy,
+                num_resamples=context.config.evaluate.num_bootstrap,
+                price_per_token=price_per_token(context),
+            ),
+        )
+        for trial in grid
+    ]
+    chosen = choose(trials, with_depth(context, context.config.steering))
     _save_choice(stage, trials, chosen)
+    for trial in trials:
+        name = trial_name(trial.settings)
+        context.metrics.log(TUNE, {f"{name}/utility": trial.metrics.utility})
     best = max(trials, key=lambda trial: trial.metrics.utility)
     gain = best.metrics.delta_accuracy
     context.report_done(

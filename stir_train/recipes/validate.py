@@ -23,10 +23,12 @@ from stir_train.basis.validate import (
     validated_basis,
 )
 from stir_train.config.pipeline import STAGE_DIRECTORIES
+from stir_train.distributed.claims import Note
 from stir_train.errors import StageError
 from stir_train.generation.backend import GenerationRequest, PlannedImpulse
 from stir_train.monitoring.console import Advance, progress
 from stir_train.recipes.context import RunContext
+from stir_train.recipes.elastic import make_missing
 from stir_train.recipes.harvest import (
     BASIS,
     ROLLOUTS,
@@ -37,7 +39,7 @@ from stir_train.recipes.harvest import (
 )
 from stir_train.recipes.rollouts import (
     GenerationJob,
-    generate_job,
+    generate_jobs,
     grade_rollouts,
     load_rollouts,
     load_states,
@@ -92,6 +94,13 @@ def run_validate(context: RunContext) -> None:
     trials: list[Intervention] = []
     if config.validation.enabled:
         trials = _run_trials(context, stage, basis)
+    context.world.on_main("validated", lambda: _finish(context, stage, basis, trials))
+
+
+def _finish(
+    context: RunContext, stage: StageDir, basis: ControlBasis, trials: Sequence[Intervention]
+) -> None:
+    config = context.config
     kept = _keep_helpful(context, stage, basis, trials)
     save_tensors(stage, BASIS_FILE, vars(kept), model_metadata(context))
     num = int((~basis.is_anchor).sum())
@@ -125,7 +134,7 @@ def _run_trials(context: RunContext, stage: StageDir, basis: ControlBasis) -> li
     job = _null_job(context)
     total = len(job.prompts) + config.num_rounds * config.trials_per_round
     with progress(context.console, "validate", total, "replays") as advance:
-        generate_job(context, stage, job, advance)
+        generate_jobs(context, stage, [job], advance)
         null = _read_null(context, stage)
         pool = StatePool(
             states=null.captured.states,
@@ -157,21 +166,27 @@ def _make_round(
     number: int,
     advance: Advance,
 ) -> list[Intervention]:
-    """Generate the trials of a round chunk by chunk; chunks that are there are read."""
+    """Generate the trials of a round chunk by chunk, together with the other ranks."""
     size = context.config.generation.chunk_completions
-    made: list[Intervention] = []
-    for chunk, start in enumerate(range(0, len(plans), size)):
-        name = f"{ROUND}{number:02d}/trials-{chunk:05d}.parquet"
-        if not stage.has(name):
-            save_table(
-                stage,
-                name,
-                Intervention,
-                _make_trials(context, source, plans[start : start + size]),
-            )
-        made += load_table(stage.path / name, Intervention)
-        advance(min(size, len(plans) - start), f"round {number + 1}")
-    return made
+    starts = {f"{start // size:05d}": start for start in range(0, len(plans), size)}
+    files = {key: f"{ROUND}{number:02d}/trials-{key}.parquet" for key in starts}
+    price, budget = context.config.steering.token_price, context.config.generation.max_new_tokens
+
+    def make(key: str) -> dict[str, float]:
+        made = _make_trials(context, source, plans[starts[key] : starts[key] + size])
+        save_table(stage, files[key], Intervention, made)
+        return {
+            "mean_uplift": sum(t.uplift(price, budget) for t in made) / len(made),
+            "tokens": sum(t.tokens for t in made),
+        }
+
+    def hear(key: str, note: Note) -> None:
+        if note:
+            context.metrics.log(VALIDATE, {"round": number, **note}, step=int(key))
+        advance(min(size, len(plans) - starts[key]), f"round {number + 1}")
+
+    make_missing(context, stage, files, make, hear)
+    return [t for name in files.values() for t in load_table(stage.path / name, Intervention)]
 
 
 def _make_trials(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tensors import save_tensors
 from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.models.value_head import ValueHead
@@ -21,12 +22,14 @@ from stir_train.recipes.harvest import (
 )
 from stir_train.recipes.validate import VALIDATE, load_interventions, load_null
 from stir_train.steering.artifacts import head_file
+from stir_train.train.loop import StepRecord
 from stir_train.types.trajectory import CapturedStates
 from stir_train.value.calibration import auroc, calibration, reliability
-from stir_train.value.fit import fit_value_head
+from stir_train.value.fit import TrainSetup, fit_value_head
 from stir_train.value.targets import ValueExamples, build_examples, build_intervened
 
 VALUE = STAGE_DIRECTORIES["value"]
+LOG_EVERY = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +55,7 @@ def run_value(context: RunContext) -> None:
         return
     examples = _all_examples(context)
     reports: dict[str, Any] = {}
+    heads: dict[int, ValueHead] = {}
     total = len(examples) * config.value.num_steps
     with progress(context.console, "value head", total, "steps") as advance:
         for block, found in examples.items():
@@ -61,30 +65,55 @@ def run_value(context: RunContext) -> None:
             train, validation = everything.split_by_prompt(
                 config.value.validation_fraction, generator
             )
-            head, fitted = fit_value_head(
+
+            def on_step(record: StepRecord, block: int = block) -> None:
+                advance(1, f"loss {record.loss:.3f}")
+                if record.step % LOG_EVERY == 0:
+                    context.metrics.log(
+                        VALUE, {f"block_{block}/loss": record.loss}, step=record.step
+                    )
+
+            heads[block], fitted = fit_value_head(
                 train,
                 validation,
                 config.value,
                 max_points=config.control_points.max_points,
                 max_new_tokens=config.generation.max_new_tokens,
                 seed=config.seed,
-                on_step=lambda record: advance(1, f"loss {record.loss:.3f}"),
+                setup=TrainSetup(
+                    config.train,
+                    context.world,
+                    context.checkpoints(stage, f"block-{block}"),
+                    on_step,
+                ),
             )
             advance(config.value.num_steps - fitted.num_steps)
-            save_tensors(stage, head_file(block), head.state_dict(), model_metadata(context))
             held_out = validation.prompt.unique()
-            reports[str(block)] = _value_report(head, train, validation)
+            reports[str(block)] = _value_report(heads[block], train, validation)
             if found.intervened is not None:
                 caused = found.intervened.select(torch.isin(found.intervened.prompt, held_out))
-                predicted, _ = head.p_correct(caused.states, caused.points)
+                predicted, _ = heads[block].p_correct(caused.states, caused.points)
                 reports[str(block)]["intervened"] = dataclasses.asdict(
                     calibration(predicted, caused.correct)
                 )
+    context.world.on_main("value", lambda: _finish(context, stage, heads, reports))
+
+
+def _finish(
+    context: RunContext, stage: StageDir, heads: dict[int, ValueHead], reports: dict[str, Any]
+) -> None:
+    for block, head in heads.items():
+        save_tensors(stage, head_file(block), head.state_dict(), model_metadata(context))
     save_report(stage, reports)
     best = max(reports, key=lambda block: float(reports[block]["overall"]["auroc"]))
+    summary = {
+        f"{figure}_block_{block}": report["overall"][figure]
+        for block, report in reports.items()
+        for figure in ("auroc", "ece")
+    }
     context.report_done(
         stage,
-        {f"auroc_block_{block}": report["overall"]["auroc"] for block, report in reports.items()},
+        summary,
         f"AUROC {reports[best]['overall']['auroc']:.3f} at block {best} (length alone "
         f"{reports[best]['length_only_auroc']:.3f}), ECE {reports[best]['overall']['ece']:.3f}",
     )

@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from stir_train.config.stages import ValueConfig
+from stir_train.config.stages import TrainConfig, ValueConfig
+from stir_train.distributed.engine import TrainEngine, open_engine
+from stir_train.distributed.world import World, alone
 from stir_train.errors import StageError
 from stir_train.models.value_head import ValueHead
-from stir_train.train.loop import EarlyStopping, FitResult, StepRecord, fit, warmup_then_cosine
+from stir_train.train.checkpoint import CheckpointFile
+from stir_train.train.loop import (
+    EarlyStopping,
+    FitPlan,
+    FitResult,
+    StepRecord,
+    fit,
+    parts_of,
+    warmup_then_cosine,
+)
 from stir_train.value.targets import ValueExamples
 
 EVERY_STEPS, PATIENCE = 20, 5
 TEMPERATURES = torch.logspace(-1, 1, 81)
+
+
+@dataclass(frozen=True)
+class TrainSetup:
+    """With what and with whom to train: the engine's settings, the ranks, checkpoints, a listener."""
+
+    config: TrainConfig
+    world: World
+    checkpoints: CheckpointFile | None = None
+    on_step: Callable[[StepRecord], None] | None = None
 
 
 def fit_value_head(
@@ -26,9 +49,12 @@ def fit_value_head(
     max_points: int,
     max_new_tokens: int,
     seed: int,
-    on_step: Callable[[StepRecord], None] | None = None,
+    setup: TrainSetup | None = None,
 ) -> tuple[ValueHead, FitResult]:
     """Train on BCE of correctness and Huber loss of log tokens left; stop early; calibrate.
+
+    Collective: every rank passes all examples, works on its share of each batch, and gets the same
+    head. Without a ``setup`` it trains in this process.
 
     Raises:
         StageError: If the examples are all right or all wrong.
@@ -52,26 +78,46 @@ def fit_value_head(
     head.scale.copy_(train.states.std(0).clamp_min(1e-6))
     with torch.no_grad():
         head.bias_out[..., 1] = train.log_tokens_left.mean()
+    # A copy of its own for the caller: an engine may keep its model in pieces.
+    trained = copy.deepcopy(head)
     optimizer = torch.optim.AdamW(
         head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
+    setup = setup or TrainSetup(TrainConfig(), alone())
+    engine = open_engine(head, optimizer, setup.config, setup.world)
+    module = engine.module
+    order = generator.get_state()
     result = fit(
-        head,
-        [optimizer],
-        _batches(train, config.batch_size, generator),
-        lambda batch: value_loss(head, batch, config.tokens_weight),
-        num_steps=config.num_steps,
-        schedule=warmup_then_cosine(config.num_steps, warmup_steps=10),
-        early_stopping=EarlyStopping(
-            lambda: _validate(head, validation, config.tokens_weight), EVERY_STEPS, PATIENCE
+        engine,
+        lambda step: _batches(train, config.batch_size, order, engine, step),
+        lambda part: part.share * value_loss(module, part.examples, config.tokens_weight),
+        FitPlan(
+            num_steps=config.num_steps,
+            schedule=warmup_then_cosine(config.num_steps, warmup_steps=10),
+            seed=seed,
+            early_stopping=EarlyStopping(
+                lambda: _validate(module, validation, config.tokens_weight), EVERY_STEPS, PATIENCE
+            ),
+            checkpoints=setup.checkpoints,
+            on_step=setup.on_step,
         ),
-        on_step=on_step,
     )
-    head.temperature.copy_(_best_temperature(head, validation))
-    return head.eval().requires_grad_(requires_grad=False), result
+    with torch.no_grad():
+        for name, value in engine.parameters().items():
+            trained.get_parameter(name).copy_(value)
+    trained.temperature.copy_(_best_temperature(trained, validation))
+    return trained.eval().requires_grad_(requires_grad=False), result
 
 
-def value_loss(head: ValueHead, batch: ValueExamples, tokens_weight: float) -> Tensor:
+@dataclass(frozen=True)
+class _Part:
+    """Some examples of a batch, and what share of the batch they are."""
+
+    examples: ValueExamples
+    share: float
+
+
+def value_loss(head: nn.Module, batch: ValueExamples, tokens_weight: float) -> Tensor:
     """Mean over members and states of the two losses."""
     logits, log_tokens = head(batch.states, batch.points)
     correct = batch.correct.expand_as(logits)
@@ -80,19 +126,28 @@ def value_loss(head: ValueHead, batch: ValueExamples, tokens_weight: float) -> T
     return right + tokens_weight * torch.nn.functional.huber_loss(log_tokens, tokens)
 
 
-def _validate(head: ValueHead, examples: ValueExamples, tokens_weight: float) -> float:
+def _validate(head: nn.Module, examples: ValueExamples, tokens_weight: float) -> float:
     with torch.no_grad():
         return float(value_loss(head, examples, tokens_weight))
 
 
 def _batches(
-    examples: ValueExamples, batch_size: int, generator: torch.Generator
-) -> Iterator[ValueExamples]:
-    count = len(examples.correct)
+    examples: ValueExamples, batch_size: int, order: Tensor, engine: TrainEngine, start: int
+) -> Iterator[list[_Part]]:
+    """This rank's parts of every batch from step ``start`` on."""
+    generator = torch.Generator()
+    generator.set_state(order)
+    step = 0
     while True:
-        order = torch.randperm(count, generator=generator)
-        for part in order.split(batch_size):
-            yield examples.select(part)
+        epoch = torch.randperm(len(examples.correct), generator=generator)
+        for batch in epoch.split(batch_size):
+            if step >= start:
+                # A part without examples still takes part: its loss counts for nothing.
+                yield [
+                    _Part(examples.select(torch.tensor(part or [0])), len(part) / len(batch))
+                    for part in parts_of(batch.tolist(), engine)
+                ]
+            step += 1
 
 
 @torch.no_grad()

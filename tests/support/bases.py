@@ -6,7 +6,8 @@ from functools import cache
 
 import torch
 
-from stir_train.basis.select import select_basis
+from stir_train.basis.select import BlockSelection, select_basis
+from stir_train.basis.shards import CandidateShard
 from stir_train.config.stages import (
     BasisConfig,
     ControlPointConfig,
@@ -19,6 +20,7 @@ from stir_train.data.control_points import build_automaton
 from stir_train.data.grading import grade_batch, reward
 from stir_train.data.problems import SourceProblem
 from stir_train.data.prompts import render_prompts
+from stir_train.distributed.world import alone
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
 from stir_train.generation.engine import DecodeEngine
 from stir_train.harvest.contrast import contrast_rollouts
@@ -71,10 +73,15 @@ def candidates() -> Candidates:
     )
 
 
+def select(found: Candidates, config: BasisConfig) -> list[BlockSelection]:
+    """Select from contrasts that are all here."""
+    return select_basis([CandidateShard.of(found)], config, seed=0, world=alone())
+
+
 @cache
 def basis(size: int = 64) -> ControlBasis:
     """A small control basis over blocks 3 and 4."""
-    parts = select_basis(candidates(), BasisConfig(size=size), seed=0)
+    parts = select(candidates(), BasisConfig(size=size))
     return ControlBasis.concatenate([part.basis for part in parts])
 
 

@@ -1,0 +1,127 @@
+"""Elastic work: any number of processes claim keys, take over from the dead, and all see the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from stir_train.distributed.claims import ClaimTable, Note, beating
+
+BEATS_PER_LEASE = 6
+WATCH_SECONDS = 0.05
+
+
+@dataclass
+class _Watched:
+    """An owner's last beat and when this process first saw it, by this process's own clock."""
+
+    beat: str
+    since: float
+
+
+@dataclass
+class Watch:
+    """Tells which owners are gone, without comparing clocks between hosts."""
+
+    table: ClaimTable
+    lease_seconds: float
+    clock: Callable[[], float] = time.monotonic
+    _seen: dict[str, _Watched] = field(default_factory=dict)
+
+    def is_gone(self, owner: str | None) -> bool:
+        """Whether an owner has shown no beat for a whole lease; nobody counts as an owner."""
+        name = owner or ""
+        beat = self.table.last_beat(name) if owner else ""
+        now = self.clock()
+        held = self._seen.get(name)
+        if held is None or held.beat != beat:
+            self._seen[name] = _Watched(beat, now)
+            return False
+        return now - held.since > self.lease_seconds
+
+
+def work_through(
+    table: ClaimTable,
+    keys: Sequence[str],
+    owner: str,
+    make: Callable[[str], Note],
+    *,
+    lease_seconds: float,
+    boundary: Callable[[], None],
+    hear: Callable[[str, Note], None],
+    wait_for_all: bool = True,
+) -> None:
+    """Make every key that no other process makes; return when all are made.
+
+    Args:
+        table: Holds the claims.
+        keys: All of them, the same on every process.
+        owner: This process's name, unlike any other's.
+        make: Does one key's work and returns its figures.
+        lease_seconds: A key whose owner has shown no sign of life for so long is taken over.
+        boundary: Called between keys and while waiting; raises to leave early.
+        hear: Called once for every finished key, whoever made it.
+        wait_for_all: Otherwise return as soon as there is nothing left to claim.
+    """
+    worker = _Worker(table, keys, owner, make, hear, boundary)
+    with beating(table, owner, every_seconds=lease_seconds / BEATS_PER_LEASE):
+        worker.claim_all()
+        if wait_for_all:
+            worker.see_to_the_rest(Watch(table, lease_seconds))
+
+
+@dataclass
+class _Worker:
+    """One process at one set of work."""
+
+    table: ClaimTable
+    keys: Sequence[str]
+    owner: str
+    make: Callable[[str], Note]
+    hear: Callable[[str, Note], None]
+    boundary: Callable[[], None]
+
+    def __post_init__(self) -> None:
+        """Nothing is finished yet, as far as this process knows."""
+        self.left = dict.fromkeys(self.keys)
+
+    def claim_all(self) -> None:
+        """Claim keys and make them until none is unclaimed."""
+        self._listen()
+        while True:
+            self.boundary()
+            key = self.table.claim_next(self.owner)
+            if key is None:
+                return
+            self._finish(key)
+
+    def see_to_the_rest(self, watch: Watch) -> None:
+        """Wait for the keys that others claimed; take over from those that are gone."""
+        while True:
+            self._listen()
+            if not self.left:
+                return
+            self.boundary()
+            key = self._take_over(watch)
+            if key is None:
+                time.sleep(WATCH_SECONDS)
+            else:
+                self._finish(key)
+
+    def _take_over(self, watch: Watch) -> str | None:
+        for key in self.left:
+            holder = self.table.owner_of(key)
+            if watch.is_gone(holder) and self.table.take_over(key, holder, self.owner):
+                return key
+        return None
+
+    def _finish(self, key: str) -> None:
+        self.table.finish(key, self.make(key))
+        self._listen()
+
+    def _listen(self) -> None:
+        for key, note in self.table.finished().items():
+            if key in self.left:
+                del self.left[key]
+                self.hear(key, note)

@@ -1,0 +1,40 @@
+"""Read a run's problems, embedded or from a source. Torch-free: a login node checks them with this."""
+
+from __future__ import annotations
+
+from stir_train.config.run import RunConfig
+from stir_train.data.problems import SourceProblem, read_source
+from stir_train.data.prompts import cut_splits
+from stir_train.errors import ConfigError
+from stir_train.tasks.families import FAMILIES, HELD_OUT_POOL
+from stir_train.tasks.problem import held_out_problems
+
+
+def read_problems(config: RunConfig) -> list[SourceProblem]:
+    """Every problem the configured task offers.
+
+    Raises:
+        ConfigError: If the task names neither an embedded family nor a source.
+    """
+    task = config.task
+    if task.source is not None:
+        return read_source(task)
+    if task.name not in FAMILIES:
+        raise ConfigError(
+            f"task.name: {task.name!r} is no embedded family ({', '.join(FAMILIES)}); "
+            "set task.source to a dataset to read another task"
+        )
+    family = FAMILIES[task.name]
+    return [
+        SourceProblem(p.question, p.answer, content=p.content, kind=p.kind)
+        for p in held_out_problems(family, HELD_OUT_POOL)
+    ]
+
+
+def require_problems(config: RunConfig) -> None:
+    """Read the problems and cut the splits.
+
+    Raises:
+        StirError: If either fails.
+    """
+    cut_splits(read_problems(config), config.splits)
