@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stir_train.distributed.preemption import EXIT_PREEMPTED, Preempted
 from stir_train.errors import StirError
 
 if TYPE_CHECKING:
@@ -36,6 +37,25 @@ Overrides = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would happen; do nothing.")]
 Redo = Annotated[bool, typer.Option("--redo", help="Remake this stage and those after it.")]
 
+Submit = Annotated[
+    bool,
+    typer.Option("--submit", help="Queue it as a chain of SLURM jobs instead of running here."),
+]
+Site = Annotated[
+    Path | None,
+    typer.Option(
+        help="Site file for --submit (slurm/sites/*.yaml); with --dry-run, shows scripts."
+    ),
+]
+Worker = Annotated[
+    bool,
+    typer.Option(
+        "--worker",
+        help="Make chunks beside other workers (a job array) that share only the disk; "
+        "a last call without this finishes the stage.",
+    ),
+]
+
 STAGE_HELP = {
     "rollout": "Sample, grade and capture rollouts of the harvest split.",
     "harvest": "Contrast right and wrong rollouts at control points.",
@@ -56,6 +76,12 @@ def main() -> None:
         app()
     except StirError as error:
         _fail(str(error))
+    except Preempted:
+        print(
+            "stopped as asked, at a boundary where nothing is lost; the same command goes on",
+            file=sys.stderr,
+        )
+        raise SystemExit(EXIT_PREEMPTED) from None
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         _fail(f"{error.strerror or error}{where}; nothing half-written counts as complete")
@@ -72,10 +98,29 @@ def _stage_command(verb: str) -> Callable[..., None]:
         overrides: Overrides = None,
         dry_run: DryRun = False,
         redo: Redo = False,
+        submit: Submit = False,
+        site: Site = None,
     ) -> None:
+        if submit or site is not None:
+            _submit([verb], config, overrides or [], site, dry_run=dry_run)
+            return
         _run_verbs([verb], config, overrides or [], dry_run=dry_run, redo=redo)
 
-    return command
+    def chunk_command(
+        config: ConfigPath,
+        overrides: Overrides = None,
+        dry_run: DryRun = False,
+        redo: Redo = False,
+        submit: Submit = False,
+        site: Site = None,
+        worker: Worker = False,
+    ) -> None:
+        if submit or site is not None:
+            _submit([verb], config, overrides or [], site, dry_run=dry_run)
+            return
+        _run_verbs([verb], config, overrides or [], dry_run=dry_run, redo=redo, worker=worker)
+
+    return chunk_command if verb in ("rollout", "steer") else command
 
 
 for _verb, _help in STAGE_HELP.items():
@@ -88,9 +133,57 @@ def run(
     overrides: Overrides = None,
     dry_run: DryRun = False,
     redo: Redo = False,
+    submit: Submit = False,
+    site: Site = None,
+    only: Annotated[
+        str | None, typer.Option(help="Only these stages, as in harvest,basis.")
+    ] = None,
 ) -> None:
-    """Run every stage in order, skipping what is done."""
-    _run_verbs(list(STAGE_HELP), config, overrides or [], dry_run=dry_run, redo=redo)
+    """Run every stage in order, skipping what is done; here, or as a chain of SLURM jobs."""
+    verbs = list(STAGE_HELP) if only is None else only.split(",")
+    unknown = sorted(set(verbs) - set(STAGE_HELP))
+    if unknown:
+        _fail(f"--only: no stage {', '.join(unknown)}; stages: {', '.join(STAGE_HELP)}")
+    if submit or site is not None:
+        _submit(verbs, config, overrides or [], site, dry_run=dry_run)
+        return
+    _run_verbs(verbs, config, overrides or [], dry_run=dry_run, redo=redo)
+
+
+@app.command()
+def status(
+    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+) -> None:
+    """Show a run's stages, jobs and progress, its last failure, and what to do next."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    from stir_train.launch.status import run_status
+
+    found = run_status(run_directory)
+    table = Table(box=SIMPLE)
+    for column in ("stage", "state", "progress", "job"):
+        table.add_column(column)
+    for stage in found.stages:
+        table.add_row(stage.verb, stage.state, stage.progress, stage.job)
+    console = _console()
+    console.print(table)
+    if found.failure:
+        console.print(f"[red]last failure[/] {found.failure}", soft_wrap=True)
+    console.print(found.advice, soft_wrap=True)
+
+
+@app.command()
+def cancel(
+    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+) -> None:
+    """Cancel what is left of a run's chain of SLURM jobs; what is made stays."""
+    from stir_train.artifacts.run_dir import RunDir
+    from stir_train.launch import slurm
+
+    cancelled = slurm.cancel(RunDir(run_directory))
+    listed = ", ".join(f"{job.job_id} ({job.name})" for job in cancelled)
+    _console().print(f"cancelled {listed}" if cancelled else "nothing of this run is in the queue")
 
 
 @app.command()
@@ -282,16 +375,65 @@ def tiny_check(
 
 
 def _run_verbs(
-    verbs: list[str], path: Path, overrides: list[str], *, dry_run: bool, redo: bool
+    verbs: list[str],
+    path: Path,
+    overrides: list[str],
+    *,
+    dry_run: bool,
+    redo: bool,
+    worker: bool = False,
 ) -> None:
     if dry_run:
         _show_plan(_load(path, overrides), verbs)
         return
-    with _opened(path, overrides) as context:
+    with _opened(path, overrides, is_worker=worker) as context:
         from stir_train.recipes.run import run_stages, show_outcome
 
         run_stages(context, verbs, redo=redo)
         show_outcome(context, verbs)
+
+
+def _submit(
+    verbs: list[str], path: Path, overrides: list[str], site_file: Path | None, *, dry_run: bool
+) -> None:
+    """Check everything that can be checked here, then queue the chain; or show what would be."""
+    from stir_train.artifacts.run_dir import RunDir
+    from stir_train.config.load import load_config
+    from stir_train.launch import slurm
+    from stir_train.launch.jobs import plan_jobs
+    from stir_train.launch.preflight import preflight
+    from stir_train.launch.site import SiteConfig
+    from stir_train.recipes.problems import require_problems
+
+    config = _load(path, overrides)
+    site = SiteConfig() if site_file is None else load_config(SiteConfig, site_file)
+    found = preflight(config, site, read_data=require_problems)
+    jobs = plan_jobs(config, site, verbs)
+    scripts = slurm.scripts_of(config, site, jobs)
+    console = _console()
+    if dry_run:
+        _show_plan(config, verbs)
+        for script, text in scripts[1:]:
+            print(f"# {script}\n{text}")
+    for note in found.notes:
+        console.print(f"[yellow]! {note}[/]", soft_wrap=True)
+    if found.estimate is not None:
+        needs = found.estimate
+        console.print(
+            f"at most {needs.num_tokens:,} tokens on {needs.num_replicas} replicas: about "
+            f"{needs.hours:.1f} h, {needs.disk_gib:.1f} GiB of disk; per process "
+            f"{needs.generate_gib:.1f} GiB to generate, {needs.train_gib:.1f} GiB to train",
+            soft_wrap=True,
+        )
+    found.require()
+    if dry_run:
+        return
+    if not jobs:
+        console.print("every stage is done: nothing to queue")
+        return
+    for job in slurm.submit(RunDir(config.directory), jobs, scripts):
+        console.print(f"queued {job.job_id:>8}  {job.name}", soft_wrap=True)
+    console.print(f"watch it with: stir-train status {config.directory}", soft_wrap=True)
 
 
 def _show_plan(config: RunConfig, verbs: list[str]) -> None:
@@ -322,12 +464,12 @@ def _load(path: Path, overrides: list[str]) -> RunConfig:
 
 
 @contextmanager
-def _opened(path: Path, overrides: list[str]) -> Iterator[Any]:
+def _opened(path: Path, overrides: list[str], *, is_worker: bool = False) -> Iterator[Any]:
     """A run's context; the configuration is checked before torch is imported."""
     config = _load(path, overrides)
     from stir_train.recipes.run import open_run
 
-    with open_run(config, _console(), sys.argv) as context:
+    with open_run(config, _console(), sys.argv, is_worker=is_worker) as context:
         yield context
 
 

@@ -1,0 +1,165 @@
+"""What a run will need of time, disk and memory, from its configuration and the model's config.json.
+
+A plan, not a measurement: decoding is taken to be bound by memory bandwidth, every completion to use
+its whole token budget, so that time and disk are upper bounds for the bandwidth assumed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stir_train.config.run import RunConfig
+from stir_train.errors import ModelError
+
+GIB = 2**30
+GPU_BANDWIDTH, CPU_BANDWIDTH = 3.3e12, 4e10
+"""Bytes a second of an H100's memory, and of a server socket's share that a process can draw."""
+BANDWIDTH_SHARE = 0.4
+"""What decoding reaches of it."""
+PROMPT_TOKENS = 256
+"""Taken for the length of a prompt, which is not tokenised here."""
+OVERHEAD_GIB = 1.5
+"""CUDA context, workspaces, fragmentation."""
+ADAM_BYTES = 16
+"""A trained parameter's weight, gradient and two moments in float32."""
+ACTIVATION_BYTES = 34
+"""Kept for the backward pass per token, layer and unit of width, in 16-bit training."""
+TOKEN_BYTES = 24
+"""On disk per token: its id, log-probability and text."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a decoder.
+
+    Attributes:
+        num_params: Weights.
+        num_layers, width, vocab_size: As in its config.
+        kv_width: Width of the keys of one layer, and of the values.
+        num_linear: Input plus output widths of a layer's linear maps, which LoRA's size follows.
+        bytes_per_weight: In memory.
+    """
+
+    num_params: int
+    num_layers: int
+    width: int
+    vocab_size: int
+    kv_width: int
+    num_linear: int
+    bytes_per_weight: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Upper bounds for a run.
+
+    Attributes:
+        num_tokens: Decoded over all stages.
+        hours: On all replicas together.
+        disk_gib: Of the run directory.
+        generate_gib, train_gib: Memory of a process.
+        weights_gib: Of the model.
+        num_replicas: Copies of the model that generate side by side.
+    """
+
+    num_tokens: int
+    hours: float
+    disk_gib: float
+    generate_gib: float
+    train_gib: float
+    weights_gib: float
+    num_replicas: int
+
+
+def read_shape(directory: Path, *, bytes_per_weight: int) -> ModelShape:
+    """A model directory's shape.
+
+    Raises:
+        ModelError: If its config.json is missing or lacks a size.
+    """
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.name: {path} cannot be read: {error}") from error
+    try:
+        return shape_of(config.get("text_config", config), bytes_per_weight=bytes_per_weight)
+    except KeyError as error:
+        raise ModelError(f"model.name: {path} has no {error}") from error
+
+
+def shape_of(config: Mapping[str, Any], *, bytes_per_weight: int) -> ModelShape:
+    """The shape that a transformers config of a decoder with gated feed-forward blocks describes.
+
+    Raises:
+        KeyError: If a size is missing.
+    """
+    width, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
+    heads, vocab = int(config["num_attention_heads"]), int(config["vocab_size"])
+    head_dim = int(config.get("head_dim") or width // heads)
+    kv_width = int(config.get("num_key_value_heads") or heads) * head_dim
+    inner = int(config["intermediate_size"])
+    query = heads * head_dim
+    attention = 2 * width * query + 2 * width * kv_width
+    feed_forward = 3 * width * inner
+    biases = query + 2 * kv_width if config.get("model_type") == "qwen2" else 0
+    embeddings = vocab * width * (1 if config.get("tie_word_embeddings") else 2)
+    total = embeddings + layers * (attention + feed_forward + biases + 2 * width) + width
+    linear = 2 * (width + query) + 2 * (width + kv_width) + 3 * (width + inner)
+    return ModelShape(total, layers, width, vocab, kv_width, linear, bytes_per_weight)
+
+
+def estimate(config: RunConfig, shape: ModelShape, *, num_ranks: int, on_gpu: bool) -> Estimate:
+    """Bound what a run needs on ``num_ranks`` processes."""
+    budget, splits = config.generation.max_new_tokens, config.splits
+    completions = _completions(config)
+    tokens = sum(completions.values()) * budget
+    rows = min(config.generation.max_rows, config.generation.chunk_completions)
+    weights = shape.num_params * shape.bytes_per_weight
+    kv_token = 2 * shape.num_layers * shape.kv_width * shape.bytes_per_weight
+    context = PROMPT_TOKENS + budget
+    if config.generation.max_cache_tokens is not None:
+        rows = max(1, min(rows, config.generation.max_cache_tokens // context))
+    bandwidth = (GPU_BANDWIDTH if on_gpu else CPU_BANDWIDTH) * BANDWIDTH_SHARE
+    step_seconds = (weights + rows * kv_token * context / 2) / bandwidth
+    hours = tokens / rows * step_seconds / num_ranks / 3600
+    states = (
+        splits.num_harvest * (config.rollout.num_samples + 1) * config.control_points.max_points
+    )
+    state_bytes = states * len(config.harvest.depths) * shape.width * 4
+    lora = config.distill.rank * shape.num_layers * shape.num_linear
+    share = -(-config.distill.batch_size // num_ranks // config.train.gradient_accumulation)
+    activations = share * context * shape.num_layers * shape.width * ACTIVATION_BYTES
+    activations += share * context * shape.vocab_size * 4
+    sharded = num_ranks if config.train.zero_stage == 3 else 1
+    training = shape.num_params * (2 if config.train.dtype == "bfloat16" else 4) / sharded
+    generation = weights + rows * kv_token * context
+    return Estimate(
+        num_tokens=tokens,
+        hours=hours,
+        disk_gib=(3 * state_bytes + tokens * TOKEN_BYTES + lora * 4) / GIB,
+        generate_gib=(generation + rows * shape.vocab_size * 4) / GIB + OVERHEAD_GIB,
+        train_gib=(training + lora * ADAM_BYTES + activations) / GIB + OVERHEAD_GIB,
+        weights_gib=weights / GIB,
+        num_replicas=num_ranks,
+    )
+
+
+def _completions(config: RunConfig) -> dict[str, int]:
+    """Completions of each stage, at most."""
+    splits, tune = config.splits, config.tune
+    depths = tune.depths or config.harvest.depths
+    settings = len(tune.modes) * len(tune.strengths) * len(depths) if tune.enabled else 1
+    trials = config.validation.num_rounds * config.validation.trials_per_round
+    methods = 3 + 3 * config.evaluate.controls + config.distill.enabled + len(tune.modes) - 1
+    return {
+        "rollout": splits.num_harvest * config.rollout.num_samples,
+        "validate": config.validation.enabled * (splits.num_harvest + trials),
+        "tune": splits.num_tune * (settings + 1),
+        "steer": config.distill.enabled * splits.num_harvest * config.distill.num_samples,
+        "evaluate": splits.num_test * methods,
+    }

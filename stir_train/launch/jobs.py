@@ -1,0 +1,115 @@
+"""A run as a chain of SLURM jobs, and their scripts."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from stir_train.artifacts.run_dir import RunDir
+from stir_train.config.pipeline import STAGE_DIRECTORIES
+from stir_train.config.run import RunConfig
+from stir_train.errors import ConfigError
+from stir_train.launch.site import SiteConfig
+
+CHAIN: tuple[tuple[str, tuple[str, ...], bool], ...] = (
+    ("rollout", ("rollout",), True),
+    ("harvest", ("harvest", "basis"), False),
+    ("validate", ("validate",), True),
+    ("value", ("value",), False),
+    ("tune", ("tune",), True),
+    ("steer", ("steer",), True),
+    ("distill", ("distill",), True),
+    ("evaluate", ("evaluate", "report"), True),
+)
+"""Name, stages, and whether it has work for every node or runs on one."""
+TEMPLATE = "job.sbatch.j2"
+# In a checkout the templates lie at its top; a wheel carries them beside this module.
+INSTALLED, CHECKOUT = Path(__file__).with_name("slurm_files"), Path(__file__).parents[2] / "slurm"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of the chain.
+
+    Attributes:
+        name: Also of its script and log.
+        verbs: The stages it runs.
+        nodes, tasks_per_node, time: Its resources.
+        array: Independent workers instead of one job; 0 for none.
+    """
+
+    name: str
+    verbs: tuple[str, ...]
+    nodes: int
+    tasks_per_node: int
+    time: str
+    array: int = 0
+
+
+def plan_jobs(config: RunConfig, site: SiteConfig, verbs: Sequence[str]) -> list[Job]:
+    """The jobs that make what a run still lacks of some stages, in order.
+
+    Raises:
+        ConfigError: If the site gives resources to a job that there is not.
+    """
+    names = [name for name, _, _ in CHAIN]
+    unknown = sorted(set(site.stages) - set(names))
+    if unknown:
+        raise ConfigError(f"site: stages: no job {', '.join(unknown)}; jobs: {', '.join(names)}")
+    run_dir = RunDir(config.directory)
+    off = set() if config.distill.enabled else {"steer", "distill"}
+    jobs: list[Job] = []
+    for name, stages, is_wide in CHAIN:
+        wanted = tuple(
+            verb
+            for verb in stages
+            if verb in verbs
+            and verb not in off
+            and not run_dir.stage(STAGE_DIRECTORIES[verb]).is_complete
+        )
+        if not wanted:
+            continue
+        resources = site.stages.get(name)
+        nodes = (resources and resources.nodes) or (site.nodes if is_wide else 1)
+        time = (resources and resources.time) or site.time
+        tasks = site.processes_per_node
+        if name == "rollout" and site.array:
+            jobs.append(Job("rollout-array", wanted, 1, 1, time, site.array))
+            nodes = 1  # what is left to do is to finish the stage
+        jobs.append(Job(name, wanted, nodes, tasks, time))
+    return jobs
+
+
+def render_job(job: Job, site: SiteConfig, *, config_file: Path, logs: Path) -> str:
+    """A job's sbatch script."""
+    program = shlex.split(site.command) if site.command else [_program()]
+    verb = [job.verbs[0]] if job.array else ["run"]
+    words = [*program, *verb, str(config_file.resolve())]
+    words += ["--worker"] if job.array else ["--only", ",".join(job.verbs)]
+    templates = INSTALLED if INSTALLED.is_dir() else CHECKOUT
+    environment = Environment(
+        loader=FileSystemLoader(templates),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["quoted"] = shlex.quote
+    return environment.get_template(TEMPLATE).render(
+        job=job,
+        site=site,
+        logs=logs.resolve(),
+        directory=str(Path.cwd()),
+        command=shlex.join(words),
+    )
+
+
+def _program() -> str:
+    """The `stir-train` beside this interpreter."""
+    beside = Path(sys.executable).with_name("stir-train")
+    return str(beside) if beside.is_file() else "stir-train"

@@ -1,0 +1,122 @@
+"""Where a run is: stages, chunks, jobs, the last failure, and what to do next."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from stir_train.artifacts.run_dir import CHECKSUMS, FAILURE_FILE, RunDir
+from stir_train.config.load import load_config
+from stir_train.config.pipeline import STAGE_DIRECTORIES
+from stir_train.config.run import RunConfig
+from stir_train.errors import ArtifactError, StageError
+from stir_train.launch.slurm import ALIVE, LOGS, SLURM, job_state, submitted_jobs
+
+CHUNK = ("rollouts-", "candidates-", "trials-")
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """One line.
+
+    Attributes:
+        verb: The stage.
+        state: ``done``, ``unfinished``, ``to do`` or ``off``.
+        progress: Chunks made so far, or the finished stage's figures.
+        job: Slurm's id and state of the job that makes it, if one was submitted.
+    """
+
+    verb: str
+    state: str
+    progress: str
+    job: str
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Every stage, the last attempt's failure if it failed, and what to do."""
+
+    stages: list[StageStatus]
+    failure: str
+    advice: str
+
+
+def run_status(directory: Path) -> RunStatus:
+    """Read a run's state from its directory and, where there is Slurm, from the queue.
+
+    Raises:
+        ArtifactError: If there is no run.
+    """
+    config_file = directory / "config.yaml"
+    if not config_file.is_file() and not (directory / SLURM).is_dir():
+        raise ArtifactError(f"{directory}: no run here (no config.yaml)")
+    run_dir = RunDir(directory)
+    distills = True
+    if config_file.is_file():
+        distills = load_config(RunConfig, config_file).distill.enabled
+    jobs = {}
+    if shutil.which("scontrol") is not None:
+        for job in submitted_jobs(run_dir):
+            try:
+                state = job_state(job.job_id)
+            except StageError:  # no controller answers here: say so, and show the rest
+                state = "UNKNOWN"
+            for verb in job.verbs:
+                jobs[verb] = (job.job_id, state)
+    stages = []
+    for verb, name in STAGE_DIRECTORIES.items():
+        stage = run_dir.stage(name)
+        if stage.is_complete:
+            state, progress = "done", _figures(stage.summary())
+        elif verb in ("steer", "distill") and not distills:
+            state, progress = "off", ""
+        else:
+            state = "unfinished" if stage.path.exists() else "to do"
+            progress = _chunks(stage.path)
+        queued = "" if verb not in jobs else f"{jobs[verb][0]} {jobs[verb][1].lower()}"
+        stages.append(StageStatus(verb, state, progress, queued))
+    failure = "" if all(s.state in ("done", "off") for s in stages) else _last_failure(run_dir)
+    alive = any(state in ALIVE for _, state in jobs.values())
+    return RunStatus(stages, failure, _advice(stages, failure, alive=alive, submitted=bool(jobs)))
+
+
+def _chunks(path: Path) -> str:
+    checksums = path / CHECKSUMS
+    count = sum(1 for f in checksums.rglob("*") if f.name.startswith(CHUNK))
+    return f"{count} chunks made" if count else ""
+
+
+def _figures(summary: dict[str, object]) -> str:
+    shown = [
+        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in summary.items()
+    ]
+    return ", ".join(shown[:3])
+
+
+def _last_failure(run_dir: RunDir) -> str:
+    """The message of the newest attempt, if it failed."""
+    attempts = sorted(
+        (run_dir.path / LOGS).glob("attempt_*"), key=lambda p: int(p.name.rpartition("_")[2])
+    )
+    if not attempts or not (attempts[-1] / FAILURE_FILE).is_file():
+        return ""
+    held = json.loads((attempts[-1] / FAILURE_FILE).read_text(encoding="utf-8"))
+    return (
+        f"{attempts[-1].name}: rank {held['rank']} on {held['host']}: {held['kind']}: "
+        f"{held['message']}"
+    )
+
+
+def _advice(stages: list[StageStatus], failure: str, *, alive: bool, submitted: bool) -> str:
+    left = [s.verb for s in stages if s.state not in ("done", "off")]
+    if not left:
+        return "complete"
+    if alive:
+        return f"in the queue; next: {left[0]}"
+    again = "submit again (--submit)" if submitted else "run the same command again"
+    if failure:
+        return f"mend what failed, then {again}: it goes on at {left[0]}"
+    return f"{again}: it goes on at {left[0]}"
