@@ -8,7 +8,7 @@ XDIST_WORKERS ?= auto
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo results test test-slow check format install clean
+.PHONY: demo results test test-slow test-cluster check format install clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -27,10 +27,13 @@ demo: $(STAMP) ## the whole pipeline on the embedded tiny model (minutes, CPU)
 	$(BIN)/stir-train run configs/demo.yaml
 
 test: $(STAMP) ## the fast tests, in parallel
-	$(BIN)/python -m pytest -n $(XDIST_WORKERS) -m "not slow"
+	$(BIN)/python -m pytest -n $(XDIST_WORKERS) -m "not slow and not cluster"
 
 test-slow: $(STAMP) ## the slow tests
 	$(BIN)/python -m pytest -m slow
+
+test-cluster: $(STAMP) ## the tests on a real Slurm cluster of two nodes (root on Debian)
+	$(BIN)/python -m pytest -m cluster
 
 check: $(STAMP) ## format, lint, types, import contracts, fast tests
 	$(BIN)/ruff format --check .

@@ -1,0 +1,32 @@
+"""A real Slurm cluster of two nodes on this machine, for the tests of this folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("local_slurm.sh")
+DIRECTORY = Path("/tmp/stir-train-slurm")  # unix sockets need a short path
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[None]:
+    """The cluster is up, and this process's Slurm commands talk to it."""
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        pytest.skip("a local Slurm cluster needs root and Debian")
+    up = subprocess.run(
+        ["bash", str(SCRIPT), "up", str(DIRECTORY), "2"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert up.returncode == 0, up.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(DIRECTORY / "etc" / "slurm.conf"))
+        yield
+    subprocess.run(["bash", str(SCRIPT), "down", str(DIRECTORY)], check=True, capture_output=True)
