@@ -27,7 +27,6 @@ FAILED, STOP, LEFT = "failed", "stop", "left"
 POLL_SECONDS, LEAVE_SECONDS = 0.1, 30.0
 MEETING_TIMEOUT = timedelta(minutes=10)
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-SHM_OP = "deepspeed_shm_comm"
 
 
 class PeerError(StageError):
@@ -176,7 +175,9 @@ class World:
         if self.store is not None and self.store.check([FAILED]):
             failure = json.loads(self.store.get(FAILED))
             if failure["rank"] != self.rank:
-                raise PeerError(f"rank {failure['rank']} on {failure['host']} failed")
+                raise PeerError(
+                    f"rank {failure['rank']} on {failure['host']} failed: {failure['error']}"
+                )
 
     def count(self, key: str) -> int:
         """The value of one of the store's counters."""

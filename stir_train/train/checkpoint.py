@@ -85,10 +85,6 @@ class CheckpointFile:
         record: Any = metadata["record"]
         return Checkpoint(int(metadata["step"]), record, _under("state/", tensors), best or None)
 
-    def remove(self) -> None:
-        """Forget it: the fit is finished."""
-        self.path.unlink(missing_ok=True)
-
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
