@@ -76,6 +76,16 @@ def test_damage_is_found(tmp_path: Path, damage: str) -> None:
         stage.file("part/a.safetensors")
 
 
+def test_what_a_killed_writer_left_is_gone_when_the_stage_goes_on(tmp_path: Path) -> None:
+    stage = _stage(tmp_path)
+    left = [stage.path / "b.host-1.partial", stage.path / "part" / ".tmpA1b2C3"]
+    for path in left:
+        path.write_text("half")
+    assert stage.begin(INPUTS)
+    assert not any(path.exists() for path in left)
+    assert stage.has("part/a.safetensors")
+
+
 def test_a_failed_write_leaves_nothing_and_a_damaged_chunk_is_made_again(tmp_path: Path) -> None:
     stage = _stage(tmp_path)
 

@@ -15,7 +15,7 @@ from torch.distributed import HashStore
 
 from stir_train.distributed.claims import ClaimTable, FileClaims, Note, StoreClaims
 from stir_train.distributed.preemption import Preempted
-from stir_train.distributed.work_queue import Watch, work_through
+from stir_train.distributed.work_queue import Rules, Watch, work_through
 
 KEYS = [f"set{i % 3}/{i:05d}" for i in range(40)]
 MakeTable = Callable[[], ClaimTable]
@@ -48,9 +48,7 @@ def _work(
         if heard is not None:
             heard.append(key)
 
-    work_through(
-        table, KEYS, owner, make, lease_seconds=lease_seconds, boundary=boundary, hear=hear
-    )
+    work_through(table, KEYS, owner, make, rules=Rules(lease_seconds), boundary=boundary, hear=hear)
 
 
 def test_many_workers_make_each_key_once_and_all_hear_of_all(make_table: MakeTable) -> None:
@@ -92,7 +90,7 @@ def test_a_living_worker_keeps_its_claim(make_table: MakeTable) -> None:
     worker = threading.Thread(
         target=work_through,
         args=(slow, KEYS, "slow", make_slowly),
-        kwargs={"lease_seconds": 0.3, "boundary": lambda: None, "hear": lambda key, note: None},
+        kwargs={"rules": Rules(0.3), "boundary": lambda: None, "hear": lambda key, note: None},
     )
     worker.start()
     assert holding.wait(30)

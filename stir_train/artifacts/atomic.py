@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 TEMPORARY_SUFFIX = ".partial"
+SAFETENSORS_TEMPORARY = ".tmp*"
+"""Files that safetensors itself writes beside its target and renames."""
 _HASH_BLOCK = 1 << 20
 
 

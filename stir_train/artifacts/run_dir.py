@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from stir_train.artifacts.atomic import (
+    SAFETENSORS_TEMPORARY,
     TEMPORARY_SUFFIX,
     atomic_path,
     file_sha256,
@@ -93,8 +94,9 @@ class StageDir:
                 "Use another run name, or --redo to remake this stage and those after it."
             )
         if alone:
-            for leftover in self.path.rglob(f"*{TEMPORARY_SUFFIX}"):
-                leftover.unlink()
+            for pattern in (f"*{TEMPORARY_SUFFIX}", SAFETENSORS_TEMPORARY):
+                for leftover in self.path.rglob(pattern):
+                    leftover.unlink()
         if self.is_complete:
             self.require_complete()
             return False
@@ -248,6 +250,10 @@ class RunDir:
     def checkpoints(self, stage: str) -> Path:
         """Where a stage's fits are saved until it is done."""
         return self.path / PROGRESS / stage / "checkpoints"
+
+    def scratch(self, stage: str) -> Path:
+        """Where an unfinished stage keeps what it can make again."""
+        return self.path / PROGRESS / stage
 
     def forget_progress(self, stage: str) -> None:
         """Drop what only an unfinished stage needs."""

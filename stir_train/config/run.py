@@ -70,6 +70,11 @@ class RunConfig(FrozenConfig):
                 f"steering.depth and tune.depths must be among harvest.depths "
                 f"{list(self.harvest.depths)}; not harvested: {unknown}"
             )
+        if self.model.sharding != "none" and self.distill.enabled and self.train.zero_stage != 3:
+            raise ValueError(
+                f"model.sharding={self.model.sharding} is for a model that one process cannot hold, and "
+                f"distill would hold it whole: set train.zero_stage=3, or distill.enabled=false"
+            )
         return self
 
     @property

@@ -31,8 +31,22 @@ class ModelConfig(FrozenConfig):
     """Attention implementation; the engine builds its own masks, which these two take."""
     blocks_path: str | None = None
     """Dotted path of the decoder blocks, for an architecture that is not recognised."""
+    sharding: Literal["none", "tensor", "zero3"] = "none"
+    """For a model larger than a GPU: `tensor` splits every layer over `shards` ranks that decode
+    together; `zero3` spreads the weights over all ranks, which is slower and fits any model."""
+    shards: PositiveInt = 1
+    """Ranks that hold one copy under `tensor`; keep them within a node."""
     trust_remote_code: bool = False
     """Run the model repository's own Python code. Off unless you have read that code."""
+
+    @model_validator(mode="after")
+    def _is_shardable(self) -> Self:
+        if (self.sharding == "tensor") != (self.shards > 1):
+            raise ValueError(
+                f"sharding {self.sharding!r} with shards {self.shards}: `tensor` needs shards of 2 "
+                "or more, `none` and `zero3` take no other number than 1"
+            )
+        return self
 
 
 class TaskConfig(FrozenConfig):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from stir_train.config.deepspeed import GRADIENT_CLIP, deepspeed_config
 from stir_train.config.stages import TrainConfig
+from stir_train.distributed.deepspeed_door import import_deepspeed
 from stir_train.distributed.world import World
 from stir_train.errors import ConfigError
 
@@ -149,24 +149,16 @@ class PlainEngine:
 
 
 class DeepSpeedEngine:
-    """DeepSpeed, ZeRO stage 0 to 3; the only place that imports it."""
+    """DeepSpeed, ZeRO stage 0 to 3."""
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.AdamW, config: TrainConfig, world: World
     ) -> None:
-        if not torch.cuda.is_available():
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or it warns that it had to guess
-        # Two seconds that a plain run need not wait.
-        import deepspeed  # noqa: PLC0415
-        from deepspeed import utils  # noqa: PLC0415
-
-        utils.logger.setLevel("WARNING")
-        # Compiled at the first use of a group of CPU ranks, for twenty seconds; gloo does the same.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed = import_deepspeed()
         self.world = world
         self.num_parts = config.gradient_accumulation
         self._stage = config.zero_stage
-        self._access, self._gathered = utils, deepspeed.zero.GatheredParameters
+        self._access, self._gathered = deepspeed.utils, deepspeed.zero.GatheredParameters
         if config.dtype == "bfloat16":
             model = model.to(torch.bfloat16)
         self._trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from stir_train.distributed.claims import ClaimTable, Note, beating
+from stir_train.distributed.lockstep import Lockstep
+from stir_train.distributed.preemption import Preempted
 
 BEATS_PER_LEASE = 6
 WATCH_SECONDS = 0.05
@@ -18,6 +20,22 @@ class _Watched:
 
     beat: str
     since: float
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How processes that share work depend on each other.
+
+    Attributes:
+        lease_seconds: A key whose owner has shown no sign of life for so long is taken over.
+        wait_for_all: Otherwise a process leaves as soon as there is nothing left to claim.
+        lockstep: For processes that cannot work without each other: they idle along until all is
+            made, and nobody takes over from the dead.
+    """
+
+    lease_seconds: float
+    wait_for_all: bool = True
+    lockstep: Lockstep | None = None
 
 
 @dataclass
@@ -47,10 +65,9 @@ def work_through(
     owner: str,
     make: Callable[[str], Note],
     *,
-    lease_seconds: float,
+    rules: Rules,
     boundary: Callable[[], None],
     hear: Callable[[str, Note], None],
-    wait_for_all: bool = True,
 ) -> None:
     """Make every key that no other process makes; return when all are made.
 
@@ -59,16 +76,18 @@ def work_through(
         keys: All of them, the same on every process.
         owner: This process's name, unlike any other's.
         make: Does one key's work and returns its figures.
-        lease_seconds: A key whose owner has shown no sign of life for so long is taken over.
+        rules: How they depend on each other.
         boundary: Called between keys and while waiting; raises to leave early.
         hear: Called once for every finished key, whoever made it.
-        wait_for_all: Otherwise return as soon as there is nothing left to claim.
     """
     worker = _Worker(table, keys, owner, make, hear, boundary)
-    with beating(table, owner, every_seconds=lease_seconds / BEATS_PER_LEASE):
+    with beating(table, owner, every_seconds=rules.lease_seconds / BEATS_PER_LEASE):
+        if rules.lockstep is not None:
+            worker.claim_in_step(rules.lockstep)
+            return
         worker.claim_all()
-        if wait_for_all:
-            worker.see_to_the_rest(Watch(table, lease_seconds))
+        if rules.wait_for_all:
+            worker.see_to_the_rest(Watch(table, rules.lease_seconds))
 
 
 @dataclass
@@ -95,6 +114,28 @@ class _Worker:
             if key is None:
                 return
             self._finish(key)
+
+    def claim_in_step(self, lockstep: Lockstep) -> None:
+        """Claim keys until none is unclaimed; go on serving the others' until all are made."""
+        stopped = False
+        try:
+            self.claim_all()
+        except Preempted:
+            stopped = True
+
+        def is_over() -> bool:
+            nonlocal stopped
+            self._listen()
+            if self.left and not stopped:
+                try:
+                    self.boundary()
+                except Preempted:
+                    stopped = True
+            return stopped or not self.left
+
+        lockstep.idle_until(is_over)
+        if self.left:
+            raise Preempted
 
     def see_to_the_rest(self, watch: Watch) -> None:
         """Wait for the keys that others claimed; take over from those that are gone."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -18,13 +18,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # re-exported silently
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from stir_train.distributed.launch import Launch, detect_launch, usable_cores
 from stir_train.distributed.preemption import Preempted, StopRequest, watching_signals
 from stir_train.errors import StageError
 
-FAILED, STOP, LEFT = "failed", "stop", "left"
+FAILED, STOP, LEFT, GONE = "failed", "stop", "left", "gone"
 POLL_SECONDS, LEAVE_SECONDS = 0.1, 30.0
+FINISH_SECONDS = 1800.0
+"""Longest wait for a rank that finishes its work after a request to stop; schedulers wait less."""
 MEETING_TIMEOUT = timedelta(minutes=10)
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
@@ -96,8 +99,13 @@ class World:
     def require_group(self) -> None:
         """Make sure that there is a process group, for a library that wants one even alone."""
         if not dist.is_initialized():
+            _tell_libraries(self.launch)
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+
+    def mesh(self, device_type: str, axes: Mapping[str, int]) -> DeviceMesh:
+        """All ranks in a grid, consecutive along the last of the named axes."""
+        return init_device_mesh(device_type, tuple(axes.values()), mesh_dim_names=tuple(axes))
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
@@ -191,13 +199,29 @@ class World:
         message = {"rank": self.rank, "host": self.launch.host, "error": str(error)}
         self.store.compare_set(FAILED, "", json.dumps(message))
 
-    def leave(self) -> None:
-        """Part from the others: rank 0, which may hold the store, goes last."""
+    def leave(self, *, finish_together: bool) -> None:
+        """Part from the others: rank 0, which may hold the store, goes last.
+
+        Args:
+            finish_together: Wait for ranks that are still at work. A launcher ends all ranks when
+                the first leaves early, and what they had nearly made would be lost.
+        """
         if self.store is None:
             return
         self.store.add(LEFT, 1)
-        deadline = time.monotonic() + LEAVE_SECONDS
-        while self.is_main and self.count(LEFT) < self.size and time.monotonic() < deadline:
+        if finish_together:
+            self._wait_for_count(LEFT, FINISH_SECONDS)
+        self.store.add(GONE, 1)
+        if self.is_main:
+            self._wait_for_count(GONE, LEAVE_SECONDS)
+
+    def _wait_for_count(self, key: str, seconds: float) -> None:
+        """Wait until every rank has counted itself, one has failed, or it takes too long."""
+        assert self.store is not None
+        deadline = time.monotonic() + seconds
+        while self.count(key) < self.size and time.monotonic() < deadline:
+            if self.store.check([FAILED]):
+                return
             time.sleep(POLL_SECONDS)
 
     def share(self, items: Sequence[Any]) -> list[Any]:
@@ -227,17 +251,19 @@ def open_world() -> Iterator[World]:
         torch.set_num_threads(max(1, usable_cores() // launch.local_size))
         store = _meet(launch)
         world = World(launch, store, stop)
-        clean = False
+        clean = preempted = False
         try:
             yield world
             world.barrier("end")
             clean = True
+        except Preempted:
+            preempted = True
+            raise
         except BaseException as error:
-            if not isinstance(error, Preempted):
-                world.report_failure(error)
+            world.report_failure(error)
             raise
         finally:
-            world.leave()
+            world.leave(finish_together=preempted)
             if clean:
                 # gloo may abort a process that ends without both of these.
                 dist.barrier()

@@ -16,6 +16,7 @@ from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tensors import save_tensors
 from stir_train.errors import VerificationError
 from stir_train.models.load import LoadedModel
+from stir_train.models.lora import known_deprecations
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 ADAPTER_DIRECTORY = "lora"
@@ -61,6 +62,7 @@ def save_probes(
 
 def save_merged(base: LoadedModel, adapter: Path, target: Path) -> None:
     """Fold an adapter into its base and write the full model and tokenizer."""
-    merged = PeftModel.from_pretrained(base.model, str(adapter)).merge_and_unload()
+    with known_deprecations():
+        merged = PeftModel.from_pretrained(base.model, str(adapter)).merge_and_unload()
     merged.save_pretrained(target)
     base.tokenizer.save_pretrained(target)

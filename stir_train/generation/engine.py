@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
+from stir_train.distributed.lockstep import Lockstep
 from stir_train.errors import DataError, StageError
 from stir_train.generation.backend import (
     Controller,
@@ -48,6 +49,11 @@ class DecodeEngine:
         self._forward = SlotForward(loaded)
         self._cache: SlotCache | None = None
 
+    @property
+    def lockstep(self) -> Lockstep | None:
+        """Keeps ranks in step that can run the model only together."""
+        return self._loaded.lockstep
+
     @torch.no_grad()
     def generate(
         self,
@@ -59,7 +65,7 @@ class DecodeEngine:
         controller: Controller | None = None,
         listener: TokenListener | None = None,
     ) -> GenerationResult:
-        """Complete every request. Out of memory, it starts again with half the rows.
+        """Complete every request. Out of memory, it starts again with half the rows, if alone.
 
         Raises:
             DataError: If a prompt and its token budget do not fit the model's context.
@@ -81,7 +87,9 @@ class DecodeEngine:
                         run.step()
                 return run.result()
             except RuntimeError as error:
-                if self._max_rows == 1 or not should_reduce_batch_size(error):
+                # Ranks that hold a model together must not go on with different numbers of rows.
+                whole = not self._loaded.is_sharded
+                if self._max_rows == 1 or not whole or not should_reduce_batch_size(error):
                     raise
             del run
             self._cache = None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,8 +21,11 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from stir_train.config.stages import ModelConfig
+from stir_train.distributed.lockstep import Lockstep
+from stir_train.distributed.world import World, alone
 from stir_train.errors import ModelError
 from stir_train.models.blocks import BLOCK_CONVENTION, find_blocks
+from stir_train.models.sharding import load_partitioned, load_tensor_parallel, load_zero3
 
 EMBEDDED_PREFIX = "embedded/"
 EMBEDDED_ROOT = Path(__file__).resolve().parent.parent / "tasks" / "models"
@@ -64,12 +69,18 @@ class ModelIdentity:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A frozen model in evaluation mode with its tokenizer, blocks and identity."""
+    """A frozen model in evaluation mode with its tokenizer, blocks and identity.
+
+    ``is_sharded`` if ranks can run it only together, and ``lockstep`` if they do so on work of
+    their own.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     blocks: nn.ModuleList
     identity: ModelIdentity
+    is_sharded: bool = False
+    lockstep: Lockstep | None = None
 
     @property
     def device(self) -> torch.device:
@@ -124,40 +135,100 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(config: ModelConfig, *, local_rank: int = 0) -> LoadedModel:
-    """Load and freeze the configured model; ``auto`` takes the GPU of ``local_rank``.
+def load_model(config: ModelConfig, world: World | None = None) -> LoadedModel:
+    """Load and freeze the configured model. Collective if it is sharded.
+
+    Args:
+        config: Which model, and how to hold it; device ``auto`` takes the GPU of the local rank.
+        world: The processes of the launch; None if this one is by itself.
 
     Raises:
-        ModelError: If it cannot be found or read, or its blocks are not recognised.
+        ModelError: If it cannot be found or read, its blocks are not recognised, or the launch cannot
+            hold it as configured.
     """
+    world = world or alone()
+    path, settings = _pretrained(config)
+    device = resolve_device(config.device, local_rank=world.launch.local_rank)
+    settings["dtype"] = resolve_dtype(config.dtype, device)
+    lockstep = None
+    with _explained(config):
+        tokenizer = load_tokenizer(config)
+        if config.sharding == "tensor":
+            model = load_tensor_parallel(path, settings, world, config.shards, device)
+        elif config.sharding == "zero3":
+            model, lockstep = load_zero3(path, settings, world, settings["dtype"])
+        else:
+            model = AutoModelForCausalLM.from_pretrained(path, **settings)
+            model.to(device)  # type: ignore[arg-type]  # transformers wraps the signature
+    model.eval().requires_grad_(requires_grad=False)
+    return _as_loaded(config, model, tokenizer, lockstep)
+
+
+def load_trainable(config: ModelConfig, world: World, deepspeed: dict[str, Any]) -> LoadedModel:
+    """Load a base for training, in float32: whole, or if the model is sharded by ZeRO-3. Collective.
+
+    Args:
+        config: Which model.
+        world: The processes that will train it.
+        deepspeed: The configuration of the engine that is opened on it afterwards.
+    """
+    config = config.model_copy(update={"dtype": "float32"})
+    if config.sharding == "none":
+        return load_model(config, world)
+    path, settings = _pretrained(config)
+    with _explained(config):
+        tokenizer = load_tokenizer(config)
+        model = load_partitioned(path, settings | {"dtype": torch.float32}, world, deepspeed)
+    model.eval().requires_grad_(requires_grad=False)
+    return _as_loaded(config, model, tokenizer, None)
+
+
+def unsharded(config: ModelConfig) -> ModelConfig:
+    """The settings for one process that needs the model whole: in its own memory, if it is sharded."""
+    if config.sharding == "none":
+        return config
+    return config.model_copy(update={"sharding": "none", "shards": 1, "device": "cpu"})
+
+
+def _pretrained(config: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """Path or id, and what every way of loading it shares."""
     path = resolve_model_path(config.name)
     is_local = Path(path).is_dir()
     if not is_local and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise ModelError(f"model.name: no directory {path!r}")
-    revision = None if is_local else config.revision
-    device = resolve_device(config.device, local_rank=local_rank)
     transformers_logging.disable_progress_bar()  # our own bars show what matters
+    return path, {
+        "revision": None if is_local else config.revision,
+        "trust_remote_code": config.trust_remote_code,
+        "attn_implementation": config.attention,
+    }
+
+
+@contextmanager
+def _explained(config: ModelConfig) -> Iterator[None]:
+    """Say which setting was at fault when transformers cannot load a model."""
     try:
-        tokenizer = load_tokenizer(config)
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            revision=revision,
-            trust_remote_code=config.trust_remote_code,
-            dtype=resolve_dtype(config.dtype, device),
-            attn_implementation=config.attention,
-        )
+        yield
     except (OSError, ValueError, ImportError) as error:
-        where = f" at revision {revision}" if revision else ""
+        where = f" at revision {config.revision}" if config.revision else ""
         eager = "scaled_dot_product_attention" in str(error)
         hint = " Set model.attention=eager." if eager else ""
         raise ModelError(
             f"model.name: cannot load {config.name!r}{where}: {error}{hint}"
         ) from error
-    model.to(device)  # type: ignore[arg-type]  # transformers wraps the signature
-    model.eval().requires_grad_(requires_grad=False)
+
+
+def _as_loaded(
+    config: ModelConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    lockstep: Lockstep | None,
+) -> LoadedModel:
     blocks = find_blocks(model, path=config.blocks_path)
-    identity = identify_model(model, tokenizer, name=config.name, revision=revision or "")
-    return LoadedModel(model, tokenizer, blocks, identity)
+    revision = "" if Path(resolve_model_path(config.name)).is_dir() else config.revision or ""
+    identity = identify_model(model, tokenizer, name=config.name, revision=revision)
+    sharded = config.sharding != "none"
+    return LoadedModel(model, tokenizer, blocks, identity, sharded, lockstep)
 
 
 def resolve_device(device: str, *, local_rank: int = 0) -> torch.device:

@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from stir_train.config.stages import DistillConfig, ModelConfig
+from stir_train.distributed.world import World
 from stir_train.errors import ArtifactError, ModelError
-from stir_train.models.load import LoadedModel, load_model
+from stir_train.models.load import LoadedModel, load_model, load_trainable, unsharded
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,21 @@ class Student:
 
 
 def make_student(
-    model: ModelConfig, config: DistillConfig, *, seed: int, local_rank: int = 0
+    model: ModelConfig,
+    config: DistillConfig,
+    *,
+    seed: int,
+    world: World,
+    deepspeed: dict[str, Any],
 ) -> Student:
-    """Load the base once more, in float32, and put an adapter on it."""
-    base = load_model(model.model_copy(update={"dtype": "float32"}), local_rank=local_rank)
+    """Load the base once more, in float32, and put an adapter on it. Collective if it is sharded."""
+    base = load_trainable(model, world, deepspeed)
+    return Student(base, add_lora(base, config, seed=seed))
+
+
+def make_whole_student(model: ModelConfig, config: DistillConfig, *, seed: int) -> Student:
+    """The same in this process alone, never sharded."""
+    base = load_model(unsharded(model).model_copy(update={"dtype": "float32"}))
     return Student(base, add_lora(base, config, seed=seed))
 
 
@@ -52,7 +65,7 @@ def add_lora(loaded: LoadedModel, config: DistillConfig, *, seed: int) -> PeftMo
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(seed)
         try:
-            with _known_deprecations():
+            with known_deprecations():
                 return get_peft_model(loaded.model, lora)
         except ValueError as error:
             raise ModelError(f"distill.targets: {error}") from error
@@ -65,7 +78,7 @@ def load_adapter(loaded: LoadedModel, directory: Path) -> LoadedModel:
         ArtifactError: If PEFT cannot read it.
     """
     try:
-        with _known_deprecations():
+        with known_deprecations():
             peft_model = PeftModel.from_pretrained(loaded.model, str(directory))
     except (OSError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{directory} cannot be loaded as a PEFT adapter: {error}") from error
@@ -81,7 +94,7 @@ def base_of(peft_model: PeftModel) -> PreTrainedModel:
 
 
 @contextmanager
-def _known_deprecations() -> Iterator[None]:
+def known_deprecations() -> Iterator[None]:
     """PEFT 0.21 reads a property that transformers 5.23 renames; users can do nothing about it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is dep", FutureWarning)

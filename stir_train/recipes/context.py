@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from stir_train.data.prompts import (
     require_disjoint,
     split_sha256,
 )
+from stir_train.distributed.team import Team
 from stir_train.distributed.world import World
 from stir_train.generation.engine import DecodeEngine
 from stir_train.models.blocks import resolve_depth
@@ -51,6 +53,7 @@ class RunContext:
         metrics: Sinks; on other ranks than 0 they swallow everything.
         console: Where sentences for people go.
         student: Engine over the distilled student, once something needed it.
+        team: The ranks that hold this rank's copy of the model with it, while they work together.
     """
 
     config: RunConfig
@@ -61,12 +64,13 @@ class RunContext:
     metrics: Metrics
     console: Console
     student: DecodeEngine | None = None
+    team: Team | None = None
     _num_works: int = 0
 
     @cached_property
     def loaded(self) -> LoadedModel:
         """The frozen base model."""
-        return load_model(self.config.model, local_rank=self.world.launch.local_rank)
+        return load_model(self.config.model, self.world)
 
     @cached_property
     def splits(self) -> dict[SplitName, list[Prompt]]:
@@ -142,6 +146,28 @@ class RunContext:
         """A stage's directory."""
         return self.run_dir.stage(name)
 
+    @property
+    def team_size(self) -> int:
+        """Ranks that decode the same work together, because each holds a part of the model."""
+        return self.config.model.shards
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether ranks can run the model only together."""
+        return self.config.model.sharding != "none"
+
+    def is_mine_to_write(self, what: str, token_ids: Sequence[Sequence[int]]) -> bool:
+        """After decoding: whether this rank grades and writes it, and not its team's leader.
+
+        Raises:
+            StageError: If the team decoded different tokens.
+        """
+        if self.team is None:
+            return True
+        digest = hashlib.sha256(json.dumps([list(ids) for ids in token_ids]).encode()).hexdigest()
+        self.team.require_agreement(what, digest)
+        return self.team.is_led_by_me
+
     def begin(
         self,
         name: str,
@@ -152,6 +178,8 @@ class RunContext:
     ) -> StageDir | None:
         """Open a stage for its settings and sources; None when it is already complete. Collective."""
         stage = self.stage(name)
+        if self.is_sharded:
+            _ = self.loaded  # takes all ranks, so not when rank 0 alone first asks for it
         has_work = self.world.on_main(
             f"begin {name}", lambda: self._begin(stage, settings, upstream, splits)
         )

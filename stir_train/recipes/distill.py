@@ -8,6 +8,7 @@ import math
 import torch
 
 from stir_train.artifacts.run_dir import StageDir
+from stir_train.config.deepspeed import deepspeed_config
 from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.distill.objective import sequence_loss
 from stir_train.distill.samples import BatchConfig, choose_samples, sequence_batches
@@ -16,7 +17,7 @@ from stir_train.errors import StageError
 from stir_train.export.adapter import ADAPTER_DIRECTORY, PROBES_FILE, save_adapter, save_probes
 from stir_train.export.verify import VerificationResult, verify_adapter
 from stir_train.models.load import resolve_model_path
-from stir_train.models.lora import Student, make_student
+from stir_train.models.lora import make_student, make_whole_student
 from stir_train.monitoring.console import progress
 from stir_train.recipes.context import RunContext
 from stir_train.recipes.rollouts import (
@@ -83,7 +84,13 @@ def run_distill(context: RunContext) -> None:
     if not samples:
         raise StageError("no steered rollout is correct: there is nothing to distil")
     # A second copy: the run's own model stays the frozen base.
-    student = _fresh_student(context)
+    student = make_student(
+        config.model,
+        config.distill,
+        seed=config.seed,
+        world=context.world,
+        deepspeed=deepspeed_config(config.train),
+    )
     model = student.model
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
@@ -123,12 +130,6 @@ def run_distill(context: RunContext) -> None:
     )
 
 
-def _fresh_student(context: RunContext) -> Student:
-    config = context.config
-    rank = context.world.launch.local_rank
-    return make_student(config.model, config.distill, seed=config.seed, local_rank=rank)
-
-
 def _export_and_verify(
     context: RunContext,
     stage: StageDir,
@@ -138,7 +139,7 @@ def _export_and_verify(
 ) -> None:
     """Put what was learnt on a fresh student, whole whatever the engine did to the other; save it."""
     config = context.config
-    model = _fresh_student(context).model
+    model = make_whole_student(config.model, config.distill, seed=config.seed).model
     with torch.no_grad():
         for name, value in learnt.items():
             model.get_parameter(name).copy_(value)

@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.distributed.claims import ClaimTable, FileClaims, Note, StoreClaims
-from stir_train.distributed.work_queue import work_through
+from stir_train.distributed.team import Team
+from stir_train.distributed.work_queue import Rules, work_through
+from stir_train.generation.engine import DecodeEngine
 from stir_train.recipes.context import RunContext
 
 WORK_LOG = "work.jsonl"
@@ -21,11 +23,14 @@ def make_missing(
     files: Mapping[str, str],
     make: Callable[[str], Note],
     hear: Callable[[str, Note], None],
+    *,
+    together: DecodeEngine | None = None,
 ) -> None:
     """Make what a stage lacks; return when all of it is there. Collective.
 
     Alone, keys are made in order. In a launch, ranks claim keys in its store; as a worker, in files
-    beside the run, and it returns when nothing is left to claim.
+    beside the run, and it returns when nothing is left to claim. Where ranks hold a model together,
+    the first of each team claims and the others make the same keys along with it.
 
     Args:
         context: The run.
@@ -33,6 +38,7 @@ def make_missing(
         files: Key to the file that is there when the key's work is done, in order.
         make: Makes one key's files and returns its figures.
         hear: Called once for every key, whoever made it; with no figures if it was there before.
+        together: What ``make`` decodes with, where ranks can only run it together.
 
     Raises:
         Preempted: At a boundary between keys, if the run was asked to stop.
@@ -44,27 +50,58 @@ def make_missing(
         wanted = world.on_main(
             f"missing {name}", lambda: [key for key in files if not stage.has(files[key])]
         )
-    lacking = set(wanted)
-    for key in files:
-        if key not in lacking:
-            hear(key, {})
+    for key in sorted(set(files) - set(wanted), key=list(files).index):
+        hear(key, {})
+
+    if world.store is not None or context.is_worker:
+        _work_with_others(context, stage, (name, wanted), files, make, hear, together)
+        return
+    work = _recorded(context, stage, files, make)
+    for key in wanted:
+        world.stop_if_asked()
+        hear(key, work(key))
+
+
+def _recorded(
+    context: RunContext,
+    stage: StageDir,
+    files: Mapping[str, str],
+    make: Callable[[str], Note],
+) -> Callable[[str], Note]:
+    """``make``, timed and logged; for a worker, unless another has just made the key."""
 
     def work(key: str) -> Note:
         if context.is_worker and stage.has(files[key]):
             return {}
         start = time.monotonic()
-        note = dict(make(key)) | {"rank": world.rank}
+        note = dict(make(key)) | {"rank": context.world.rank}
         seconds = round(time.monotonic() - start, 4)
-        _log_work(
-            context, {"stage": stage.name, "key": key, "seconds": seconds, "rank": world.rank}
-        )
+        line = {"stage": stage.name, "key": key, "seconds": seconds, "rank": context.world.rank}
+        path = context.attempt / f"rank_{context.world.rank}.{WORK_LOG}"
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
         return note | {"seconds": seconds}
 
-    if world.store is None and not context.is_worker:
-        for key in wanted:
-            world.stop_if_asked()
-            hear(key, work(key))
-        return
+    return work
+
+
+def _work_with_others(
+    context: RunContext,
+    stage: StageDir,
+    named: tuple[str, list[str]],
+    files: Mapping[str, str],
+    make: Callable[[str], Note],
+    hear: Callable[[str, Note], None],
+    together: DecodeEngine | None,
+) -> None:
+    """Claim and work, alone or as part of a team."""
+    world, (name, wanted) = context.world, named
+    team = None
+    if together is not None and context.team_size > 1:
+        team = context.team = Team(world, context.team_size, name)
+        if not team.is_led_by_me:
+            team.follow(make)
+            return
     table: ClaimTable = (
         FileClaims(context.run_dir.claims(stage.name), wanted)
         if world.store is None
@@ -75,20 +112,19 @@ def make_missing(
         world.raise_if_peer_failed()
         world.stop_if_asked()
 
+    work = _recorded(context, stage, files, make)
     work_through(
         table,
         wanted,
         f"{world.launch.host}-{os.getpid()}",
-        work,
-        lease_seconds=context.config.cluster.lease_seconds,
+        team.leading(work) if team else work,
+        rules=Rules(
+            context.config.cluster.lease_seconds,
+            wait_for_all=not context.is_worker,
+            lockstep=together.lockstep if together else None,
+        ),
         boundary=boundary,
         hear=hear,
-        wait_for_all=not context.is_worker,
     )
-
-
-def _log_work(context: RunContext, line: dict[str, object]) -> None:
-    """Append to this rank's own record of what it made."""
-    path = context.attempt / f"rank_{context.world.rank}.{WORK_LOG}"
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line) + "\n")
+    if team:
+        team.dismiss()

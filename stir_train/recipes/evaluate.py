@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.box import SIMPLE
 from rich.table import Table
@@ -17,9 +19,9 @@ from stir_train.data.prompts import require_unseen, split_sha256
 from stir_train.errors import StageError
 from stir_train.evals.compare import describe_interval
 from stir_train.evals.metrics import MethodMetrics, compare_to_baseline
-from stir_train.export.adapter import ADAPTER_DIRECTORY
+from stir_train.export.adapter import ADAPTER_DIRECTORY, save_merged
 from stir_train.generation.engine import DecodeEngine
-from stir_train.models.load import load_model
+from stir_train.models.load import LoadedModel, load_model, unsharded
 from stir_train.models.lora import load_adapter
 from stir_train.monitoring.console import progress
 from stir_train.recipes.compare import RESULTS_FILE
@@ -85,6 +87,8 @@ def run_evaluate(context: RunContext) -> None:
         return
     openings = int(context.world.on_main("open the test split", lambda: _open_test(context)))
     methods = build_methods(context)
+    if config.distill.enabled and config.model.sharding != "none":
+        context.world.on_main("merge the student", lambda: _merge_student(context))
     jobs = {
         method.name: GenerationJob(
             prompts=context.splits["test"],
@@ -191,10 +195,34 @@ def build_methods(context: RunContext) -> list[Method]:
 def student_engine(context: RunContext) -> DecodeEngine:
     """The engine over the distilled student, loaded when a chunk first needs it."""
     if context.student is None:
-        base = load_model(context.config.model, local_rank=context.world.launch.local_rank)
-        adapter = context.stage(ADAPTER).path / ADAPTER_DIRECTORY
-        context.student = context.make_engine(load_adapter(base, adapter))
+        context.student = context.make_engine(_load_student(context))
     return context.student
+
+
+def _load_student(context: RunContext) -> LoadedModel:
+    """The base with the adapter on it; of a sharded model its merged weights, sharded the same way."""
+    model = context.config.model
+    if model.sharding == "none":
+        adapter = context.stage(ADAPTER).path / ADAPTER_DIRECTORY
+        return load_adapter(load_model(model, context.world), adapter)
+    merged = str(_merged_student(context))
+    return load_model(model.model_copy(update={"name": merged, "revision": None}), context.world)
+
+
+def _merged_student(context: RunContext) -> Path:
+    return context.run_dir.scratch(EVAL) / "student"
+
+
+def _merge_student(context: RunContext) -> None:
+    """Fold the adapter into its base, once, in this process's own memory."""
+    target = _merged_student(context)
+    if target.is_dir():
+        return
+    partial = target.with_name("student.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    base = load_model(unsharded(context.config.model))
+    save_merged(base, context.stage(ADAPTER).path / ADAPTER_DIRECTORY, partial)
+    partial.rename(target)
 
 
 def published_rule() -> SteeringConfig:

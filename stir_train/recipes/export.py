@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stir_train.errors import ArtifactError
 from stir_train.export.adapter import ADAPTER_DIRECTORY, ADAPTER_FILES, save_merged
-from stir_train.models.load import load_model
+from stir_train.models.load import load_model, unsharded
 from stir_train.recipes.context import RunContext
 from stir_train.recipes.distill import ADAPTER, run_verify
 
@@ -24,7 +24,7 @@ def run_export(context: RunContext, target: Path, *, merged: bool) -> None:
     source = context.stage(ADAPTER).path / ADAPTER_DIRECTORY
     target.mkdir(parents=True, exist_ok=True)
     if merged:
-        save_merged(load_model(context.config.model), source, target)
+        save_merged(load_model(unsharded(context.config.model)), source, target)
     else:
         for name in ADAPTER_FILES:
             shutil.copyfile(source / name, target / name)

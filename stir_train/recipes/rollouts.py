@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 
@@ -105,8 +106,13 @@ def generate_jobs(
         context.metrics.log(stage.name, figures, step=chunk)
         advance(num_completions, f"correct {note['correct_rate']:.0%}")
 
-    files = {key: rollouts_file(job.prefix, chunk) for key, (job, chunk) in chunks.items()}
-    make_missing(context, stage, files, make, hear)
+    # A sharded model is loaded by all ranks at once, and only one is run at a time.
+    for _, some in groupby(chunks.items(), key=lambda item: item[1][0].engine):
+        mine = dict(some)
+        files = {key: rollouts_file(job.prefix, chunk) for key, (job, chunk) in mine.items()}
+        (job, _), *_ = mine.values()
+        together = _engine_of(context, job) if context.is_sharded else None
+        make_missing(context, stage, files, make, hear, together=together)
 
 
 def prompts_of_chunk(context: RunContext, job: GenerationJob, chunk: int) -> Sequence[Prompt]:
@@ -172,6 +178,10 @@ def load_states(stage: StageDir, prefix: str, chunk: int) -> CapturedStates:
     return CapturedStates(labels, blocks, tensors["states"])
 
 
+def _engine_of(context: RunContext, job: GenerationJob) -> DecodeEngine:
+    return job.engine() if job.engine else context.engine
+
+
 def _generate_chunk(
     context: RunContext, stage: StageDir, job: GenerationJob, chunk: int
 ) -> dict[str, float]:
@@ -182,10 +192,12 @@ def _generate_chunk(
     control = ControlSpec(
         context.automaton, context.config.control_points.max_points, job.capture_blocks
     )
-    engine = job.engine() if job.engine else context.engine
-    result = engine.generate(
+    result = _engine_of(context, job).generate(
         requests, job.sampling, seed=context.config.seed, control=control, controller=controller
     )
+    name = f"{stage.name}/{job.prefix}{chunk:05d}"
+    if not context.is_mine_to_write(name, [r.token_ids for r in result.rollouts]):
+        return {}
     graded = grade_rollouts(context, result.rollouts, [r.prompt for r in requests])
     if result.states is not None:
         _save_states(context, stage, states_file(job.prefix, chunk), result.rollouts, result.states)

@@ -173,7 +173,9 @@ def _make_round(
     price, budget = context.config.steering.token_price, context.config.generation.max_new_tokens
 
     def make(key: str) -> dict[str, float]:
-        made = _make_trials(context, source, plans[starts[key] : starts[key] + size])
+        made = _make_trials(context, source, plans[starts[key] : starts[key] + size], files[key])
+        if not made:
+            return {}
         save_table(stage, files[key], Intervention, made)
         return {
             "mean_uplift": sum(t.uplift(price, budget) for t in made) / len(made),
@@ -185,7 +187,8 @@ def _make_round(
             context.metrics.log(VALIDATE, {"round": number, **note}, step=int(key))
         advance(min(size, len(plans) - starts[key]), f"round {number + 1}")
 
-    make_missing(context, stage, files, make, hear)
+    together = context.engine if context.is_sharded else None
+    make_missing(context, stage, files, make, hear, together=together)
     return [t for name in files.values() for t in load_table(stage.path / name, Intervention)]
 
 
@@ -193,7 +196,9 @@ def _make_trials(
     context: RunContext,
     source: tuple[NullRollouts, ControlBasis],
     plans: Sequence[PlannedTrial],
+    name: str,
 ) -> list[Intervention]:
+    """Replay trials and judge them; nothing on a rank that only decodes along."""
     null, basis = source
     prompts = {prompt.prompt_id: prompt for prompt in context.splits["harvest"]}
     requests = []
@@ -213,6 +218,8 @@ def _make_trials(
     result = context.engine.generate(
         requests, sampling_params(context, greedy=True), seed=context.config.seed
     )
+    if not context.is_mine_to_write(f"{VALIDATE}/{name}", [r.token_ids for r in result.rollouts]):
+        return []
     graded = grade_rollouts(context, result.rollouts, [r.prompt for r in requests])
     return [_outcome(null, plan, outcome) for plan, outcome in zip(plans, graded, strict=True)]
 

@@ -19,7 +19,7 @@ from stir_train.distill.objective import sequence_loss
 from stir_train.distill.samples import BatchConfig, sequence_batches
 from stir_train.distributed.engine import open_engine
 from stir_train.distributed.world import open_world
-from stir_train.models.lora import make_student
+from stir_train.models.lora import make_whole_student
 from stir_train.train.checkpoint import CheckpointFile
 from stir_train.train.loop import FitPlan, StepRecord, fit, warmup_then_cosine
 from stir_train.types.rollout import Rollout
@@ -50,7 +50,7 @@ def main(output: Path, config: TrainConfig, checkpoints: Path | None, stop_at: i
     torch.set_num_threads(1)
     distill = DistillConfig(rank=8, alpha=16, learning_rate=5e-3, dropout=0.0)
     with open_world() as world:
-        student = make_student(ModelConfig(name="embedded/addition"), distill, seed=0)
+        student = make_whole_student(ModelConfig(name="embedded/addition"), distill, seed=0)
         trainable = [p for p in student.model.parameters() if p.requires_grad]
         engine = open_engine(
             student.model,

@@ -1,0 +1,82 @@
+"""Consecutive ranks that hold one copy of a model: the first claims work, all of them do it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from stir_train.distributed.claims import Note
+from stir_train.distributed.world import World
+from stir_train.errors import StageError
+
+
+class Team:
+    """This rank's team in one set of work."""
+
+    def __init__(self, world: World, size: int, name: str) -> None:
+        """Join; every rank does.
+
+        Args:
+            world: All ranks; there are a multiple of ``size``.
+            size: Ranks of a team.
+            name: Of the set of work, unlike any other's.
+        """
+        assert world.store is not None
+        self._world, self._store, self._size = world, world.store, size
+        self._leader = world.rank - world.rank % size
+        self._prefix = f"team/{name}/{self._leader}"
+        self._turn = 0
+
+    @property
+    def is_led_by_me(self) -> bool:
+        """Whether this rank claims for the team, and writes what it makes."""
+        return self._world.rank == self._leader
+
+    def leading(self, make: Callable[[str], Note]) -> Callable[[str], Note]:
+        """``make`` as the leader calls it: the others hear of the key first."""
+
+        def make_together(key: str) -> Note:
+            self._announce(key)
+            return make(key)
+
+        return make_together
+
+    def dismiss(self) -> None:
+        """As the leader: there is nothing more to make."""
+        self._announce("")
+
+    def follow(self, make: Callable[[str], Note]) -> None:
+        """As another rank: make whatever the leader makes, until it says that there is no more."""
+        while True:
+            self._turn += 1
+            place = f"{self._prefix}/{self._turn}"
+            self._world.wait_for(place)
+            key = self._store.get(place).decode()
+            if not key:
+                return
+            make(key)
+
+    def require_agreement(self, what: str, digest: str) -> None:
+        """Stop if ranks of the team made different things of the same work.
+
+        Args:
+            what: Names the work, unlike any other.
+            digest: Of what this rank made.
+
+        Raises:
+            StageError: On the leader, which has written nothing yet.
+        """
+        if not self.is_led_by_me:
+            self._store.set(f"{self._prefix}/{what}/{self._world.rank}", digest)
+            return
+        for rank in range(self._leader + 1, self._leader + self._size):
+            place = f"{self._prefix}/{what}/{rank}"
+            self._world.wait_for(place)
+            if self._store.get(place).decode() != digest:
+                raise StageError(
+                    f"{what}: ranks {self._leader} and {rank} hold one model together and decoded "
+                    "different tokens from it; their hardware or libraries differ"
+                )
+
+    def _announce(self, key: str) -> None:
+        self._turn += 1
+        self._store.set(f"{self._prefix}/{self._turn}", key)

@@ -1,0 +1,156 @@
+"""Models that ranks hold together: the same completions as from a whole model, stage after stage."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from torch.distributed import HashStore  # type: ignore[attr-defined]  # re-exported silently
+
+from stir_train.artifacts.tables import load_table
+from stir_train.config.load import load_config
+from stir_train.config.run import RunConfig
+from stir_train.config.stages import ModelConfig
+from stir_train.distributed.launch import Launch
+from stir_train.distributed.preemption import StopRequest
+from stir_train.distributed.team import Team
+from stir_train.distributed.world import World
+from stir_train.errors import ConfigError, ModelError, StageError
+from stir_train.models.load import load_model
+from stir_train.types.rollout import GradedRollout
+from tests.support.ranks import outputs, run_ranks, start_ranks
+
+SMOKE = Path(__file__).parents[1] / "configs" / "tiny" / "smoke.yaml"
+SMALL = (
+    "splits={num_harvest: 12, num_tune: 6, num_test: 8}",
+    "generation.chunk_completions=8",
+    "validation={num_rounds: 1, trials_per_round: 24, strengths: [3.0]}",
+    "evaluate.controls=false",
+    "train.zero_stage=3",
+)
+TENSOR = ("model.sharding=tensor", "model.shards=2")
+ZERO3 = ("model.sharding=zero3",)
+ROUNDING = 1e-3
+"""Of states of norm 10 and more, whose sums over heads are split and added in another order."""
+
+
+def _arguments(directory: Path, verb: str, *more: str) -> list[str]:
+    argv = ["-m", "stir_train", verb, str(SMOKE), f"output_dir={directory}"]
+    return [*argv, *SMALL, *more]
+
+
+def _run(size: int, directory: Path, verb: str, *more: str) -> None:
+    log = directory / f"log{size}"
+    ended = run_ranks(size, _arguments(directory, verb, *more), log)
+    assert not any(ended), outputs(size, log)
+
+
+def _tokens(run: Path, folder: str) -> list[tuple[str, int, tuple[int, ...]]]:
+    return [
+        (g.rollout.prompt_id, g.rollout.sample, tuple(g.rollout.token_ids))
+        for path in sorted((run / folder).glob("rollouts-*.parquet"))
+        for g in load_table(path, GradedRollout)
+    ]
+
+
+def _made(run: Path) -> list[tuple[str, str]]:
+    lines = [
+        json.loads(line)
+        for path in (run / "logs").rglob("*.work.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    return [(line["stage"], line["key"]) for line in lines if line["stage"] == "rollouts"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run by one process that holds the whole model."""
+    directory = tmp_path_factory.mktemp("whole")
+    _run(1, directory, "run")
+    return directory / "smoke"
+
+
+def _require_same_rollouts(run: Path, whole: Path) -> None:
+    assert _tokens(run, "rollouts") == _tokens(whole, "rollouts")
+    for path in sorted((whole / "rollouts").glob("states-*.safetensors")):
+        expected, found = load_file(path), load_file(run / "rollouts" / path.name)
+        for name in ("rollout", "point", "token_index", "token_id"):
+            assert expected[name].tolist() == found[name].tolist()
+        assert float((expected["states"] - found["states"]).abs().max()) < ROUNDING
+    made = _made(run)
+    assert len(made) == len(set(made)) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", [TENSOR, ZERO3], ids=["tensor", "zero3"])
+def test_two_ranks_that_hold_a_model_together_run_the_pipeline(
+    whole: Path, tmp_path: Path, sharding: tuple[str, ...]
+) -> None:
+    _run(2, tmp_path, "run", *sharding)
+    run = tmp_path / "smoke"
+    _require_same_rollouts(run, whole)
+    for method in ("greedy", "lora-student"):
+        assert _tokens(run, f"eval/{method}") == _tokens(whole, f"eval/{method}"), method
+    verified = json.loads((run / "adapter" / "manifest.json").read_text())["summary"]
+    assert verified["effect"] > 0
+
+
+@pytest.mark.slow
+def test_two_teams_share_the_work(whole: Path, tmp_path: Path) -> None:
+    _run(4, tmp_path, "rollout", *TENSOR)
+    _require_same_rollouts(tmp_path / "smoke", whole)
+    logs = {path.name for path in (tmp_path / "smoke" / "logs").rglob("*.work.jsonl")}
+    assert logs == {"rank_0.work.jsonl", "rank_2.work.jsonl"}, "the first of each team writes"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", [TENSOR, ZERO3], ids=["tensor", "zero3"])
+def test_ranks_that_hold_a_model_together_leave_together_and_others_go_on(
+    whole: Path, tmp_path: Path, sharding: tuple[str, ...]
+) -> None:
+    run, log = tmp_path / "smoke", tmp_path / "stopped"
+    ranks = start_ranks(2, _arguments(tmp_path, "rollout", *sharding), log)
+    deadline = time.monotonic() + 120
+    while not any(run.glob("rollouts/rollouts-*.parquet")):
+        assert time.monotonic() < deadline, outputs(2, log)
+        time.sleep(0.02)  # watching for a file, not waiting out a race
+    ranks[1].send_signal(signal.SIGTERM)
+    assert [rank.wait(timeout=120) for rank in ranks] == [75, 75], outputs(2, log)
+    assert 1 <= len(_made(run)) < 6
+    _run(1, tmp_path, "rollout")
+    _require_same_rollouts(run, whole)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (["model.sharding=tensor"], "needs shards of 2"),
+        (["model.shards=2"], "take no other number"),
+        (["model.sharding=zero3"], "set train.zero_stage=3"),
+    ],
+)
+def test_settings_that_cannot_shard_are_refused(settings: list[str], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        load_config(RunConfig, SMOKE, settings)
+
+
+def test_a_team_that_decodes_different_tokens_stops() -> None:
+    store = HashStore()
+    leader, member = (
+        Team(World(Launch(rank=rank, size=2), store, StopRequest()), 2, "set") for rank in (0, 1)
+    )
+    member.require_agreement("chunk 1", "same")
+    leader.require_agreement("chunk 1", "same")
+    member.require_agreement("chunk 2", "this")
+    with pytest.raises(StageError, match=r"chunk 2: ranks 0 and 1 .* different tokens"):
+        leader.require_agreement("chunk 2", "that")
+
+
+def test_a_launch_too_small_for_the_shards_is_refused() -> None:
+    config = ModelConfig(name="embedded/addition", sharding="tensor", shards=2)
+    with pytest.raises(ModelError, match="multiple of 2"):
+        load_model(config)
