@@ -19,13 +19,21 @@ from stir_train.config.run import RunConfig
 from stir_train.config.stages import TrainConfig
 from stir_train.distributed.launch import detect_launch, first_count, first_host
 from stir_train.errors import ConfigError, DataError, StageError
-from stir_train.launch.estimate import read_shape
+from stir_train.launch.estimate import estimate, read_shape, shape_of
 from stir_train.launch.jobs import plan_jobs, render_job
 from stir_train.launch.preflight import EMBEDDED_ROOT, preflight
 from stir_train.launch.site import SiteConfig
 from stir_train.launch.slurm import scripts_of
 from stir_train.launch.status import run_status
 
+LLAMA_70B = {
+    "hidden_size": 8192,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "intermediate_size": 28672,
+    "vocab_size": 128256,
+}
 ROOT = Path(__file__).parents[1]
 SMOKE = ROOT / "configs" / "tiny" / "smoke.yaml"
 TORCHRUN = {
@@ -214,6 +222,50 @@ def test_the_estimates_count_of_weights_is_the_models(name: str) -> None:
             product *= side
         count += product
     assert read_shape(directory, bytes_per_weight=4).num_params == count
+
+
+LARGE = {
+    "llama": (8192, 80, 64, 8, 28672, 128256),
+    "qwen2": (5120, 64, 40, 8, 27648, 152064),
+    "mistral": (4096, 32, 32, 8, 14336, 32768),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_the_estimate_counts_the_weights_of_large_models(kind: str) -> None:
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    width, layers, heads, kv_heads, inner, vocab = LARGE[kind]
+    config = AutoConfig.for_model(
+        kind,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=inner,
+        vocab_size=vocab,
+        tie_word_embeddings=False,
+    )
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(config)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert shape_of(config.to_dict(), bytes_per_weight=2).num_params == count
+
+
+def test_sharding_must_fit_the_site_and_lowers_the_estimate(tmp_path: Path) -> None:
+    config = _config(tmp_path, "model.sharding=tensor", "model.shards=4", "train.zero_stage=3")
+    odd = preflight(
+        config, SiteConfig(nodes=2, tasks_per_node=6, array=3), read_data=lambda _: None
+    )
+    assert [p.partition(":")[0] for p in odd.problems] == ["model.shards", "array"]
+    shape = shape_of(LLAMA_70B, bytes_per_weight=2)
+    whole, split = (
+        estimate(c, shape, num_ranks=8, on_gpu=True) for c in (_config(tmp_path), config)
+    )
+    assert split.generate_gib < whole.generate_gib / 3
+    assert (whole.num_replicas, split.num_replicas) == (8, 2)
+    assert split.hours == pytest.approx(whole.hours)
 
 
 def test_nothing_that_submits_imports_torch(tmp_path: Path) -> None:

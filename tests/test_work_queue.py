@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed import HashStore
 
-from stir_train.distributed.claims import ClaimTable, FileClaims, Note, StoreClaims
+from stir_train.distributed.claims import ClaimTable, FileClaims, Note, StoreClaims, Watch
 from stir_train.distributed.preemption import Preempted
-from stir_train.distributed.work_queue import Rules, Watch, work_through
+from stir_train.distributed.work_queue import Rules, work_through
 
 KEYS = [f"set{i % 3}/{i:05d}" for i in range(40)]
 MakeTable = Callable[[], ClaimTable]

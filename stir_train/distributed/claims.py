@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -187,6 +189,35 @@ class FileClaims:
         finally:
             partial.unlink()
         return True
+
+
+@dataclass
+class _Watched:
+    """An owner's last beat and when this process first saw it, by this process's own clock."""
+
+    beat: str
+    since: float
+
+
+@dataclass
+class Watch:
+    """Tells which owners are gone, without comparing clocks between hosts."""
+
+    table: ClaimTable
+    lease_seconds: float
+    clock: Callable[[], float] = time.monotonic
+    _seen: dict[str, _Watched] = field(default_factory=dict)
+
+    def is_gone(self, owner: str | None) -> bool:
+        """Whether an owner has shown no beat for a whole lease; nobody counts as an owner."""
+        name = owner or ""
+        beat = self.table.last_beat(name) if owner else ""
+        now = self.clock()
+        held = self._seen.get(name)
+        if held is None or held.beat != beat:
+            self._seen[name] = _Watched(beat, now)
+            return False
+        return now - held.since > self.lease_seconds
 
 
 @contextmanager

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from stir_train.distributed.claims import ClaimTable, Note, beating
+from stir_train.distributed.claims import ClaimTable, Note, Watch, beating
 from stir_train.distributed.lockstep import Lockstep
 from stir_train.distributed.preemption import Preempted
 
 BEATS_PER_LEASE = 6
 WATCH_SECONDS = 0.05
-
-
-@dataclass
-class _Watched:
-    """An owner's last beat and when this process first saw it, by this process's own clock."""
-
-    beat: str
-    since: float
 
 
 @dataclass(frozen=True)
@@ -36,27 +28,6 @@ class Rules:
     lease_seconds: float
     wait_for_all: bool = True
     lockstep: Lockstep | None = None
-
-
-@dataclass
-class Watch:
-    """Tells which owners are gone, without comparing clocks between hosts."""
-
-    table: ClaimTable
-    lease_seconds: float
-    clock: Callable[[], float] = time.monotonic
-    _seen: dict[str, _Watched] = field(default_factory=dict)
-
-    def is_gone(self, owner: str | None) -> bool:
-        """Whether an owner has shown no beat for a whole lease; nobody counts as an owner."""
-        name = owner or ""
-        beat = self.table.last_beat(name) if owner else ""
-        now = self.clock()
-        held = self._seen.get(name)
-        if held is None or held.beat != beat:
-            self._seen[name] = _Watched(beat, now)
-            return False
-        return now - held.since > self.lease_seconds
 
 
 def work_through(

@@ -20,14 +20,15 @@ from torch import Tensor
 from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # re-exported silently
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from stir_train.distributed.claims import StoreClaims, Watch, beating
 from stir_train.distributed.launch import Launch, detect_launch, usable_cores
 from stir_train.distributed.preemption import Preempted, StopRequest, watching_signals
 from stir_train.errors import StageError
 
 FAILED, STOP, LEFT, GONE = "failed", "stop", "left", "gone"
 POLL_SECONDS, LEAVE_SECONDS = 0.1, 30.0
-FINISH_SECONDS = 1800.0
-"""Longest wait for a rank that finishes its work after a request to stop; schedulers wait less."""
+LEASE_SECONDS = 15.0
+"""A rank that has shown no sign of life for so long is not waited for."""
 MEETING_TIMEOUT = timedelta(minutes=10)
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
@@ -208,20 +209,23 @@ class World:
         """
         if self.store is None:
             return
-        self.store.add(LEFT, 1)
+        self.store.set(f"{LEFT}/{self.rank}", "")
         if finish_together:
-            self._wait_for_count(LEFT, FINISH_SECONDS)
+            self._wait_for_the_living()
         self.store.add(GONE, 1)
-        if self.is_main:
-            self._wait_for_count(GONE, LEAVE_SECONDS)
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while self.is_main and self.count(GONE) < self.size and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
 
-    def _wait_for_count(self, key: str, seconds: float) -> None:
-        """Wait until every rank has counted itself, one has failed, or it takes too long."""
+    def _wait_for_the_living(self) -> None:
+        """Wait until every rank has left, was killed or has failed."""
         assert self.store is not None
-        deadline = time.monotonic() + seconds
-        while self.count(key) < self.size and time.monotonic() < deadline:
-            if self.store.check([FAILED]):
-                return
+        watch = Watch(_signs_of_life(self.store), LEASE_SECONDS)
+        staying = set(range(self.size))
+        while staying and not self.store.check([FAILED]):
+            for rank in list(staying):
+                if self.store.check([f"{LEFT}/{rank}"]) or watch.is_gone(str(rank)):
+                    staying.remove(rank)
             time.sleep(POLL_SECONDS)
 
     def share(self, items: Sequence[Any]) -> list[Any]:
@@ -252,8 +256,10 @@ def open_world() -> Iterator[World]:
         store = _meet(launch)
         world = World(launch, store, stop)
         clean = preempted = False
+        beats = beating(_signs_of_life(store), str(launch.rank), every_seconds=LEASE_SECONDS / 5)
         try:
-            yield world
+            with beats:
+                yield world
             world.barrier("end")
             clean = True
         except Preempted:
@@ -268,6 +274,11 @@ def open_world() -> Iterator[World]:
                 # gloo may abort a process that ends without both of these.
                 dist.barrier()
             dist.destroy_process_group()
+
+
+def _signs_of_life(store: Store) -> StoreClaims:
+    """Where ranks show that they are alive, whatever they do."""
+    return StoreClaims(store, "world", ())
 
 
 def _tell_libraries(launch: Launch) -> None:

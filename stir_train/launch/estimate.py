@@ -126,7 +126,8 @@ def estimate(config: RunConfig, shape: ModelShape, *, num_ranks: int, on_gpu: bo
         rows = max(1, min(rows, config.generation.max_cache_tokens // context))
     bandwidth = (GPU_BANDWIDTH if on_gpu else CPU_BANDWIDTH) * BANDWIDTH_SHARE
     step_seconds = (weights + rows * kv_token * context / 2) / bandwidth
-    hours = tokens / rows * step_seconds / num_ranks / 3600
+    shards, replicas = _copies(config, num_ranks)
+    hours = tokens / rows * step_seconds / (shards * replicas) / 3600
     states = (
         splits.num_harvest * (config.rollout.num_samples + 1) * config.control_points.max_points
     )
@@ -136,8 +137,9 @@ def estimate(config: RunConfig, shape: ModelShape, *, num_ranks: int, on_gpu: bo
     activations = share * context * shape.num_layers * shape.width * ACTIVATION_BYTES
     activations += share * context * shape.vocab_size * 4
     sharded = num_ranks if config.train.zero_stage == 3 else 1
+    generation_shards = num_ranks if config.model.sharding == "zero3" else shards
     training = shape.num_params * (2 if config.train.dtype == "bfloat16" else 4) / sharded
-    generation = weights + rows * kv_token * context
+    generation = weights / generation_shards + rows * kv_token * context / shards
     return Estimate(
         num_tokens=tokens,
         hours=hours,
@@ -145,8 +147,18 @@ def estimate(config: RunConfig, shape: ModelShape, *, num_ranks: int, on_gpu: bo
         generate_gib=(generation + rows * shape.vocab_size * 4) / GIB + OVERHEAD_GIB,
         train_gib=(training + lora * ADAM_BYTES + activations) / GIB + OVERHEAD_GIB,
         weights_gib=weights / GIB,
-        num_replicas=num_ranks,
+        num_replicas=replicas,
     )
+
+
+def _copies(config: RunConfig, num_ranks: int) -> tuple[int, int]:
+    """Ranks that share a copy's reading of weights, and copies that decode side by side.
+
+    Under ZeRO-3 every rank decodes rows of its own and reads all weights, from the others; the network
+    that they cross is not in the estimate.
+    """
+    shards = config.model.shards
+    return shards, max(1, num_ranks // shards)
 
 
 def _completions(config: RunConfig) -> dict[str, int]:

@@ -58,6 +58,17 @@ def preflight(
         found.problems.append(
             f"train.engine: plain trains in one process, the site starts {num_ranks}"
         )
+    shards = config.model.shards
+    if num_ranks % shards or site.processes_per_node % shards:
+        found.problems.append(
+            f"model.shards: {shards} ranks of one node hold a copy of the model, the site starts "
+            f"{site.processes_per_node} on each of {site.nodes} nodes"
+        )
+    if site.array and config.model.sharding != "none":
+        found.problems.append(
+            "array: the tasks of a job array are processes by themselves, and model.sharding="
+            f"{config.model.sharding} takes several together; leave the site's array out"
+        )
     _check_data(found, config, read_data)
     _check_model(found, config, site, num_ranks)
     free = shutil.disk_usage(_existing(config.output_dir)).free / GIB
@@ -116,7 +127,8 @@ def _check_model(found: Preflight, config: RunConfig, site: SiteConfig, num_rank
     if memory is not None and needs.generate_gib > memory:
         found.problems.append(
             f"generation needs up to {needs.generate_gib:.0f} GiB of a GPU, the site's have "
-            f"{memory:.0f}: lower generation.max_rows or set generation.max_cache_tokens"
+            f"{memory:.0f}: lower generation.max_rows, set generation.max_cache_tokens, or use "
+            "model.sharding"
         )
     if memory is not None and config.distill.enabled and needs.train_gib > memory:
         found.problems.append(

@@ -51,9 +51,14 @@ def start_ranks(size: int, argv: Sequence[str], log: Path) -> list[subprocess.Po
 
 
 def run_ranks(size: int, argv: Sequence[str], log: Path) -> list[int]:
-    """Run ranks to their ends; return their exit statuses."""
+    """Run ranks to their ends; return their exit statuses. None outlives the call."""
     processes = start_ranks(size, argv, log)
-    return [process.wait(timeout=TIMEOUT_SECONDS) for process in processes]
+    try:
+        return [process.wait(timeout=TIMEOUT_SECONDS) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def outputs(size: int, log: Path) -> str:
