@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from stir_train.artifacts.run_dir import RunDir
+from tests.support.wandb_records import read_records
+
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE = ROOT / "configs" / "tiny" / "smoke.yaml"
 STAGES = [
@@ -57,7 +60,7 @@ def _digests(output: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("finished")
-    completed = _run(output)
+    completed = _run(output, "tracking.wandb=offline")
     assert completed.returncode == 0, completed.stderr
     assert "held-out problems" in completed.stderr
     assert "lora-student" in completed.stderr
@@ -81,6 +84,35 @@ def test_every_stage_is_whole_and_a_second_run_does_nothing(finished: Path) -> N
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("nothing to do") == len(STAGES)
     assert _digests(finished) == before
+
+
+def test_wandb_holds_what_is_promised(finished: Path) -> None:
+    run = finished / "smoke"
+    (file,) = (run / "wandb").glob("offline-run-*/*.wandb")
+    history: set[str] = set()
+    summary: dict[str, str] = {}
+    settings: dict[str, str] = {}
+    for record in read_records(file):
+        if record.run.run_id:
+            assert record.run.run_id == (run / "wandb_id").read_text()
+            settings |= {item.key: item.value_json for item in record.run.config.update}
+        keys = ["/".join(item.nested_key) or item.key for item in record.history.item]
+        history |= set(keys)
+        for item in record.summary.update:
+            summary["/".join(item.nested_key) or item.key] = item.value_json
+    promised = (
+        "rollouts/correct_rate rollouts/truncated_rate rollouts/tokens_per_second "
+        "rollouts/queue_depth rollouts/state_norm harvest/num_contrasts basis/logdet/4 "
+        "basis/spectrum/4 basis/coverage/kept validation/mean_uplift value/block_4/loss "
+        "value/auroc_block_4 value/ece_block_4 tune/intervention_rate steered/strength steered/gain_over_null "
+        "adapter/loss adapter/grad_norm adapter/learning_rate adapter/memory_gib eval/greedy/accuracy "
+        "eval/stir/tokens_mean eval/methods/path report/page/path"
+    )
+    assert set(promised.split()) <= history
+    assert {"seed", "git_sha", "rollout"} <= set(settings)
+    for stage in STAGES:
+        recorded = json.loads(summary[f"{stage}/sha256"])
+        assert recorded == RunDir(run).stage(stage).fingerprint()
 
 
 def test_results_are_complete_and_consistent(finished: Path) -> None:

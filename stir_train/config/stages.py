@@ -370,7 +370,8 @@ class ClusterConfig(FrozenConfig):
 class TrackingConfig(FrozenConfig):
     """Where metrics go besides `metrics.jsonl`."""
 
-    wandb: Literal["disabled", "offline", "online"] = "disabled"
-    """`offline` needs no account and no network."""
+    wandb: Literal["disabled", "auto", "offline", "online"] = "disabled"
+    """`offline` needs no account and no network; `auto` is offline inside a SLURM job, whose nodes
+    often reach no network, and online elsewhere."""
     project: str = "stir-train"
     """wandb project."""

@@ -26,6 +26,7 @@ class Launch:
         address, port: Where rank 0 is met; empty when alone.
         restart: How often the launcher has restarted the group.
         agent_store: Whether the launcher itself holds the meeting point (torchrun does).
+        in_slurm_job: Whether a SLURM job started this, through whatever launcher.
         launcher: ``torchrun`` (also deepspeed and accelerate), ``srun`` or ``alone``.
     """
 
@@ -39,6 +40,7 @@ class Launch:
     restart: str = "0"
     agent_store: bool = False
     launcher: str = "alone"
+    in_slurm_job: bool = False
 
 
 def detect_launch(environment: Mapping[str, str]) -> Launch:
@@ -69,10 +71,11 @@ def detect_launch(environment: Mapping[str, str]) -> Launch:
             restart=environment.get("TORCHELASTIC_RESTART_COUNT", "0"),
             agent_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
             launcher="torchrun",
+            in_slurm_job="SLURM_JOB_ID" in environment,
         )
     size = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
     if "SLURM_PROCID" not in environment or size == 1:
-        return Launch(host=host)
+        return Launch(host=host, in_slurm_job="SLURM_JOB_ID" in environment)
     per_node = first_count(environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
     job = int(environment.get("SLURM_JOB_ID", "0"))
     step = int(environment.get("SLURM_STEP_ID", "0"))
@@ -87,6 +90,7 @@ def detect_launch(environment: Mapping[str, str]) -> Launch:
         port=int(environment.get("MASTER_PORT", FIRST_PORT + (job * 16 + step) % NUM_PORTS)),
         restart=environment.get("SLURM_RESTART_COUNT", "0"),
         launcher="srun",
+        in_slurm_job=True,
     )
 
 

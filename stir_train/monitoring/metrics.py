@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +27,12 @@ class MetricsFile:
             line["step"] = step
         self._stream.write(json.dumps({**line, **values}) + "\n")
 
+    def table(self, stage: str, name: str, rows: Sequence[Mapping[str, Scalar]]) -> None:
+        """Nothing: tables are artifacts already, and this file is for what happens over time."""
+
+    def page(self, stage: str, name: str, html: str) -> None:
+        """Nothing, for the same reason."""
+
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
@@ -45,6 +51,8 @@ class WandbSink:
         id_file = directory / "wandb_id"
         if not id_file.is_file():
             id_file.write_text(generate_id(), encoding="utf-8")
+        self._wandb = wandb
+        self._stages: set[str] = set()
         self._run = wandb.init(
             project=project,
             name=name,
@@ -57,11 +65,30 @@ class WandbSink:
         )
 
     def log(self, stage: str, values: Mapping[str, Scalar], *, step: int | None = None) -> None:
-        """Send values under ``stage/name``, with the stage's own step as an axis."""
-        sent: dict[str, Scalar] = {f"{stage}/{key}": value for key, value in values.items()}
+        """Send numbers under ``stage/name``, a section a stage; words go to the run's summary."""
+        if stage not in self._stages:
+            self._stages.add(stage)
+            # Each stage counts its own steps.
+            self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+        sent: dict[str, Scalar] = {}
+        for key, value in values.items():
+            if isinstance(value, str):
+                self._run.summary[f"{stage}/{key}"] = value
+            else:
+                sent[f"{stage}/{key}"] = value
         if step is not None:
             sent[f"{stage}/step"] = step
         self._run.log(sent)
+
+    def table(self, stage: str, name: str, rows: Sequence[Mapping[str, Scalar]]) -> None:
+        """Send a table; its columns are the first row's keys."""
+        columns: list[str | int] = list(rows[0])
+        data: list[list[Any]] = [list(row.values()) for row in rows]
+        self._run.log({f"{stage}/{name}": self._wandb.Table(columns, data)})
+
+    def page(self, stage: str, name: str, html: str) -> None:
+        """Send a self-contained page with its plots."""
+        self._run.log({f"{stage}/{name}": self._wandb.Html(html, inject=False)})
 
     def close(self) -> None:
         """Finish the wandb run."""
@@ -78,6 +105,16 @@ class Metrics:
         """Record values in every sink."""
         for sink in self._sinks:
             sink.log(stage, values, step=step)
+
+    def table(self, stage: str, name: str, rows: Sequence[Mapping[str, Scalar]]) -> None:
+        """Show a table in the sinks that can."""
+        for sink in self._sinks:
+            sink.table(stage, name, rows)
+
+    def page(self, stage: str, name: str, html: str) -> None:
+        """Show a page in the sinks that can."""
+        for sink in self._sinks:
+            sink.page(stage, name, html)
 
     def __enter__(self) -> Self:
         """Use as a context manager."""

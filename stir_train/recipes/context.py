@@ -228,7 +228,7 @@ class RunContext:
         stage.finish(summary)
         self.run_dir.forget_progress(stage.name)
         scalars = {k: v for k, v in summary.items() if isinstance(v, int | float | str)}
-        self.metrics.log(stage.name, scalars)
+        self.metrics.log(stage.name, scalars | {"sha256": stage.fingerprint()})
         self.console.print(f"[green]✓[/] {stage.name}: {sentence}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import torch
@@ -106,8 +105,14 @@ def run_distill(context: RunContext) -> None:
 
         def on_step(record: StepRecord) -> None:
             advance(1, f"loss {record.loss:.3f}")
-            if record.step % LOG_EVERY == 0 and not math.isnan(record.grad_norm):
-                figures = dataclasses.asdict(record) | {"memory_gib": peak_memory_gib()}
+            is_logged = record.step == 1 or record.step % LOG_EVERY == 0
+            if is_logged and not math.isnan(record.grad_norm):  # of steps done before
+                figures = {
+                    "loss": record.loss,
+                    "grad_norm": record.grad_norm,
+                    "learning_rate": record.rate_factor * config.distill.learning_rate,
+                    "memory_gib": peak_memory_gib(),
+                }
                 context.metrics.log(ADAPTER, figures, step=record.step)
 
         fitted = fit(

@@ -106,6 +106,21 @@ def run_evaluate(context: RunContext) -> None:
     context.world.on_main("evaluated", lambda: _finish(context, stage, methods, jobs, openings))
 
 
+def _shown(row: MethodMetrics) -> dict[str, float | str]:
+    """A method's row of the table on a dashboard."""
+    low, high = row.delta_accuracy_ci95
+    return {
+        "method": row.name,
+        "accuracy": row.accuracy,
+        "delta_accuracy": row.delta_accuracy,
+        "delta_accuracy_low": low,
+        "delta_accuracy_high": high,
+        "tokens_mean": row.tokens_mean,
+        "delta_tokens_fraction": row.delta_tokens_fraction,
+        "forward_passes_mean": row.forward_passes_mean,
+    }
+
+
 def _open_test(context: RunContext) -> int:
     """Refuse test items that were used before; count the choices that the split was opened for."""
     made_before = [name for name in STAGE_DIRECTORIES.values() if name != EVAL]
@@ -148,6 +163,7 @@ def _finish(
             EVAL,
             {f"{row.name}/accuracy": row.accuracy, f"{row.name}/tokens_mean": row.tokens_mean},
         )
+    context.metrics.table(EVAL, "methods", [_shown(row) for row in rows])
     named = {row.name: row for row in rows}
     steered = named[STEERED_METHOD]
     student = f", LoRA student {named[STUDENT].accuracy:.1%}" if STUDENT in named else ""

@@ -59,6 +59,7 @@ def _write(context: RunContext, stage: StageDir) -> None:
     )
     with stage.writing(PAGE) as path:
         path.write_text(page, encoding="utf-8")
+    context.metrics.page(REPORT, "page", page)
     context.report_done(stage, {"bytes": len(page)}, f"{stage.path / PAGE}")
 
 

@@ -224,6 +224,10 @@ def decision_figures(decisions: Sequence[SteeringDecision]) -> dict[str, float]:
     figures = {"intervention_rate": len(fired) / len(decisions)}
     if fired:
         figures["strength"] = sum(d.strength for d in fired) / len(fired)
+        # In the mode's own units: of a preview's confidence, or of the value head's estimate.
+        figures["gain_over_null"] = sum(
+            d.scores[d.candidates.index(d.chosen)] - d.null_score for d in fired
+        ) / len(fired)
     return figures
 
 

@@ -122,11 +122,18 @@ def _metrics(
         return Metrics([MetricsFile(attempt / METRICS_FILE)])
     return open_metrics(
         run_dir.path,
-        wandb_mode=config.tracking.wandb,
+        wandb_mode=_wandb_mode(config, world),
         project=config.tracking.project,
         name=config.name,
         config=json.loads(config.model_dump_json()) | {"git_sha": _git_sha()},
     )
+
+
+def _wandb_mode(config: RunConfig, world: World) -> str:
+    mode = config.tracking.wandb
+    if mode != "auto":
+        return mode
+    return "offline" if world.launch.in_slurm_job else "online"
 
 
 def _record_failure(attempt: Path, world: World, error: Exception) -> None:
