@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
-from stir_train.launch.estimate import estimate, shape_of
+from stir_train.launch.estimate import Estimate, estimate, shape_of
 
 CONFIG = Path(__file__).parents[1] / "configs" / "gsm8k" / "qwen2.5-7b-instruct.yaml"
 COLUMNS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -18,11 +18,21 @@ MODELS = {
     "Llama-3.1-70B": (8192, 80, 64, 8, 28672, 128256, False),
 }
 NUM_RANKS = 8
+LARGE = 20e9
+"""Weights from which a second row shows the model sharded."""
+SPLIT = [
+    "model.sharding=tensor",
+    "model.shards=4",
+    "train.zero_stage=3",
+    "train.dtype=bfloat16",
+    "train.gradient_accumulation=2",
+]
 
 
 def main() -> None:
     """Print the table."""
-    config = load_config(RunConfig, CONFIG)
+    whole = load_config(RunConfig, CONFIG)
+    split = load_config(RunConfig, CONFIG, SPLIT)
     print("| model | weights, GiB | to generate, GiB | to train, GiB | disk, GiB | hours, 8 GPUs |")
     print("|---|---|---|---|---|---|")
     for name, (*sizes, inner, vocab, tied) in MODELS.items():
@@ -33,11 +43,17 @@ def main() -> None:
             "model_type": "qwen2" if name.startswith("Qwen") else "llama",
         }
         shape = shape_of(described, bytes_per_weight=2)
-        found = estimate(config, shape, num_ranks=NUM_RANKS, on_gpu=True)
-        print(
-            f"| {name} | {found.weights_gib:.1f} | {found.generate_gib:.0f} | {found.train_gib:.0f} "
-            f"| {found.disk_gib:.1f} | {found.hours:.1f} |"
-        )
+        _print_row(name, estimate(whole, shape, num_ranks=NUM_RANKS, on_gpu=True))
+        if shape.num_params > LARGE:
+            split_name = f"{name}, tensor over 4, ZeRO-3"
+            _print_row(split_name, estimate(split, shape, num_ranks=NUM_RANKS, on_gpu=True))
+
+
+def _print_row(name: str, found: Estimate) -> None:
+    print(
+        f"| {name} | {found.weights_gib:.1f} | {found.generate_gib:.0f} | {found.train_gib:.0f} "
+        f"| {found.disk_gib:.1f} | {found.hours:.1f} |"
+    )
 
 
 if __name__ == "__main__":
