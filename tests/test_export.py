@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stir_train.artifacts.run_dir import StageDir, StageInputs
-from stir_train.config.stages import DistillConfig, ModelConfig
-from stir_train.distill.objective import sequence_loss
+from stir_train.config.stages import DistillConfig, ModelConfig, ObjectiveConfig
+from stir_train.distill.objective import DistillLoss
 from stir_train.distill.samples import IGNORED, BatchConfig, choose_samples, sequence_batches
 from stir_train.distributed.engine import PlainEngine
 from stir_train.distributed.world import alone
@@ -21,7 +21,7 @@ from stir_train.errors import ModelError, VerificationError
 from stir_train.export.adapter import ADAPTER_DIRECTORY, PROBES_FILE, save_adapter, save_probes
 from stir_train.export.verify import verify_adapter
 from stir_train.models.load import load_model, resolve_model_path
-from stir_train.models.lora import add_lora, base_of, load_adapter
+from stir_train.models.lora import add_lora, base_of, load_adapter, make_whole_student
 from tests.support import bases
 
 EMBEDDED = ModelConfig(name="embedded/addition")
@@ -91,6 +91,16 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         "missing|unexpected",
     ),
     "missing tensor": (_edit_tensors(lambda t: dict(list(t.items())[1:])), "missing"),
+    "missing module": (_edit_tensors(lambda t: dict(list(t.items())[2:])), "missing"),
+    "wrong shape": (
+        _edit_tensors(lambda t: {k: v[:, :-1].contiguous() for k, v in t.items()}),
+        "cannot load|is \\(",
+    ),
+    "output head": (
+        _edit_tensors(lambda t: t | {"base_model.model.lm_head.lora_A.weight": torch.ones(8, 96)}),
+        "neither embeddings nor the output head",
+    ),
+    "DoRA": (_edit_config(use_dora=True), "use_dora is set"),
     "other values": (_edit_tensors(lambda t: {k: 1.5 * v for k, v in t.items()}), "differ by"),
     "alpha 0": (_edit_config(lora_alpha=0), "lora_alpha is 0"),
     "bias": (_edit_config(bias="all"), "bias='none'"),
@@ -143,7 +153,8 @@ def test_the_student_learns_from_the_shortest_correct_samples_only() -> None:
         assert len(lengths) <= 2
         mine = [g.rollout for g in graded if g.rollout.prompt_id == prompt_id and g.grade.correct]
         assert min(lengths) == min(len(r.token_ids) for r in mine)
-    model = add_lora(load_model(EMBEDDED), CONFIG, seed=0)
+    student = make_whole_student(EMBEDDED, CONFIG, seed=0)
+    model = student.model
     trainable = [p for p in model.parameters() if p.requires_grad]
     engine = PlainEngine(model, [torch.optim.AdamW(trainable)], alone())
     (batch,) = next(sequence_batches(kept, engine, 0, BatchConfig(4, pad_token_id=0, seed=0)))
@@ -151,7 +162,7 @@ def test_the_student_learns_from_the_shortest_correct_samples_only() -> None:
     sizes = {len(r.token_ids) for r in kept}
     assert {int(n) for n in (batch.labels != IGNORED).sum(1)} <= sizes
     assert batch.num_targets == int((batch.labels != IGNORED).sum())
-    before = sequence_loss(model, batch)
+    before = DistillLoss(model, student, ObjectiveConfig())(batch)
     before.backward()
     trained = {n for n, p in model.named_parameters() if p.grad is not None}
     assert trained

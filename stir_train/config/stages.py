@@ -305,8 +305,40 @@ class EvaluateConfig(FrozenConfig):
     """Add the controls: empty basis, norm-matched random vectors, shuffled keys."""
 
 
+class ObjectiveConfig(FrozenConfig):
+    """What a student learns from: a weighted sum, each part a mean over tokens or control points."""
+
+    samples: Literal["steered", "plain"] = "steered"
+    """Completions under the chosen controller, or the run's own rollouts without one (plain
+    rejection sampling); of both the right and short ones are kept."""
+    sequence: NonNegativeFloat = 1.0
+    """Weight of the cross-entropy of their tokens."""
+    logits: NonNegativeFloat = 0.0
+    """Weight of the divergence from the steered teacher's next-token distributions."""
+    states: NonNegativeFloat = 0.0
+    """Weight of the relative squared error of the steered block's states at control points; where
+    the controller did nothing, the target is the base model's own state."""
+    beta: Fraction = 0.5
+    """Of the divergence: 0 is KL(teacher, student), 1 is KL(student, teacher), between is a mixture."""
+    top_k: PositiveInt | None = None
+    """Tokens of the teacher that are told apart, the rest counting as one; all if none."""
+
+    @model_validator(mode="after")
+    def _has_a_teacher(self) -> Self:
+        if not (self.sequence or self.needs_teacher):
+            raise ValueError("sequence, logits and states are all 0: there is nothing to learn")
+        if self.samples == "plain" and self.needs_teacher:
+            raise ValueError("plain samples have no steered teacher: logits and states must be 0")
+        return self
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the recorded impulses are replayed."""
+        return bool(self.logits or self.states)
+
+
 class DistillConfig(FrozenConfig):
-    """Distilling steered behaviour into a LoRA adapter (sequence objective)."""
+    """Distilling steered behaviour into a LoRA adapter."""
 
     enabled: bool = True
     """When off, the run ends with the evaluation of the steered base model."""
@@ -318,6 +350,12 @@ class DistillConfig(FrozenConfig):
     """LoRA dropout."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Module names that get an adapter; the output head never does."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """What the exported student learns from."""
+    also: dict[Annotated[str, Field(pattern=r"^[a-z0-9-]+$")], ObjectiveConfig] = Field(
+        default_factory=dict
+    )
+    """More students by name, trained alike on the same number of tokens and evaluated beside it."""
     num_samples: PositiveInt = 4
     """Steered samples per harvest problem, at the rollout temperature."""
     keep_per_prompt: PositiveInt = 2

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from stir_train.distill.replay import ControlPoints, control_points_of, steered_block
 from stir_train.distributed.engine import TrainEngine
 from stir_train.train.loop import parts_of
 from stir_train.types.rollout import GradedRollout, Rollout
@@ -30,13 +31,21 @@ class BatchConfig:
 class SequenceBatch:
     """Right-padded ``token_ids Int[B T]``; ``labels`` are ignored on prompts and padding.
 
-    ``num_targets`` counts the labels of the whole batch, of which this may be one rank's part.
+    ``num_targets`` counts the labels of the whole batch, of which this may be one rank's part;
+    ``points`` are there for objectives that replay the teacher.
     """
 
     token_ids: Int[Tensor, "B T"]
     labels: Int[Tensor, "B T"]
     mask: Int[Tensor, "B T"]
     num_targets: int
+    points: ControlPoints | None = None
+
+    @property
+    def replayed(self) -> ControlPoints:
+        """The control points, where the objective needs them."""
+        assert self.points is not None
+        return self.points
 
 
 def choose_samples(graded: Sequence[GradedRollout], *, keep_per_prompt: int) -> list[Rollout]:
@@ -56,9 +65,17 @@ def choose_samples(graded: Sequence[GradedRollout], *, keep_per_prompt: int) -> 
 
 
 def sequence_batches(
-    samples: Sequence[Rollout], engine: TrainEngine, start: int, config: BatchConfig
+    samples: Sequence[Rollout],
+    engine: TrainEngine,
+    start: int,
+    config: BatchConfig,
+    directions: Float[Tensor, "K D"] | None = None,
 ) -> Iterator[list[SequenceBatch]]:
-    """This rank's parts of every batch from step ``start`` on, shuffled epoch after epoch."""
+    """This rank's parts of every batch from step ``start`` on, shuffled epoch after epoch.
+
+    With the basis's ``directions``, batches carry the impulses that their samples were made under.
+    """
+    block = steered_block(samples) if directions is not None else 0
     generator = torch.Generator().manual_seed(config.seed)
     step = 0
     while True:
@@ -67,18 +84,24 @@ def sequence_batches(
             if step >= start:
                 batch = order[first : first + config.batch_size]
                 num_targets = sum(len(samples[i].token_ids) for i in batch)
-                yield [
-                    _collate([samples[i] for i in part], config.pad_token_id, num_targets)
-                    if part
-                    else _placeholder(samples[batch[0]], config.pad_token_id, num_targets)
-                    for part in parts_of(batch, engine)
-                ]
+                count = sum(len(samples[i].control_points) for i in batch)
+                parts = []
+                for part in parts_of(batch, engine):
+                    own = [samples[i] for i in part] or [samples[batch[0]]]
+                    made = _collate(own, config.pad_token_id, num_targets)
+                    if not part:
+                        made = _emptied(made)
+                        own = [dataclasses.replace(own[0], control_points=())]
+                    if directions is not None:
+                        points = control_points_of(own, directions, block=block, count=count)
+                        made = dataclasses.replace(made, points=points)
+                    parts.append(made)
+                yield parts
             step += 1
 
 
-def _placeholder(sample: Rollout, pad_token_id: int, num_targets: int) -> SequenceBatch:
+def _emptied(batch: SequenceBatch) -> SequenceBatch:
     """What a rank without samples feeds, to stay in step with the others: nothing is learnt of it."""
-    batch = _collate([sample], pad_token_id, num_targets)
     return dataclasses.replace(batch, labels=torch.full_like(batch.labels, IGNORED))
 
 

@@ -21,10 +21,12 @@ from stir_train.models.lora import known_deprecations
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 ADAPTER_DIRECTORY = "lora"
 PROBES_FILE = "probes.safetensors"
+NUM_GREEDY = 16
+"""Greedy tokens recorded after each probe."""
 
 
-def save_adapter(model: PeftModel, stage: StageDir) -> None:
-    """Write the adapter under ``lora/``.
+def save_adapter(model: PeftModel, stage: StageDir, *, prefix: str = "") -> None:
+    """Write the adapter under ``PREFIXlora/``.
 
     Raises:
         VerificationError: If there is nothing learnt to save (every ``lora_B`` is zero or empty).
@@ -41,22 +43,40 @@ def save_adapter(model: PeftModel, stage: StageDir) -> None:
             config["target_modules"].sort()
         config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         for name in ADAPTER_FILES:
-            with stage.writing(f"{ADAPTER_DIRECTORY}/{name}") as path:
+            with stage.writing(f"{prefix}{ADAPTER_DIRECTORY}/{name}") as path:
                 shutil.copyfile(Path(scratch) / name, path)
 
 
 @torch.no_grad()
 def save_probes(
-    model: PeftModel, sequences: Sequence[Sequence[int]], stage: StageDir
+    model: PeftModel, sequences: Sequence[Sequence[int]], stage: StageDir, *, prefix: str = ""
 ) -> dict[str, Tensor]:
-    """Record the trainer's logits, and the base's, on a few sequences of equal length."""
+    """Record the trainer's logits, the base's, and its greedy continuation of a few sequences.
+
+    Args:
+        model: The trained student.
+        sequences: Of equal length.
+        stage: Where to.
+        prefix: Directory inside the stage.
+    """
     token_ids = torch.tensor([list(s) for s in sequences], device=model.device)
     model.eval()
     adapted = model(input_ids=token_ids, use_cache=False).logits.float().cpu()
     with model.disable_adapter():
         base = model(input_ids=token_ids, use_cache=False).logits.float().cpu()
-    probes = {"token_ids": token_ids.cpu(), "adapted_logits": adapted, "base_logits": base}
-    save_tensors(stage, PROBES_FILE, probes, {"what": "logits recorded by the trainer"})
+    continued = token_ids
+    for _ in range(NUM_GREEDY):
+        following = model(input_ids=continued, use_cache=False).logits[:, -1].argmax(-1)
+        continued = torch.cat([continued, following[:, None]], dim=1)
+    probes = {
+        "token_ids": token_ids.cpu(),
+        "adapted_logits": adapted,
+        "base_logits": base,
+        "greedy_token_ids": continued[:, token_ids.shape[1] :].cpu().contiguous(),
+    }
+    save_tensors(
+        stage, f"{prefix}{PROBES_FILE}", probes, {"what": "logits recorded by the trainer"}
+    )
     return probes
 
 

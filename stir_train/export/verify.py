@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from safetensors import safe_open
 
 from stir_train.errors import VerificationError
 from stir_train.export.adapter import ADAPTER_FILES
 
 SCRIPT = Path(__file__).with_name("fresh_check.py")
 TIMEOUT_SECONDS = 600
+KEY = re.compile(r"base_model\.model\.(?!lm_head|.*embed_tokens)[\w.]+\.lora_[AB]\.weight")
+UNSERVED = (
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "layer_replication",
+    "trainable_token_indices",
+)
+"""Settings of PEFT that servers of many adapters do not load."""
 EFFECT_FLOOR = 1e-3
 """Smallest change of any probe logit that counts as doing something."""
 
@@ -42,6 +54,7 @@ def verify_adapter(
     """
     _check_files(adapter)
     _check_config(adapter / ADAPTER_FILES[0])
+    _check_keys(adapter / ADAPTER_FILES[1])
     completed = subprocess.run(
         [sys.executable, "-I", str(SCRIPT), base_path, str(adapter), str(probes)],
         capture_output=True,
@@ -53,7 +66,9 @@ def verify_adapter(
         last = completed.stderr.strip().splitlines()[-1:] or ["no message"]
         raise VerificationError(f"{adapter}: a fresh process cannot load it: {last[0]}")
     found = json.loads(completed.stdout)
-    problems = [f"{key}: {found[key]}" for key in ("missing", "unexpected", "empty") if found[key]]
+    problems = [
+        f"{key}: {found[key]}" for key in ("missing", "unexpected", "empty", "shapes") if found[key]
+    ]
     if len(found["zero_b"]) == found["num_tensors"] // 2:
         problems.append("every lora_B is zero: the adapter does nothing")
     if found["base_difference"] > tolerance:
@@ -64,6 +79,17 @@ def verify_adapter(
     if found["adapted_difference"] > tolerance:
         problems.append(
             f"the adapter's logits differ by {found['adapted_difference']:.2e} from the trainer's "
+            f"(tolerance {tolerance:.0e})"
+        )
+    # Two logits may each be off by the tolerance.
+    if found["greedy_gap"] > 2 * tolerance:
+        problems.append(
+            f"greedy decoding differs: a token of the trainer's continuation is {found['greedy_gap']:.2e} "
+            "below the likeliest"
+        )
+    if found["merged_difference"] > tolerance:
+        problems.append(
+            f"merged into the base, logits differ by {found['merged_difference']:.2e} from the adapter's "
             f"(tolerance {tolerance:.0e})"
         )
     if found["effect"] < EFFECT_FLOOR:
@@ -93,3 +119,22 @@ def _check_config(path: Path) -> None:
             raise VerificationError(f"{path}: {key} is {config.get(key)!r}; it must be above 0")
     if config.get("bias") != "none" or config.get("modules_to_save"):
         raise VerificationError(f"{path}: servers load only bias='none' and no modules_to_save")
+    for key in UNSERVED:
+        if config.get(key):
+            raise VerificationError(f"{path}: {key} is set, which servers such as vLLM do not load")
+
+
+def _check_keys(path: Path) -> None:
+    """Names that servers find a module by: linear layers inside the blocks, A and B of each."""
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+    odd = [name for name in names if not KEY.fullmatch(name)]
+    if odd:
+        raise VerificationError(
+            f"{path}: unexpected tensor {odd[0]!r} ({len(odd)} in all): servers load A and B of linear "
+            "layers, as base_model.model.NAME.lora_A.weight, and neither embeddings nor the output head"
+        )
+    stems = [name.rpartition(".lora_")[0] for name in names]
+    alone = sorted(stem for stem in set(stems) if stems.count(stem) != 2)
+    if alone:
+        raise VerificationError(f"{path}: missing tensor: {alone[0]} has only one of A and B")

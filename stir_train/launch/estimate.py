@@ -167,7 +167,8 @@ def _completions(config: RunConfig) -> dict[str, int]:
     depths = tune.depths or config.harvest.depths
     settings = len(tune.modes) * len(tune.strengths) * len(depths) if tune.enabled else 1
     trials = config.validation.num_rounds * config.validation.trials_per_round
-    methods = 3 + 3 * config.evaluate.controls + config.distill.enabled + len(tune.modes) - 1
+    methods = 3 + 3 * config.evaluate.controls + len(tune.modes) - 1
+    methods += config.distill.enabled * (1 + len(config.distill.also))
     return {
         "rollout": splits.num_harvest * config.rollout.num_samples,
         "validate": config.validation.enabled * (splits.num_harvest + trials),

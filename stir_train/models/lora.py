@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,11 @@ class Student:
 
     base: LoadedModel
     model: PeftModel
+
+    def without_adapter(self) -> AbstractContextManager[None]:
+        """Switch the adapter off: inside, it is the frozen base."""
+        manager: AbstractContextManager[None] = self.model.disable_adapter()
+        return manager
 
 
 def make_student(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class RunContext:
         is_worker: This process only makes chunks, beside others that share nothing but the disk.
         metrics: Sinks; on other ranks than 0 they swallow everything.
         console: Where sentences for people go.
-        student: Engine over the distilled student, once something needed it.
+        students: Engine over a distilled student by name, once something needed it.
         team: The ranks that hold this rank's copy of the model with it, while they work together.
     """
 
@@ -63,7 +63,7 @@ class RunContext:
     is_worker: bool
     metrics: Metrics
     console: Console
-    student: DecodeEngine | None = None
+    students: dict[str, DecodeEngine] = field(default_factory=dict)
     team: Team | None = None
     _num_works: int = 0
 

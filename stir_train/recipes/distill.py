@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.config.deepspeed import deepspeed_config
 from stir_train.config.pipeline import STAGE_DIRECTORIES
-from stir_train.distill.objective import sequence_loss
+from stir_train.config.stages import ObjectiveConfig
+from stir_train.distill.objective import DistillLoss
 from stir_train.distill.samples import BatchConfig, choose_samples, sequence_batches
 from stir_train.distributed.engine import open_engine, peak_memory_gib
 from stir_train.errors import StageError
@@ -19,6 +24,7 @@ from stir_train.models.load import resolve_model_path
 from stir_train.models.lora import make_student, make_whole_student
 from stir_train.monitoring.console import progress
 from stir_train.recipes.context import RunContext
+from stir_train.recipes.harvest import ROLLOUTS, rollout_job
 from stir_train.recipes.rollouts import (
     GenerationJob,
     generate_jobs,
@@ -34,6 +40,7 @@ from stir_train.types.rollout import GradedRollout, Rollout
 STEERED, ADAPTER = STAGE_DIRECTORIES["steer"], STAGE_DIRECTORIES["distill"]
 NUM_PROBES, PROBE_TOKENS = 4, 48
 LOG_EVERY = 20
+FIGURES_FILE = "figures.json"
 
 
 def run_steered(context: RunContext) -> None:
@@ -79,9 +86,72 @@ def run_distill(context: RunContext) -> None:
     stage = context.begin(ADAPTER, settings, upstream=(STEERED,))
     if stage is None:
         return
-    samples = choose_samples(_load_steered(context), keep_per_prompt=config.distill.keep_per_prompt)
+    samples = _samples_of(context, config.distill.objective)
+    lessons = [Lesson("", config.distill.objective, samples, config.distill.num_steps)]
+    for name, objective in config.distill.also.items():
+        others = _samples_of(context, objective)
+        num_steps = round(config.distill.num_steps * _mean_tokens(samples) / _mean_tokens(others))
+        lessons.append(Lesson(name, objective, others, max(1, num_steps)))
+    taught = [_teach(context, stage, lesson) for lesson in lessons]
+    context.world.on_main("distilled", lambda: _finish(context, stage, lessons, taught))
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One student to train.
+
+    Attributes:
+        name: Empty for the student that is exported.
+        objective: What it learns from.
+        samples: Completions.
+        num_steps: Optimizer steps.
+    """
+
+    name: str
+    objective: ObjectiveConfig
+    samples: list[Rollout]
+    num_steps: int
+
+    @property
+    def prefix(self) -> str:
+        """Where in the stage its adapter is."""
+        return student_prefix(self.name)
+
+
+def student_prefix(name: str) -> str:
+    """Where in the stage a student's adapter is; the exported one has no name."""
+    return f"also/{name}/" if name else ""
+
+
+def _samples_of(context: RunContext, objective: ObjectiveConfig) -> list[Rollout]:
+    """Right and short completions, steered or plain.
+
+    Raises:
+        StageError: If none is right.
+    """
+    plain = objective.samples == "plain"
+    graded = (
+        load_answers(context, context.stage(ROLLOUTS), rollout_job(context))
+        if plain
+        else _load_steered(context)
+    )
+    samples = choose_samples(graded, keep_per_prompt=context.config.distill.keep_per_prompt)
     if not samples:
-        raise StageError("no steered rollout is correct: there is nothing to distil")
+        raise StageError(f"no {objective.samples} rollout is correct: there is nothing to distil")
+    return samples
+
+
+def _mean_tokens(samples: Sequence[Rollout]) -> float:
+    return sum(len(sample.token_ids) for sample in samples) / len(samples)
+
+
+def _teach(context: RunContext, stage: StageDir, lesson: Lesson) -> dict[str, Any]:
+    """Train one student, save and verify it, unless it is there; its figures, on every rank."""
+    config, name = context.config, lesson.name or "student"
+    done = f"{lesson.prefix}{FIGURES_FILE}"
+    if context.world.on_main(f"{name} is there", lambda: stage.has(done)):
+        figures = context.world.on_main(name, lambda: json.loads((stage.path / done).read_text()))
+        return dict(figures)
     # A second copy: the run's own model stays the frozen base.
     student = make_student(
         config.model,
@@ -90,18 +160,19 @@ def run_distill(context: RunContext) -> None:
         world=context.world,
         deepspeed=deepspeed_config(config.train),
     )
-    model = student.model
     optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
+        [p for p in student.model.parameters() if p.requires_grad],
         lr=config.distill.learning_rate,
         weight_decay=config.distill.weight_decay,
     )
-    engine = open_engine(model, optimizer, config.train, context.world)
+    engine = open_engine(student.model, optimizer, config.train, context.world)
     batching = BatchConfig(
         config.distill.batch_size, int(student.base.tokenizer.pad_token_id or 0), config.seed
     )
-    model.train()
-    with progress(context.console, "distill", config.distill.num_steps, "steps") as advance:
+    directions = context.steering.basis().directions if lesson.objective.needs_teacher else None
+    student.model.train()
+    label = f"distill {lesson.name}".rstrip()
+    with progress(context.console, label, lesson.num_steps, "steps") as advance:
 
         def on_step(record: StepRecord) -> None:
             advance(1, f"loss {record.loss:.3f}")
@@ -113,62 +184,88 @@ def run_distill(context: RunContext) -> None:
                     "learning_rate": record.rate_factor * config.distill.learning_rate,
                     "memory_gib": peak_memory_gib(),
                 }
-                context.metrics.log(ADAPTER, figures, step=record.step)
+                named = {f"{lesson.prefix}{key}": value for key, value in figures.items()}
+                context.metrics.log(ADAPTER, named, step=record.step)
 
         fitted = fit(
             engine,
-            lambda step: sequence_batches(samples, engine, step, batching),
-            lambda batch: sequence_loss(engine.module, batch),
+            lambda step: sequence_batches(lesson.samples, engine, step, batching, directions),
+            DistillLoss(engine.module, student, lesson.objective),
             FitPlan(
-                num_steps=config.distill.num_steps,
+                num_steps=lesson.num_steps,
                 schedule=warmup_then_cosine(
-                    config.distill.num_steps, warmup_steps=config.distill.warmup_steps
+                    lesson.num_steps, warmup_steps=config.distill.warmup_steps
                 ),
                 seed=config.seed,
-                checkpoints=context.checkpoints(stage, "student"),
+                checkpoints=context.checkpoints(stage, name),
                 on_step=on_step,
             ),
         )
     learnt = engine.parameters()
-    context.world.on_main(
-        "distilled", lambda: _export_and_verify(context, stage, samples, learnt, fitted)
+    figures = context.world.on_main(
+        f"{name} distilled", lambda: _export_and_verify(context, stage, lesson, learnt, fitted)
     )
+    return dict(figures)
 
 
 def _export_and_verify(
     context: RunContext,
     stage: StageDir,
-    samples: list[Rollout],
+    lesson: Lesson,
     learnt: dict[str, torch.Tensor],
     fitted: FitResult,
-) -> None:
+) -> dict[str, Any]:
     """Put what was learnt on a fresh student, whole whatever the engine did to the other; save it."""
     config = context.config
     model = make_whole_student(config.model, config.distill, seed=config.seed).model
     with torch.no_grad():
         for name, value in learnt.items():
             model.get_parameter(name).copy_(value)
-    save_adapter(model, stage)
-    sequences = [[*s.prompt_token_ids, *s.token_ids] for s in samples]
+    save_adapter(model, stage, prefix=lesson.prefix)
+    sequences = [[*s.prompt_token_ids, *s.token_ids] for s in lesson.samples]
     longest = sorted(sequences, key=len)[-NUM_PROBES:]
     width = min(PROBE_TOKENS, min(map(len, longest)))
-    save_probes(model, [s[:width] for s in longest], stage)
+    save_probes(model, [s[:width] for s in longest], stage, prefix=lesson.prefix)
     verified = verify_adapter(
         resolve_model_path(config.model.name),
-        stage.path / ADAPTER_DIRECTORY,
-        stage.path / PROBES_FILE,
+        stage.path / lesson.prefix / ADAPTER_DIRECTORY,
+        stage.path / lesson.prefix / PROBES_FILE,
         tolerance=config.distill.logit_tolerance,
     )
+    tail = fitted.losses[-LOG_EVERY:]
+    figures = {
+        "num_samples": len(lesson.samples),
+        "num_steps": fitted.num_steps,
+        "num_tokens": round(
+            fitted.num_steps * config.distill.batch_size * _mean_tokens(lesson.samples)
+        ),
+        "final_loss": sum(tail) / len(tail),
+        "num_tensors": verified.num_tensors,
+        "effect": verified.effect,
+        "reload_difference": verified.difference,
+    }
+    with stage.writing(f"{lesson.prefix}{FIGURES_FILE}") as path:
+        path.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return figures
+
+
+def _finish(
+    context: RunContext,
+    stage: StageDir,
+    lessons: Sequence[Lesson],
+    taught: Sequence[dict[str, Any]],
+) -> None:
+    own, *others = taught
+    summary = dict(own)
+    for lesson, figures in zip(lessons[1:], others, strict=True):
+        summary |= {f"{lesson.name}/{key}": value for key, value in figures.items()}
+    more = f"; also {', '.join(lesson.name for lesson in lessons[1:])}" if others else ""
     context.report_done(
         stage,
-        {
-            "num_samples": len(samples),
-            "final_loss": sum(fitted.losses[-LOG_EVERY:]) / len(fitted.losses[-LOG_EVERY:]),
-            "effect": verified.effect,
-            "reload_difference": verified.difference,
-        },
-        f"{len(samples)} samples, {fitted.num_steps} steps; reloaded in a fresh process: "
-        f"{verified.num_tensors} tensors, logits within {verified.difference:.1e} of the trainer's",
+        summary,
+        f"{own['num_samples']} samples, {own['num_steps']} steps; reloaded in a fresh process: "
+        f"{own['num_tensors']} tensors, logits within {own['reload_difference']:.1e} of the "
+        f"trainer's{more}",
     )
 
 

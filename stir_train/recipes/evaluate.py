@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.box import SIMPLE
@@ -19,6 +20,7 @@ from stir_train.data.prompts import require_unseen, split_sha256
 from stir_train.errors import StageError
 from stir_train.evals.compare import describe_interval
 from stir_train.evals.metrics import MethodMetrics, compare_to_baseline
+from stir_train.evals.retention import StudentComparison, compare_students
 from stir_train.export.adapter import ADAPTER_DIRECTORY, save_merged
 from stir_train.generation.engine import DecodeEngine
 from stir_train.models.load import LoadedModel, load_model, unsharded
@@ -26,7 +28,7 @@ from stir_train.models.lora import load_adapter
 from stir_train.monitoring.console import progress
 from stir_train.recipes.compare import RESULTS_FILE
 from stir_train.recipes.context import RunContext
-from stir_train.recipes.distill import ADAPTER
+from stir_train.recipes.distill import ADAPTER, student_prefix
 from stir_train.recipes.harvest import BASIS, load_basis
 from stir_train.recipes.rollouts import (
     GenerationJob,
@@ -49,7 +51,7 @@ from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import ControlBasis
 
 EVAL = STAGE_DIRECTORIES["evaluate"]
-RESULTS_SCHEMA = 2
+RESULTS_SCHEMA = 3
 GREEDY, PUBLISHED, STEERED_METHOD, STUDENT = "greedy", "stir-published", "stir", "lora-student"
 
 
@@ -88,7 +90,7 @@ def run_evaluate(context: RunContext) -> None:
     openings = int(context.world.on_main("open the test split", lambda: _open_test(context)))
     methods = build_methods(context)
     if config.distill.enabled and config.model.sharding != "none":
-        context.world.on_main("merge the student", lambda: _merge_student(context))
+        context.world.on_main("merge the students", lambda: _merge_students(context))
     jobs = {
         method.name: GenerationJob(
             prompts=context.splits["test"],
@@ -104,6 +106,24 @@ def run_evaluate(context: RunContext) -> None:
     with progress(context.console, "evaluate", total, "problems") as advance:
         generate_jobs(context, stage, list(jobs.values()), advance)
     context.world.on_main("evaluated", lambda: _finish(context, stage, methods, jobs, openings))
+
+
+def _compare_students(
+    context: RunContext, answers: dict[str, list[GradedRollout]]
+) -> list[StudentComparison]:
+    """Retention of every student; beside plain rejection sampling where that was trained too."""
+    config = context.config.distill
+    if not config.enabled:
+        return []
+    plain = [f"lora-{name}" for name, other in config.also.items() if other.samples == "plain"]
+    return compare_students(
+        answers,
+        [STUDENT, *(f"lora-{name}" for name in config.also)],
+        base=GREEDY,
+        teacher=STEERED_METHOD,
+        other=plain[0] if plain else GREEDY,
+        num_resamples=context.config.evaluate.num_bootstrap,
+    )
 
 
 def _shown(row: MethodMetrics) -> dict[str, float | str]:
@@ -153,11 +173,10 @@ def _finish(
         )
         for method in methods
     ]
+    results = _results(context, methods, rows, openings)
+    results["students"] = [student.as_dict() for student in _compare_students(context, answers)]
     with stage.writing(RESULTS_FILE) as path:
-        path.write_text(
-            json.dumps(_results(context, methods, rows, openings), indent=1, sort_keys=True) + "\n",
-            encoding="utf-8",
-        )
+        path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     for row in rows:
         context.metrics.log(
             EVAL,
@@ -205,40 +224,52 @@ def build_methods(context: RunContext) -> list[Method]:
         return methods
     adapter = context.stage(ADAPTER)
     adapter.require_complete()
-    return [*methods, Method(STUDENT, None, "harvest", engine=lambda: student_engine(context))]
+    students = {STUDENT: ""} | {f"lora-{name}": name for name in context.config.distill.also}
+    return [
+        *methods,
+        *(
+            Method(label, None, "harvest", engine=partial(student_engine, context, name))
+            for label, name in students.items()
+        ),
+    ]
 
 
-def student_engine(context: RunContext) -> DecodeEngine:
-    """The engine over the distilled student, loaded when a chunk first needs it."""
-    if context.student is None:
-        context.student = context.make_engine(_load_student(context))
-    return context.student
+def student_engine(context: RunContext, name: str = "") -> DecodeEngine:
+    """The engine over a distilled student, loaded when a chunk first needs it."""
+    if name not in context.students:
+        context.students.clear()  # one more model at a time
+        context.students[name] = context.make_engine(_load_student(context, name))
+    return context.students[name]
 
 
-def _load_student(context: RunContext) -> LoadedModel:
+def _load_student(context: RunContext, name: str) -> LoadedModel:
     """The base with the adapter on it; of a sharded model its merged weights, sharded the same way."""
     model = context.config.model
     if model.sharding == "none":
-        adapter = context.stage(ADAPTER).path / ADAPTER_DIRECTORY
-        return load_adapter(load_model(model, context.world), adapter)
-    merged = str(_merged_student(context))
+        return load_adapter(load_model(model, context.world), _adapter_of(context, name))
+    merged = str(_merged_student(context, name))
     return load_model(model.model_copy(update={"name": merged, "revision": None}), context.world)
 
 
-def _merged_student(context: RunContext) -> Path:
-    return context.run_dir.scratch(EVAL) / "student"
+def _adapter_of(context: RunContext, name: str) -> Path:
+    return context.stage(ADAPTER).path / student_prefix(name) / ADAPTER_DIRECTORY
 
 
-def _merge_student(context: RunContext) -> None:
-    """Fold the adapter into its base, once, in this process's own memory."""
-    target = _merged_student(context)
-    if target.is_dir():
-        return
-    partial = target.with_name("student.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    base = load_model(unsharded(context.config.model))
-    save_merged(base, context.stage(ADAPTER).path / ADAPTER_DIRECTORY, partial)
-    partial.rename(target)
+def _merged_student(context: RunContext, name: str) -> Path:
+    return context.run_dir.scratch(EVAL) / f"merged-{name}"
+
+
+def _merge_students(context: RunContext) -> None:
+    """Fold each adapter into its base, once, in this process's own memory."""
+    for name in ("", *context.config.distill.also):
+        target = _merged_student(context, name)
+        if target.is_dir():
+            continue
+        unfinished = target.with_name(f"{target.name}.partial")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        base = load_model(unsharded(context.config.model))
+        save_merged(base, _adapter_of(context, name), unfinished)
+        unfinished.rename(target)
 
 
 def published_rule() -> SteeringConfig:
@@ -276,6 +307,36 @@ def results_table(results: dict[str, object]) -> Table:
         if row["name"] == GREEDY:
             figures = (figures[0], "", figures[2], "", figures[4], "")
         table.add_row(row["name"], *figures, style=style)
+    return table
+
+
+def students_table(results: dict[str, object]) -> Table | None:
+    """What students keep of their teacher's gains; None if there are none to compare."""
+    students = results["students"]
+    assert isinstance(students, list)
+    if not students:
+        return None
+    table = Table(title="students", box=SIMPLE, padding=(0, 1))
+    table.add_column("student", no_wrap=True)
+    other = students[0]["other"]
+    for column in (
+        "accuracy kept",
+        "saving kept",
+        f"points over {other}",
+        f"tokens, %, over {other}",
+    ):
+        table.add_column(column, justify="right")
+    for row in students:
+        kept = [
+            "no gain to keep" if value is None else f"{value:.0%}"
+            for value in (row["retention_accuracy"], row["retention_tokens"])
+        ]
+        table.add_row(
+            row["name"],
+            *kept,
+            _change(row["delta_accuracy"], row["delta_accuracy_ci95"]),
+            _change(row["delta_tokens_fraction"], row["delta_tokens_ci95"]),
+        )
     return table
 
 

@@ -30,7 +30,7 @@ from stir_train.monitoring.metrics import Metrics, MetricsFile, open_metrics
 from stir_train.recipes.compare import RESULTS_FILE
 from stir_train.recipes.context import RunContext, set_threads
 from stir_train.recipes.distill import run_distill, run_steered
-from stir_train.recipes.evaluate import load_results, results_table, run_evaluate
+from stir_train.recipes.evaluate import load_results, results_table, run_evaluate, students_table
 from stir_train.recipes.harvest import run_basis, run_harvest, run_rollout
 from stir_train.recipes.report import PAGE, run_report
 from stir_train.recipes.tune import run_tune
@@ -199,7 +199,11 @@ def show_outcome(context: RunContext, verbs: Sequence[str]) -> None:
         return
     if "evaluate" not in verbs or not evaluation.is_complete:
         return
-    context.console.print(results_table(load_results(context)))
+    results = load_results(context)
+    context.console.print(results_table(results))
+    students = students_table(results)
+    if students is not None:
+        context.console.print(students)
     run = context.run_dir.path
     for label, path in (
         ("control basis", run / STAGE_DIRECTORIES["basis"] / BASIS_FILE),

@@ -14,17 +14,18 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from stir_train.config.stages import DistillConfig, ModelConfig, TrainConfig
-from stir_train.distill.objective import sequence_loss
+from stir_train.config.stages import DistillConfig, ModelConfig, ObjectiveConfig, TrainConfig
+from stir_train.distill.objective import DistillLoss
 from stir_train.distill.samples import BatchConfig, sequence_batches
 from stir_train.distributed.engine import open_engine
 from stir_train.distributed.world import open_world
 from stir_train.models.lora import make_whole_student
 from stir_train.train.checkpoint import CheckpointFile
 from stir_train.train.loop import FitPlan, StepRecord, fit, warmup_then_cosine
-from stir_train.types.rollout import Rollout
+from stir_train.types.rollout import Impulse, Rollout
 
 NUM_STEPS, NUM_SAMPLES = 8, 11
+OBJECTIVE = ObjectiveConfig(logits=1.0, states=1.0)
 
 
 def sample(index: int) -> Rollout:
@@ -37,9 +38,9 @@ def sample(index: int) -> Rollout:
         prompt_token_ids=tuple(tokens[:5]),
         token_ids=tuple(tokens[5:]),
         logprobs=(0.0,) * (len(tokens) - 5),
-        control_points=(),
+        control_points=(2, 5),
         finish_reason="stop",
-        impulses=(),
+        impulses=(Impulse(5, 3, 0, 2.0),),
         preview_tokens=0,
         forward_passes=1,
     )
@@ -63,12 +64,16 @@ def main(output: Path, config: TrainConfig, checkpoints: Path | None, stop_at: i
             if record.step == stop_at and world.rank == world.size - 1:
                 os.kill(os.getpid(), signal.SIGUSR1)
 
+        generator = torch.Generator().manual_seed(99)
+        directions = torch.randn(1, student.base.identity.width, generator=generator)
         samples = [sample(index) for index in range(NUM_SAMPLES)]
         student.model.train()
         fitted = fit(
             engine,
-            lambda step: sequence_batches(samples, engine, step, BatchConfig(5, 0, seed=0)),
-            lambda batch: sequence_loss(engine.module, batch),
+            lambda step: sequence_batches(
+                samples, engine, step, BatchConfig(5, 0, seed=0), directions
+            ),
+            DistillLoss(engine.module, student, OBJECTIVE),
             FitPlan(
                 num_steps=NUM_STEPS,
                 schedule=warmup_then_cosine(NUM_STEPS, warmup_steps=2),

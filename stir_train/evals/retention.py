@@ -1,0 +1,96 @@
+"""What students keep of their teacher's gains, and how they compare with one another."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from stir_train.evals.compare import bootstrap_interval, ratio_change_interval
+from stir_train.types.rollout import GradedRollout
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class StudentComparison:
+    """A student beside its teacher and beside another student, on the same items.
+
+    Attributes:
+        name, other: The two students.
+        retention_accuracy: ``(student - base) / (teacher - base)``; None where the teacher's gain is
+            not clear of zero, and there is nothing to retain.
+        retention_tokens: The same of the tokens saved.
+        delta_accuracy: This student's accuracy less the other's, with its paired interval.
+        delta_tokens_fraction: Its tokens relative to the other's, less one.
+    """
+
+    name: str
+    other: str
+    retention_accuracy: float | None
+    retention_tokens: float | None
+    delta_accuracy: float
+    delta_accuracy_ci95: Interval
+    delta_tokens_fraction: float
+    delta_tokens_ci95: Interval
+
+    def as_dict(self) -> dict[str, object]:
+        """The fields as JSON-ready values."""
+        return dataclasses.asdict(self)
+
+
+def compare_students(
+    answers: Mapping[str, Sequence[GradedRollout]],
+    students: Sequence[str],
+    *,
+    base: str,
+    teacher: str,
+    other: str,
+    num_resamples: int,
+) -> list[StudentComparison]:
+    """Compare every student with the base, the teacher and one student.
+
+    Args:
+        answers: Of every method, the same items in the same order.
+        students: Names among them.
+        base: Greedy decoding's name.
+        teacher: The steered base's.
+        other: The student's, that each is compared with.
+        num_resamples: Bootstrap resamples.
+    """
+    right = {name: [float(g.grade.correct) for g in items] for name, items in answers.items()}
+    tokens = {
+        name: [float(g.rollout.total_tokens) for g in items] for name, items in answers.items()
+    }
+    gain = _differences(right[teacher], right[base])
+    saving = _differences(tokens[base], tokens[teacher])
+    return [
+        StudentComparison(
+            name,
+            other,
+            _retained(_differences(right[name], right[base]), gain, num_resamples),
+            _retained(_differences(tokens[base], tokens[name]), saving, num_resamples),
+            _mean(_differences(right[name], right[other])),
+            bootstrap_interval(
+                _differences(right[name], right[other]), num_resamples=num_resamples
+            ),
+            _mean(tokens[name]) / _mean(tokens[other]) - 1,
+            ratio_change_interval(tokens[other], tokens[name], num_resamples=num_resamples),
+        )
+        for name in students
+    ]
+
+
+def _retained(
+    student: Sequence[float], teacher: Sequence[float], num_resamples: int
+) -> float | None:
+    low, _ = bootstrap_interval(teacher, num_resamples=num_resamples)
+    return _mean(student) / _mean(teacher) if low > 0 else None
+
+
+def _differences(one: Sequence[float], other: Sequence[float]) -> list[float]:
+    return [a - b for a, b in zip(one, other, strict=True)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
