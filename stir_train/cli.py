@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -204,15 +204,19 @@ def export(
     config: ConfigPath,
     overrides: Overrides = None,
     to: Annotated[Path, typer.Option(help="Directory to write.")] = Path("export"),
-    merged: Annotated[
-        bool, typer.Option("--merged", help="Write full merged weights instead of the adapter.")
-    ] = False,
+    form: Annotated[
+        Literal["lora", "merged", "gguf", "lm-eval"],
+        typer.Option(
+            "--format",
+            help="The adapter; full merged weights; or the static mean vector for llama.cpp or lm-eval.",
+        ),
+    ] = "lora",
 ) -> None:
-    """Copy a finished run's adapter, or its merged weights, where a server can load them."""
+    """Write a finished run's adapter, merged weights or mean vector where another tool loads it."""
     with _opened(config, overrides or []) as context:
         from stir_train.recipes.export import run_export
 
-        run_export(context, to, merged=merged)
+        run_export(context, to, form=form)
 
 
 @app.command()

@@ -134,6 +134,27 @@ def test_results_are_complete_and_consistent(finished: Path) -> None:
     assert page.count("data:image/png;base64,") >= 8
 
 
+def test_every_export_is_written_where_it_was_asked_for(finished: Path, tmp_path: Path) -> None:
+    expected = {
+        "lora": {"README.md", "adapter_config.json", "adapter_model.safetensors"},
+        "gguf": {"control-vector.gguf"},
+        "lm-eval": {"steer.pt"},
+    }
+    for form, files in expected.items():
+        target = tmp_path / form
+        done = _run(finished, "--format", form, "--to", str(target), verb="export")
+        assert done.returncode == 0, done.stderr
+        assert {path.name for path in target.iterdir()} == files
+        assert str(target) in done.stderr
+    card = (tmp_path / "lora" / "README.md").read_text()
+    results = json.loads((finished / "smoke" / "eval" / "results.json").read_text())
+    for row in results["methods"]:
+        if row["name"] in ("greedy", "stir", "lora-student"):
+            assert f"| {row['name']} | {100 * row['accuracy']:.1f} |" in card
+    assert RunDir(finished / "smoke").stage("adapter").fingerprint()[:16] in card
+    assert "lora-rejection" in {student["name"] for student in results["students"]}
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_the_adapter_is_two_files_that_plain_peft_loads(finished: Path) -> None:
     from peft import PeftModel

@@ -25,6 +25,8 @@ UNSERVED = (
     "trainable_token_indices",
 )
 """Settings of PEFT that servers of many adapters do not load."""
+MERGED_FACTOR = 10
+"""Folding B A into the weights rounds every weight, and its sums run in another order."""
 EFFECT_FLOOR = 1e-3
 """Smallest change of any probe logit that counts as doing something."""
 
@@ -87,10 +89,10 @@ def verify_adapter(
             f"greedy decoding differs: a token of the trainer's continuation is {found['greedy_gap']:.2e} "
             "below the likeliest"
         )
-    if found["merged_difference"] > tolerance:
+    if found["merged_difference"] > MERGED_FACTOR * tolerance:
         problems.append(
             f"merged into the base, logits differ by {found['merged_difference']:.2e} from the adapter's "
-            f"(tolerance {tolerance:.0e})"
+            f"(tolerance {MERGED_FACTOR * tolerance:.0e})"
         )
     if found["effect"] < EFFECT_FLOOR:
         problems.append(f"no logit changes by more than {found['effect']:.2e}: it does nothing")

@@ -1,25 +1,48 @@
-"""Copy a finished run's adapter or merged weights to a directory of the user's choice."""
+"""Write what a finished run made in the form that another tool loads."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Literal
 
+from stir_train.artifacts.atomic import write_text
+from stir_train.config.stages import ObjectiveConfig, SteeringConfig
 from stir_train.errors import ArtifactError
 from stir_train.export.adapter import ADAPTER_DIRECTORY, ADAPTER_FILES, save_merged
+from stir_train.export.card import Card, render_card
+from stir_train.export.vector import save_gguf_vector, save_lm_eval_vector
 from stir_train.models.load import load_model, unsharded
 from stir_train.recipes.context import RunContext
-from stir_train.recipes.distill import ADAPTER, run_verify
+from stir_train.recipes.distill import ADAPTER, STEERED, run_verify
+from stir_train.recipes.evaluate import EVAL, GREEDY, STEERED_METHOD, STUDENT, load_results
+from stir_train.recipes.harvest import BASIS, HARVEST, ROLLOUTS
+from stir_train.recipes.tune import TUNE, best_of_each_mode
+from stir_train.recipes.validate import VALIDATE
+from stir_train.recipes.value import VALUE
+from stir_train.steering.static import mean_direction
+
+Format = Literal["lora", "merged", "gguf", "lm-eval"]
+CARD_FILE, GGUF_FILE, LM_EVAL_FILE = "README.md", "control-vector.gguf", "steer.pt"
+MADE_BY = (ROLLOUTS, HARVEST, BASIS, VALIDATE, VALUE, TUNE, STEERED, ADAPTER)
 
 
-def run_export(context: RunContext, target: Path, *, merged: bool) -> None:
-    """Verify the adapter, then write it or its merged weights to ``target``.
+def run_export(context: RunContext, target: Path, *, form: Format) -> None:
+    """Write the adapter (verified again), its merged weights, or the static mean vector.
 
     Raises:
         ArtifactError: If the target holds files already.
     """
     if target.exists() and any(target.iterdir()):
         raise ArtifactError(f"{target} is not empty; choose another directory with --to")
+    if form in ("lora", "merged"):
+        how = _export_student(context, target, merged=form == "merged")
+    else:
+        how = _export_vector(context, target, form)
+    context.console.print(f"[green]✓[/] wrote {target}; load it with {how}", soft_wrap=True)
+
+
+def _export_student(context: RunContext, target: Path, *, merged: bool) -> str:
     run_verify(context)
     source = context.stage(ADAPTER).path / ADAPTER_DIRECTORY
     target.mkdir(parents=True, exist_ok=True)
@@ -28,11 +51,71 @@ def run_export(context: RunContext, target: Path, *, merged: bool) -> None:
     else:
         for name in ADAPTER_FILES:
             shutil.copyfile(source / name, target / name)
+    write_text(target / CARD_FILE, render_card(_card(context, merged=merged)))
     rank = context.config.distill.rank
-    how = (
-        f"AutoModelForCausalLM.from_pretrained({str(target)!r})"
-        if merged
-        else f"PeftModel.from_pretrained(base, {str(target)!r}), or vllm serve BASE --enable-lora "
+    if merged:
+        return f"AutoModelForCausalLM.from_pretrained({str(target)!r})"
+    return (
+        f"PeftModel.from_pretrained(base, {str(target)!r}), or vllm serve BASE --enable-lora "
         f"--max-lora-rank {rank} --lora-modules stir={target}"
     )
-    context.console.print(f"[green]✓[/] wrote {target}; load it with {how}")
+
+
+def _card(context: RunContext, *, merged: bool) -> Card:
+    figures = context.stage(ADAPTER).summary()
+    lineage = {name: context.stage(name).fingerprint() for name in MADE_BY}
+    config = context.config
+    results = load_results(context) if context.stage(EVAL).is_complete else None
+    rows = [] if results is None else results["methods"]
+    assert isinstance(rows, list)
+    shown = [row for row in rows if row["name"] in (GREEDY, STEERED_METHOD, STUDENT)]
+    return Card(
+        name=config.name,
+        base_model=config.model.name,
+        task=config.task.name,
+        merged=merged,
+        objective=_in_words(config.distill.objective),
+        num_samples=figures["num_samples"],
+        num_tokens=figures["num_tokens"],
+        lineage=lineage,
+        methods=shown,
+        num_items=0 if results is None else int(str(results["num_items"])),
+        test_openings=1 if results is None else int(str(results["test_openings"])),
+    )
+
+
+def _in_words(objective: ObjectiveConfig) -> str:
+    parts = {
+        "tokens": objective.sequence,
+        "next-token distributions": objective.logits,
+        "states at control points": objective.states,
+    }
+    named = [f"{name} (weight {weight:g})" for name, weight in parts.items() if weight]
+    return f"{' and '.join(named)} of {objective.samples} completions"
+
+
+def _export_vector(context: RunContext, target: Path, form: Format) -> str:
+    settings = _static_settings(context)
+    block = context.block_at(settings.depth or context.config.harvest.depths[0])
+    vector = settings.strength * mean_direction(context.steering.basis(), block)
+    if not bool(vector.any()):
+        raise ArtifactError(
+            f"the basis has no correction in block {block}: there is no mean vector"
+        )
+    target.mkdir(parents=True, exist_ok=True)
+    context.console.print(
+        f"  a static vector of strength {settings.strength:g} after block {block}, added at every token: "
+        "the control `stir-static`, not the controller"
+    )
+    if form == "gguf":
+        save_gguf_vector(context.loaded, vector, block, target / GGUF_FILE)
+        return f"llama-cli --control-vector-scaled {target / GGUF_FILE} 1"
+    save_lm_eval_vector(context.loaded, vector, block, target / LM_EVAL_FILE)
+    model = context.config.model.name
+    return f"lm_eval --model steered --model_args pretrained={model},steer_path={target / LM_EVAL_FILE}"
+
+
+def _static_settings(context: RunContext) -> SteeringConfig:
+    """The static setting that did best on the tune split; the chosen one's place if none was tried."""
+    tried = [settings for settings in best_of_each_mode(context) if settings.mode == "static"]
+    return tried[0] if tried else context.steering.choice()
