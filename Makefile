@@ -8,7 +8,7 @@ XDIST_WORKERS ?= auto
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo results test test-slow test-cluster check format install clean
+.PHONY: demo results distill-results test test-slow test-cluster check format install clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -41,6 +41,11 @@ check: $(STAMP) ## format, lint, types, import contracts, fast tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) test
+
+distill-results: $(STAMP) ## students beside their teacher, docs/distillation.md (half an hour on two cores)
+	for family in distill distill-mixed; do \
+	  $(BIN)/stir-train run configs/results/$$family.yaml || exit 1; \
+	done
 
 results: $(STAMP) ## the held-out comparison of docs/results.md (an hour on two cores)
 	for family in haste waste mixed; do \

@@ -15,8 +15,11 @@ from safetensors.torch import load_file
 from tests.support.ranks import outputs, run_ranks, start_ranks
 
 SUPPORT = Path(__file__).parent / "support"
+FIT_ROUNDING, LOSS_ROUNDING = 8e-4, 3e-5
+"""Of parameters that moved by up to 4e-2 in eight steps of Adam, which magnifies rounding where a gradient
+is near zero; and of losses, relative, which show a wrong scale that Adam would hide."""
 ROUNDING = 2e-4
-"""Of parameters that moved by up to 4e-2 in eight steps of Adam, which magnifies rounding at first."""
+"""Of an adapter that a whole run distilled."""
 
 
 def _fit(
@@ -38,7 +41,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("fit")
     assert _fit(directory, "plain", 1, {}) == [0], outputs(1, directory / "plain.log")
     learnt = load_file(directory / "plain.safetensors")
-    assert max(float(v.abs().max()) for k, v in learnt.items() if "lora_B" in k) > 100 * ROUNDING
+    assert max(float(v.abs().max()) for k, v in learnt.items() if "lora_B" in k) > 30 * FIT_ROUNDING
     return directory
 
 
@@ -51,7 +54,10 @@ def test_two_ranks_under_zero_learn_what_one_process_learns(plain: Path, stage: 
     # Batches of five over two ranks, and a last one of one: shares differ, one is empty.
     settings = {"zero_stage": stage, "gradient_accumulation": 1 + stage % 2}
     assert _fit(plain, name, 2, settings) == [0, 0], outputs(2, plain / f"{name}.log")
-    assert _difference(plain, "plain", name) < ROUNDING
+    assert _difference(plain, "plain", name) < FIT_ROUNDING
+    # Adam hides a wrong scale of the loss in the parameters; the losses do not.
+    one, other = (load_file(plain / f"{n}.safetensors")["losses"] for n in ("plain", name))
+    torch.testing.assert_close(one, other, rtol=LOSS_ROUNDING, atol=0.0)
 
 
 @pytest.mark.slow
@@ -93,7 +99,7 @@ def test_a_fit_that_is_stopped_goes_on_to_the_same_end(
     ended = _fit(plain, "resumed", new_size, new_settings, checkpoint)
     assert not any(ended), outputs(new_size, plain / "resumed.log")
     exact = before == after
-    assert _difference(plain, like or "whole", "resumed") <= (0.0 if exact else ROUNDING)
+    assert _difference(plain, like or "whole", "resumed") <= (0.0 if exact else FIT_ROUNDING)
     losses = load_file(plain / "resumed.safetensors")["losses"]
     assert len(losses) == len(load_file(plain / "plain.safetensors")["losses"])
 

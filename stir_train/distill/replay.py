@@ -56,7 +56,8 @@ def control_points_of(
                 deltas[len(rows)] = impulse.strength * directions[impulse.entry]
             rows.append(row)
             columns.append(len(sample.prompt_token_ids) + token_index)
-    return ControlPoints(block, torch.tensor(rows), torch.tensor(columns), deltas, count)
+    places = torch.tensor([rows, columns], dtype=torch.long)
+    return ControlPoints(block, places[0], places[1], deltas, count)
 
 
 def steered_block(samples: Sequence[Rollout]) -> int:

@@ -40,7 +40,7 @@ def sample(index: int) -> Rollout:
         logprobs=(0.0,) * (len(tokens) - 5),
         control_points=(2, 5),
         finish_reason="stop",
-        impulses=(Impulse(5, 3, 0, 2.0),),
+        impulses=(Impulse(5, 3, 0, 0.5),),
         preview_tokens=0,
         forward_passes=1,
     )
