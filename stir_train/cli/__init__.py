@@ -1,0 +1,42 @@
+"""The command line: ``stir-train VERB CONFIG.yaml [key=value ...]``. Imports torch only to work."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from stir_train.cli import looking, results, stages
+from stir_train.cli.opening import fail
+from stir_train.cli.tiny import tiny
+from stir_train.distributed.preemption import EXIT_PREEMPTED, Preempted
+from stir_train.errors import StirError
+
+app = typer.Typer(
+    name="stir-train",
+    help="Steer the latent trajectories of a frozen language model, and distil the gain into LoRA.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for _part in (stages, results, looking):
+    app.add_typer(_part.app)
+app.add_typer(tiny, name="tiny")
+
+
+def main() -> None:
+    """Run the command line; a user's mistake prints without a traceback."""
+    try:
+        app()
+    except StirError as error:
+        fail(str(error))
+    except Preempted:
+        print(
+            "stopped as asked, at a boundary where nothing is lost; the same command goes on",
+            file=sys.stderr,
+        )
+        raise SystemExit(EXIT_PREEMPTED) from None
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        fail(f"{error.strerror or error}{where}; nothing half-written counts as complete")

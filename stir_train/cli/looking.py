@@ -1,0 +1,80 @@
+"""Look at data, grades, artifacts, settings and this machine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stir_train.cli.opening import ConfigPath, Overrides, console, load
+
+app = typer.Typer()
+
+
+@app.command()
+def data(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Show what a configuration would read: split sizes, token lengths, a rendered prompt."""
+    from stir_train.recipes.inspect import describe_data
+
+    describe_data(load(config, overrides or []), console())
+
+
+@app.command()
+def grade(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE.jsonl", help="Lines with `response` and `answer`.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[key=value ...]", help="Task settings, as in grader=numeric."),
+    ] = None,
+    task: Annotated[
+        str, typer.Option(help="A known task (gsm8k, math500, ...); or custom, with settings.")
+    ] = "custom",
+    workers: Annotated[int | None, typer.Option(help="Processes; default: every core.")] = None,
+) -> None:
+    """Grade responses: each line again with `extracted`, `correct` and `reason`, to standard output.
+
+    A line may also have `choices` (the options' texts) and `truncated`; other keys are kept.
+    """
+    from stir_train.config.load import parse_config
+    from stir_train.config.stages import TaskConfig
+
+    config = parse_config(TaskConfig, {"name": task}, overrides or [], origin=f"--task {task}")
+    from stir_train.recipes.grade import grade_file
+
+    reasons = grade_file(config, file, sys.stdout, num_workers=workers)
+    total = sum(reasons.values())
+    share = f" ({reasons['equal'] / total:.2%})" if total else ""
+    print(f"{total} responses, {reasons['equal']} correct{share}", file=sys.stderr)
+    for reason, count in reasons.most_common():
+        print(f"  {reason:>12} {count}", file=sys.stderr)
+
+
+@app.command()
+def inspect(path: Annotated[Path, typer.Argument(help="Run, stage, or artifact file.")]) -> None:
+    """Say what an artifact is, what made it, and whether it is whole."""
+    from stir_train.recipes.inspect import describe_path
+
+    describe_path(path, console())
+
+
+@app.command()
+def doctor() -> None:
+    """Say what works here: versions, devices, deepspeed, Slurm, wandb, disk."""
+    from stir_train.recipes.doctor import run_doctor
+
+    raise SystemExit(0 if run_doctor(console()) else 1)
+
+
+@app.command()
+def settings(
+    section: Annotated[str, typer.Argument(help="Only this section, as in rollout.")] = "",
+) -> None:
+    """List every setting with its default and meaning."""
+    from stir_train.config.describe import describe_settings
+
+    lines = describe_settings(section)
+    print("\n".join(f"{key} = {default}\n    {text}" for key, default, text in lines))

@@ -1,0 +1,53 @@
+"""What every command shares: its arguments, the configuration, the run, the console, failure."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from stir_train.config.run import RunConfig
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Run configuration.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[key=value ...]", help="Settings to change, as in rollout.num_samples=4."
+    ),
+]
+
+
+def fail(message: str) -> NoReturn:
+    """Say what is wrong, and leave."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def load(path: Path, overrides: list[str]) -> RunConfig:
+    """The configuration, checked."""
+    from stir_train.config.load import load_config
+    from stir_train.config.run import RunConfig
+
+    return load_config(RunConfig, path, overrides)
+
+
+@contextmanager
+def opened(path: Path, overrides: list[str], *, is_worker: bool = False) -> Iterator[Any]:
+    """A run's context; the configuration is checked before torch is imported."""
+    config = load(path, overrides)
+    from stir_train.recipes.run import open_run
+
+    with open_run(config, console(), sys.argv, is_worker=is_worker) as context:
+        yield context
+
+
+def console() -> Any:
+    """Where sentences for people go."""
+    from stir_train.monitoring.console import make_console
+
+    return make_console()

@@ -1,0 +1,98 @@
+"""What a finished run gives: its adapter, its exports, its answers, its place beside other runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from stir_train.cli.opening import ConfigPath, Overrides, console, opened
+
+app = typer.Typer()
+
+
+@app.command()
+def verify(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Reload a finished run's adapter in a fresh process and compare its logits."""
+    with opened(config, overrides or []) as context:
+        from stir_train.recipes.distill import run_verify
+
+        result = run_verify(context)
+        context.console.print(
+            f"[green]✓[/] {result.num_tensors} tensors load strictly; the adapter changes logits by "
+            f"up to {result.effect:.2f} and is within {result.difference:.1e} of the trainer's"
+        )
+
+
+@app.command()
+def export(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    to: Annotated[Path, typer.Option(help="Directory to write.")] = Path("export"),
+    form: Annotated[
+        Literal["lora", "merged", "gguf", "lm-eval"],
+        typer.Option(
+            "--format",
+            help="The adapter; full merged weights; or the static mean vector for llama.cpp or lm-eval.",
+        ),
+    ] = "lora",
+) -> None:
+    """Write a finished run's adapter, merged weights or mean vector where another tool loads it."""
+    with opened(config, overrides or []) as context:
+        from stir_train.recipes.export import run_export
+
+        run_export(context, to, form=form)
+
+
+@app.command()
+def generate(
+    config: ConfigPath,
+    prompt: Annotated[str, typer.Option(help="The problem to answer.")],
+    overrides: Overrides = None,
+    method: Annotated[
+        str, typer.Option(help="greedy, stir, stir-published or lora-student.")
+    ] = "stir",
+) -> None:
+    """Answer one prompt with a finished run's method, as it is written."""
+    with opened(config, overrides or []) as context:
+        from stir_train.recipes.show import stream_answer
+
+        question = prompt.replace("\\n", "\n")
+        stream_answer(context, question, method, lambda text: print(text, end="", flush=True))
+        print()
+
+
+@app.command()
+def preview(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    index: Annotated[int, typer.Option(help="Which problem of the tune split.")] = 0,
+    method: Annotated[
+        str, typer.Option(help="greedy, stir, stir-published or lora-student.")
+    ] = "stir",
+) -> None:
+    """Show a completion with its control points: what was retrieved, and what was injected."""
+    with opened(config, overrides or []) as context:
+        from rich.console import Console
+
+        from stir_train.recipes.show import show_decisions
+
+        show_decisions(context, index, method, Console(highlight=False))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Finished run directories.")],
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print a Markdown table to standard output.")
+    ] = False,
+) -> None:
+    """Put the held-out results of several runs side by side."""
+    from stir_train.recipes.compare import as_markdown, as_table, result_rows
+
+    rows = result_rows(runs)
+    if markdown:
+        print(as_markdown(rows))
+    else:
+        console().print(as_table(rows))

@@ -1,0 +1,218 @@
+"""The stages, alone, in order, or as a chain of SLURM jobs; and what becomes of such a chain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stir_train.cli.opening import ConfigPath, Overrides, console, fail, load, opened
+
+if TYPE_CHECKING:
+    from stir_train.config.run import RunConfig
+
+app = typer.Typer()
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would happen; do nothing.")]
+Redo = Annotated[bool, typer.Option("--redo", help="Remake this stage and those after it.")]
+
+Submit = Annotated[
+    bool,
+    typer.Option("--submit", help="Queue it as a chain of SLURM jobs instead of running here."),
+]
+Site = Annotated[
+    Path | None,
+    typer.Option(
+        help="Site file for --submit (slurm/sites/*.yaml); with --dry-run, shows scripts."
+    ),
+]
+Worker = Annotated[
+    bool,
+    typer.Option(
+        "--worker",
+        help="rollout and steer: make chunks beside other workers (a job array) that share only the disk; "
+        "a last call without this finishes the stage.",
+    ),
+]
+
+STAGE_HELP = {
+    "rollout": "Sample, grade and capture rollouts of the harvest split.",
+    "harvest": "Contrast right and wrong rollouts at control points.",
+    "basis": "Select the control basis and diagnose the contrasts.",
+    "validate": "Measure what each entry of the basis causes, by paired replay.",
+    "value": "Train and calibrate the value heads.",
+    "tune": "Choose the controller on the tune split.",
+    "steer": "Sample steered rollouts of the harvest split.",
+    "distill": "Distil steered rollouts into a LoRA adapter, export and verify it.",
+    "evaluate": "Compare every method on the held-out test split.",
+    "report": "Write the run's HTML report.",
+}
+WORKERS = ("rollout", "steer")
+"""Stages of which a job array can make chunks."""
+
+
+def _stage_command(verb: str) -> Callable[..., None]:
+    def command(
+        config: ConfigPath,
+        overrides: Overrides = None,
+        dry_run: DryRun = False,
+        redo: Redo = False,
+        submit: Submit = False,
+        site: Site = None,
+        worker: Worker = False,
+    ) -> None:
+        if worker and verb not in WORKERS:
+            fail(
+                f"--worker: {verb} is not made in chunks by a job array; {' and '.join(WORKERS)} are"
+            )
+        if submit or site is not None:
+            _submit([verb], config, overrides or [], site, dry_run=dry_run)
+            return
+        _run_verbs([verb], config, overrides or [], dry_run=dry_run, redo=redo, worker=worker)
+
+    return command
+
+
+for _verb, _help in STAGE_HELP.items():
+    app.command(_verb, help=_help)(_stage_command(_verb))
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    redo: Redo = False,
+    submit: Submit = False,
+    site: Site = None,
+    only: Annotated[
+        str | None, typer.Option(help="Only these stages, as in harvest,basis.")
+    ] = None,
+) -> None:
+    """Run every stage in order, skipping what is done; here, or as a chain of SLURM jobs."""
+    verbs = list(STAGE_HELP) if only is None else only.split(",")
+    unknown = sorted(set(verbs) - set(STAGE_HELP))
+    if unknown:
+        fail(f"--only: no stage {', '.join(unknown)}; stages: {', '.join(STAGE_HELP)}")
+    if submit or site is not None:
+        _submit(verbs, config, overrides or [], site, dry_run=dry_run)
+        return
+    _run_verbs(verbs, config, overrides or [], dry_run=dry_run, redo=redo)
+
+
+@app.command()
+def status(
+    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+) -> None:
+    """Show a run's stages, jobs and progress, its last failure, and what to do next."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    from stir_train.launch.status import run_status
+
+    found = run_status(run_directory)
+    table = Table(box=SIMPLE)
+    for column in ("stage", "state", "progress", "job"):
+        table.add_column(column)
+    for stage in found.stages:
+        table.add_row(stage.verb, stage.state, stage.progress, stage.job)
+    out = console()
+    out.print(table)
+    if found.failure:
+        out.print(f"[red]last failure[/] {found.failure}", soft_wrap=True)
+    out.print(found.advice, soft_wrap=True)
+
+
+@app.command()
+def cancel(
+    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+) -> None:
+    """Cancel what is left of a run's chain of SLURM jobs; what is made stays."""
+    from stir_train.artifacts.run_dir import RunDir
+    from stir_train.launch import slurm
+
+    cancelled = slurm.cancel(RunDir(run_directory))
+    listed = ", ".join(f"{job.job_id} ({job.name})" for job in cancelled)
+    console().print(f"cancelled {listed}" if cancelled else "nothing of this run is in the queue")
+
+
+def _run_verbs(
+    verbs: list[str],
+    path: Path,
+    overrides: list[str],
+    *,
+    dry_run: bool,
+    redo: bool,
+    worker: bool = False,
+) -> None:
+    if dry_run:
+        _show_plan(load(path, overrides), verbs)
+        return
+    with opened(path, overrides, is_worker=worker) as context:
+        from stir_train.recipes.run import run_stages, show_outcome
+
+        run_stages(context, verbs, redo=redo)
+        show_outcome(context, verbs)
+
+
+def _submit(
+    verbs: list[str], path: Path, overrides: list[str], site_file: Path | None, *, dry_run: bool
+) -> None:
+    """Check everything that can be checked here, then queue the chain; or show what would be."""
+    from stir_train.artifacts.run_dir import RunDir
+    from stir_train.config.load import load_config
+    from stir_train.launch import slurm
+    from stir_train.launch.jobs import plan_jobs
+    from stir_train.launch.preflight import preflight
+    from stir_train.launch.site import SiteConfig
+    from stir_train.recipes.problems import require_problems
+
+    config = load(path, overrides)
+    site = SiteConfig() if site_file is None else load_config(SiteConfig, site_file)
+    found = preflight(config, site, read_data=require_problems)
+    jobs = plan_jobs(config, site, verbs)
+    scripts = slurm.scripts_of(config, site, jobs)
+    out = console()
+    if dry_run:
+        _show_plan(config, verbs)
+        for script, text in scripts[1:]:
+            print(f"# {script}\n{text}")
+    for note in found.notes:
+        out.print(f"[yellow]! {note}[/]", soft_wrap=True)
+    if found.estimate is not None:
+        needs = found.estimate
+        out.print(
+            f"at most {needs.num_tokens:,} tokens on {needs.num_replicas} replicas: about "
+            f"{needs.hours:.1f} h, {needs.disk_gib:.1f} GiB of disk; per process "
+            f"{needs.generate_gib:.1f} GiB to generate, {needs.train_gib:.1f} GiB to train",
+            soft_wrap=True,
+        )
+    found.require()
+    if dry_run:
+        return
+    if not jobs:
+        out.print("every stage is done: nothing to queue")
+        return
+    for job in slurm.submit(RunDir(config.directory), jobs, scripts):
+        out.print(f"queued {job.job_id:>8}  {job.name}", soft_wrap=True)
+    out.print(f"watch it with: stir-train status {config.directory}", soft_wrap=True)
+
+
+def _show_plan(config: RunConfig, verbs: list[str]) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    from stir_train.launch.plan import plan_run
+
+    table = Table(box=SIMPLE)
+    for column in ("stage", "state", "what it does"):
+        table.add_column(column)
+    for stage in plan_run(config):
+        if stage.verb in verbs:
+            table.add_row(stage.verb, stage.state, stage.work)
+    out = Console()
+    out.print(f"{config.model.name} on {config.task.name}, in {config.directory}", soft_wrap=True)
+    out.print(table)
