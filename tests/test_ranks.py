@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -223,3 +226,32 @@ def test_a_failing_rank_stops_the_others_and_its_error_is_the_one_kept(tmp_path:
     failure = json.loads((tmp_path / "smoke/logs/attempt_1/failure.json").read_text())
     assert failure["kind"] == "ModelError"
     assert "no embedded model" in failure["message"]
+
+
+LAUNCHERS = {
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"],
+    "accelerate": [
+        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"),
+        *("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--module"),
+    ],
+    "deepspeed": [
+        *("-m", "deepspeed.launcher.runner", "--num_accelerators=2", "--no_local_rank"),
+        *("--launcher=local", "--module"),
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_every_launcher_starts_ranks_that_share_the_work(
+    alone: Path, tmp_path: Path, name: str
+) -> None:
+    argv = [sys.executable, *LAUNCHERS[name], "stir_train", "rollout", str(SMOKE)]
+    argv += [f"output_dir={tmp_path}", "generation.chunk_completions=8"]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = tmp_path / "smoke"
+    assert _files(run, "rollouts") == _files(alone, "rollouts")
+    logs = {path.name for path in (run / "logs").rglob("*.work.jsonl")}
+    assert logs == {"rank_0.work.jsonl", "rank_1.work.jsonl"}
