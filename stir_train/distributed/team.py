@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from stir_train.distributed.claims import Note
-from stir_train.distributed.world import World
+from stir_train.distributed.preemption import Preempted
+from stir_train.distributed.world import POLL_SECONDS, World
 from stir_train.errors import StageError
+
+DONE, STOPPED = "", "\0stopped"
+"""What is announced instead of a key."""
 
 
 class Team:
@@ -40,18 +45,31 @@ class Team:
 
         return make_together
 
-    def dismiss(self) -> None:
-        """As the leader: there is nothing more to make."""
-        self._announce("")
+    def dismiss(self, *, stopped: bool) -> None:
+        """As the leader: there is nothing more to make, or the team was asked to stop."""
+        self._announce(STOPPED if stopped else DONE)
 
     def follow(self, make: Callable[[str], Note]) -> None:
-        """As another rank: make whatever the leader makes, until it says that there is no more."""
+        """As another rank: make whatever the leader makes, until it says that there is no more.
+
+        A request to stop is the leader's to act on: a rank that left by itself would leave it alone in
+        a pass that takes both.
+
+        Raises:
+            Preempted: If the leader stopped.
+        """
         while True:
             self._turn += 1
             place = f"{self._prefix}/{self._turn}"
-            self._world.wait_for(place)
+            self._world.pass_on_stop()
+            while not self._store.check([place]):
+                self._world.raise_if_peer_failed()
+                self._world.pass_on_stop()
+                time.sleep(POLL_SECONDS / 64)
             key = self._store.get(place).decode()
-            if not key:
+            if key == STOPPED:
+                raise Preempted
+            if key == DONE:
                 return
             make(key)
 

@@ -145,10 +145,13 @@ class World:
         """Whether a scheduler asked this rank, or one that has said so, to stop. Not collective."""
         if self.store is None:
             return self._stop.received is not None
-        if self._stop.received is not None:
-            self.store.set(STOP, self._stop.received.name)
-            return True
+        self.pass_on_stop()
         return bool(self.store.check([STOP]))
+
+    def pass_on_stop(self) -> None:
+        """Let every rank know if this one was asked to stop. Not collective."""
+        if self.store is not None and self._stop.received is not None:
+            self.store.set(STOP, self._stop.received.name)
 
     def stop_if_asked(self) -> None:
         """At a boundary where nothing is lost, leave if asked to. Not collective.

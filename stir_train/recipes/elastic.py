@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.distributed.claims import ClaimTable, FileClaims, Note, StoreClaims
+from stir_train.distributed.preemption import Preempted
 from stir_train.distributed.team import Team
 from stir_train.distributed.work_queue import Rules, work_through
 from stir_train.generation.engine import DecodeEngine
@@ -113,18 +114,23 @@ def _work_with_others(
         world.stop_if_asked()
 
     work = _recorded(context, stage, files, make)
-    work_through(
-        table,
-        wanted,
-        f"{world.launch.host}-{os.getpid()}",
-        team.leading(work) if team else work,
-        rules=Rules(
-            context.config.cluster.lease_seconds,
-            wait_for_all=not context.is_worker,
-            lockstep=together.lockstep if together else None,
-        ),
-        boundary=boundary,
-        hear=hear,
-    )
+    try:
+        work_through(
+            table,
+            wanted,
+            f"{world.launch.host}-{os.getpid()}",
+            team.leading(work) if team else work,
+            rules=Rules(
+                context.config.cluster.lease_seconds,
+                wait_for_all=not context.is_worker,
+                lockstep=together.lockstep if together else None,
+            ),
+            boundary=boundary,
+            hear=hear,
+        )
+    except Preempted:
+        if team:
+            team.dismiss(stopped=True)
+        raise
     if team:
-        team.dismiss()
+        team.dismiss(stopped=False)
