@@ -23,6 +23,7 @@ from stir_train.generation.engine import DecodeEngine
 from stir_train.models.load import LoadedModel
 from stir_train.models.lora import Student, make_whole_student
 from stir_train.steering.controller import BasisController
+from stir_train.train.loop import sum_of
 from stir_train.types.rollout import Grade, GradedRollout, Impulse, Prompt, Rollout
 from tests.support import bases
 
@@ -112,11 +113,11 @@ def test_an_untrained_student_is_as_far_from_its_teacher_as_the_base(
         _, target = loss._teach(batch)
         assert target is not None
         expected = (points.deltas.square().sum(-1) / target.square().sum(-1)).sum() / points.count
-        torch.testing.assert_close(loss(batch), expected)
+        torch.testing.assert_close(loss(batch)["states"], expected)
         # With the impulses taken away there is nothing left to learn.
         still = dataclasses.replace(points, deltas=torch.zeros_like(points.deltas))
         for objective in (LOGITS, STATES):
-            value = _loss(objective)(dataclasses.replace(batch, points=still))
+            value = sum_of(_loss(objective)(dataclasses.replace(batch, points=still)))
             assert float(value) == pytest.approx(0.0, abs=1e-6)
 
 
@@ -128,8 +129,8 @@ def test_parts_add_up_to_the_batch_and_gradients_reach_the_adapter_alone(
     (whole,) = _batch(steered)
     parts = _batch(steered, num_parts=5)
     assert len(parts) == 5
-    values = [loss(part) for part in parts]
-    torch.testing.assert_close(sum(values), loss(whole), rtol=1e-5, atol=1e-6)
+    values = [sum_of(loss(part)) for part in parts]
+    torch.testing.assert_close(sum(values), sum_of(loss(whole)), rtol=1e-5, atol=1e-6)
     model = _student().model
     model.zero_grad()
     values[0].backward()

@@ -102,10 +102,10 @@ def test_wandb_holds_what_is_promised(finished: Path) -> None:
             summary["/".join(item.nested_key) or item.key] = item.value_json
     promised = (
         "rollouts/correct_rate rollouts/truncated_rate rollouts/tokens_per_second "
-        "rollouts/queue_depth rollouts/state_norm harvest/num_contrasts basis/logdet/4 "
+        "rollouts/queue_depth rollouts/eta_seconds rollouts/state_norm harvest/num_contrasts basis/logdet/4 "
         "basis/spectrum/4 basis/coverage/kept validation/mean_uplift value/block_4/loss "
         "value/auroc_block_4 value/ece_block_4 tune/intervention_rate steered/strength steered/gain_over_null "
-        "adapter/loss adapter/grad_norm adapter/learning_rate adapter/memory_gib eval/greedy/accuracy "
+        "adapter/loss adapter/loss/sequence adapter/loss/divergence adapter/grad_norm adapter/learning_rate adapter/memory_gib adapter/eta_seconds eval/greedy/accuracy "
         "eval/stir/tokens_mean eval/methods/path report/page/path"
     )
     assert set(promised.split()) <= history

@@ -14,14 +14,19 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]  # re-expo
 from stir_train.artifacts.tables import load_table
 from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
-from stir_train.config.stages import ModelConfig
+from stir_train.config.stages import ModelConfig, SteeringConfig, SteeringMode
+from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.distributed.launch import Launch
 from stir_train.distributed.preemption import StopRequest
 from stir_train.distributed.team import Team
 from stir_train.distributed.world import World
 from stir_train.errors import ConfigError, ModelError, StageError
-from stir_train.models.load import load_model
-from stir_train.types.rollout import GradedRollout
+from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
+from stir_train.generation.engine import DecodeEngine
+from stir_train.models.load import LoadedModel, load_model
+from stir_train.steering.controller import BasisController
+from stir_train.types.rollout import GradedRollout, Prompt, Rollout
+from tests.support import bases
 from tests.support.ranks import outputs, run_ranks, start_ranks
 
 SMOKE = Path(__file__).parents[1] / "configs" / "tiny" / "smoke.yaml"
@@ -131,6 +136,9 @@ def test_ranks_that_hold_a_model_together_leave_together_and_others_go_on(
         (["model.sharding=tensor"], "needs shards of 2"),
         (["model.shards=2"], "take no other number"),
         (["model.sharding=zero3"], "set train.zero_stage=3"),
+        (["model.device=spread"], "decodes and cannot train"),
+        (["model.device=spread", *TENSOR, "train.zero_stage=3"], "two ways to hold a model"),
+        (["model.max_memory={cpu: 1GiB}"], "is for device: spread"),
     ],
 )
 def test_settings_that_cannot_shard_are_refused(settings: list[str], reason: str) -> None:
@@ -154,3 +162,45 @@ def test_a_launch_too_small_for_the_shards_is_refused() -> None:
     config = ModelConfig(name="embedded/addition", sharding="tensor", shards=2)
     with pytest.raises(ModelError, match="multiple of 2"):
         load_model(config)
+
+
+@pytest.mark.parametrize("mode", ["preview", "value"])
+def test_a_model_spread_over_memory_and_disk_decodes_the_same(
+    mode: SteeringMode,
+    loaded: LoadedModel,
+    prompts: list[Prompt],
+    automaton: ControlPointAutomaton,
+    greedy: SamplingParams,
+) -> None:
+    # All of it is 1 MB: from the third block on, and the block that is steered, it is read from disk.
+    spread = load_model(
+        ModelConfig(name="embedded/addition", device="spread", max_memory={"cpu": "600KB"})
+    )
+    assert set(spread.model.hf_device_map.values()) == {"cpu", "disk"}
+    assert spread.model.hf_device_map[f"model.layers.{bases.BLOCK}"] == "disk"
+
+    def tokens(model: LoadedModel) -> list[Rollout]:
+        controller = BasisController(
+            bases.basis(),
+            SteeringConfig(mode=mode, strength=2.0),
+            block=bases.BLOCK,
+            head=bases.value_head(),
+        )
+        made = DecodeEngine(model, max_rows=5).generate(
+            [GenerationRequest(p) for p in prompts[:8]],
+            greedy,
+            seed=0,
+            control=ControlSpec(automaton, 8),
+            controller=controller,
+        )
+        return list(made.rollouts)
+
+    whole = tokens(loaded)
+    assert tokens(spread) == whole
+    assert any(rollout.impulses for rollout in whole)
+
+
+def test_only_one_process_of_a_host_may_spread_a_model() -> None:
+    world = World(Launch(rank=0, size=2, local_rank=0, local_size=2), HashStore(), StopRequest())
+    with pytest.raises(ModelError, match="has 2 there"):
+        load_model(ModelConfig(name="embedded/addition", device="spread"), world)

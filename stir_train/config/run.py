@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from stir_train.config.base import FrozenConfig
 from stir_train.config.stages import (
+    SPREAD,
     BasisConfig,
     ClusterConfig,
     ControlPointConfig,
@@ -74,6 +75,11 @@ class RunConfig(FrozenConfig):
             raise ValueError(
                 f"model.sharding={self.model.sharding} is for a model that one process cannot hold, and "
                 f"distill would hold it whole: set train.zero_stage=3, or distill.enabled=false"
+            )
+        if self.model.device == SPREAD and self.distill.enabled:
+            raise ValueError(
+                "model.device=spread decodes and cannot train: set distill.enabled=false, or hold the "
+                "model with model.sharding"
             )
         return self
 

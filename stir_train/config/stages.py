@@ -13,6 +13,7 @@ from stir_train.config.tasks import KNOWN_TASKS
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
+SPREAD = "spread"
 SteeringMode = Literal["none", "static", "similarity", "preview", "value", "hybrid"]
 
 
@@ -26,7 +27,10 @@ class ModelConfig(FrozenConfig):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto` is bfloat16 on a GPU and float32 on a CPU."""
     device: str = "auto"
-    """`auto` is the GPU when there is one; otherwise `cpu` or `cuda:N`."""
+    """`auto` is the GPU when there is one; otherwise `cpu`, `cuda:N`, or `spread`: the model's blocks
+    over all GPUs of the host, then its memory, then its disk, for one process that decodes slowly."""
+    max_memory: dict[str, str] = Field(default_factory=dict)
+    """Under `spread`, what may be put where: `{"0": 70GiB, cpu: 200GiB}`; empty takes what is free."""
     attention: Literal["sdpa", "eager"] = "sdpa"
     """Attention implementation; the engine builds its own masks, which these two take."""
     blocks_path: str | None = None
@@ -46,6 +50,10 @@ class ModelConfig(FrozenConfig):
                 f"sharding {self.sharding!r} with shards {self.shards}: `tensor` needs shards of 2 "
                 "or more, `none` and `zero3` take no other number than 1"
             )
+        if self.device == SPREAD and self.sharding != "none":
+            raise ValueError("device: spread and sharding are two ways to hold a model; take one")
+        if self.max_memory and self.device != SPREAD:
+            raise ValueError("max_memory is for device: spread")
         return self
 
 

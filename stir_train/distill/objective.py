@@ -19,7 +19,7 @@ from stir_train.models.lora import Student
 
 @dataclass(frozen=True)
 class DistillLoss:
-    """A weighted sum of objectives on one part of a batch.
+    """The weighted objectives of one part of a batch, by name; the loss is their sum.
 
     Each is a sum over this part's tokens (or control points) divided by those of the whole batch:
     parts and ranks add up to the batch's mean.
@@ -34,8 +34,8 @@ class DistillLoss:
     student: Student
     objective: ObjectiveConfig
 
-    def __call__(self, batch: SequenceBatch) -> Float[Tensor, ""]:
-        """The loss, in nats but for the states' part, which is relative."""
+    def __call__(self, batch: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
+        """``sequence`` and ``divergence`` in nats, ``states`` relative; those with a weight."""
         objective = self.objective
         target_logits, target_states = (
             self._teach(batch) if objective.needs_teacher else (None, None)
@@ -43,11 +43,10 @@ class DistillLoss:
         logits, states = self._run(batch, lambda _states: None)
         labels = batch.labels[:, 1:].to(logits.device)
         counted = labels != IGNORED
-        total = logits.new_zeros((), dtype=torch.float32)
+        terms: dict[str, Tensor] = {}
         if objective.sequence:
-            total = (
-                total
-                + objective.sequence
+            terms["sequence"] = (
+                objective.sequence
                 * functional.cross_entropy(
                     logits[:, :-1].float().flatten(0, 1),
                     labels.flatten(),
@@ -58,19 +57,20 @@ class DistillLoss:
             )
         if objective.logits:
             assert target_logits is not None
-            total = (
-                total
-                + objective.logits
+            terms["divergence"] = (
+                objective.logits
                 * divergence(logits[:, :-1], target_logits[:, :-1], counted, objective)
                 / batch.num_targets
             )
         if objective.states:
             assert target_states is not None
             assert states is not None
-            total = total + objective.states * relative_error(states, target_states) / max(
-                1, batch.replayed.count
+            terms["states"] = (
+                objective.states
+                * relative_error(states, target_states)
+                / max(1, batch.replayed.count)
             )
-        return total
+        return terms
 
     @torch.no_grad()
     def _teach(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None]:

@@ -79,13 +79,14 @@ class ControlTap:
         for edit in plan.edits:
             if edit.block == block:
                 changed = states.clone() if changed is None else changed
-                changed.index_put_(
-                    (edit.rows, edit.columns), edit.deltas.to(states.dtype), accumulate=True
-                )
+                place = (edit.rows.to(states.device), edit.columns.to(states.device))
+                changed.index_put_(place, edit.deltas.to(states), accumulate=True)
         if plan.batch is None or plan.rows is None or block not in self._read_blocks:
             return changed
         current = states if changed is None else changed
-        found = current[plan.rows, 0].float()
+        # Of a model spread over devices, the controller and the registers are at its input.
+        home, rows = plan.rows.device, plan.rows.to(states.device)
+        found = current[rows, 0].float().to(home)
         plan.states[block] = found
         controller = self._controller
         if not plan.decide or controller is None or controller.block != block:
@@ -95,7 +96,7 @@ class ControlTap:
         if not bool(fires.any()):
             return changed
         changed = current.clone() if changed is None else changed
-        changed[plan.rows[fires], 0] += plan.impulses.deltas[fires].to(states.dtype)
+        changed[rows[fires.to(states.device)], 0] += plan.impulses.deltas[fires].to(states)
         return changed
 
 

@@ -1,7 +1,7 @@
 """A key-value cache of row slots: each row has its own length, and rows can be copied and freed.
 
 Keys sit at their own position, without padding on the left, so a slot is refilled by writing
-over it. What lies past a row's length is stale and is masked, never read.
+over it. A block's rows live where the block does: a model may be spread over devices. What lies past a row's length is stale and is masked, never read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class SlotCache(Cache):
         self._capacity = 0
         self._stores: dict[int, tuple[Tensor, Tensor]] = {}
         self._positions: Tensor | None = None
-        self._written: dict[int, Tensor] = {}
+        self._written: dict[tuple[int, torch.device], Tensor] = {}
         self._num_keys = 0
 
     def begin(self, positions: Int[Tensor, "B T"], num_keys: int) -> None:
@@ -47,7 +47,7 @@ class SlotCache(Cache):
         num_rows = key_states.shape[0]
         held = []
         for store, states in zip(self._stores[layer_idx], (key_states, value_states), strict=True):
-            written = self._written_rows(states.shape[1])
+            written = self._written_rows(states.shape[1], states.device)
             store.flatten(0, 2).index_copy_(0, written, states.flatten(0, 2))
             held.append(store[:num_rows, :, : self._num_keys])
         return held[0], held[1]
@@ -61,7 +61,8 @@ class SlotCache(Cache):
             if layer_idx not in self._stores:
                 self._stores[layer_idx] = (self._empty(stores[0]), self._empty(stores[1]))
             for mine, theirs in zip(self._stores[layer_idx], stores, strict=True):
-                mine[rows, :, :length] = theirs[source_rows, :, :length]
+                to, taken = rows.to(mine.device), source_rows.to(mine.device)
+                mine[to, :, :length] = theirs[taken, :, :length]
 
     def copy_positions(
         self,
@@ -73,7 +74,9 @@ class SlotCache(Cache):
         """Copy one position per row from rows of another cache."""
         for layer_idx, stores in source._stores.items():
             for mine, theirs in zip(self._stores[layer_idx], stores, strict=True):
-                mine[rows, :, positions] = theirs[source_rows, :, positions]
+                to, taken = rows.to(mine.device), source_rows.to(mine.device)
+                at = positions.to(mine.device)
+                mine[to, :, at] = theirs[taken, :, at]
 
     def fill_stale(self, lengths: Int[Tensor, "B"], value: float) -> None:
         """Overwrite everything past each row's length (tests prove that nothing reads it)."""
@@ -94,16 +97,16 @@ class SlotCache(Cache):
         """Keys and their offset, asked in a pass without a mask: as many keys as queries."""
         return query_length, 0
 
-    def _written_rows(self, num_heads: int) -> Int[Tensor, "W"]:
+    def _written_rows(self, num_heads: int, device: torch.device) -> Int[Tensor, "W"]:
         """Where the pass's states ``[B, H, T]`` go among all ``[slot, head, position]``."""
-        if num_heads not in self._written:
+        if (num_heads, device) not in self._written:
             assert self._positions is not None, "begin() comes before a forward pass"
-            positions = self._positions[:, None]
-            slots = torch.arange(len(positions), device=positions.device)[:, None, None]
-            heads = torch.arange(num_heads, device=positions.device)[None, :, None]
+            positions = self._positions[:, None].to(device)
+            slots = torch.arange(len(positions), device=device)[:, None, None]
+            heads = torch.arange(num_heads, device=device)[None, :, None]
             rows = (slots * num_heads + heads) * self._capacity + positions
-            self._written[num_heads] = rows.flatten()
-        return self._written[num_heads]
+            self._written[num_heads, device] = rows.flatten()
+        return self._written[num_heads, device]
 
     def _empty(self, like: Tensor) -> Tensor:
         """Zeros, not garbage: masked positions still enter products, where NaN would spread."""

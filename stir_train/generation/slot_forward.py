@@ -116,6 +116,6 @@ def _select_columns(columns: Int[Tensor, "B"]) -> Any:
     def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         states = inputs[0]
         rows = torch.arange(len(columns), device=states.device)
-        return (states[rows, columns][:, None], *inputs[1:])
+        return (states[rows, columns.to(states.device)][:, None], *inputs[1:])
 
     return hook

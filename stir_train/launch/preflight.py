@@ -11,6 +11,7 @@ from stir_train.artifacts.run_dir import RunDir
 from stir_train.config.deepspeed import deepspeed_config
 from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.config.run import RunConfig
+from stir_train.config.stages import SPREAD
 from stir_train.errors import ConfigError, StirError
 from stir_train.launch.estimate import GIB, Estimate, estimate, read_shape
 from stir_train.launch.site import SiteConfig
@@ -63,6 +64,11 @@ def preflight(
         found.problems.append(
             f"model.shards: {shards} ranks of one node hold a copy of the model, the site starts "
             f"{site.processes_per_node} on each of {site.nodes} nodes"
+        )
+    if config.model.device == SPREAD and site.processes_per_node > 1:
+        found.problems.append(
+            "model.device: spread gives all GPUs of a node to one process, the site starts "
+            f"{site.processes_per_node}: set its tasks_per_node to 1"
         )
     if site.array and config.model.sharding != "none":
         found.problems.append(
@@ -124,6 +130,8 @@ def _check_model(found: Preflight, config: RunConfig, site: SiteConfig, num_rank
     needs = estimate(config, shape, num_ranks=num_ranks, on_gpu=on_gpu)
     found.estimate = needs
     memory = site.gpu_memory_gib
+    if memory is not None and config.model.device == SPREAD:
+        memory *= site.gpus_per_node  # and what does not fit goes to the node's own memory
     if memory is not None and needs.generate_gib > memory:
         found.problems.append(
             f"generation needs up to {needs.generate_gib:.0f} GiB of a GPU, the site's have "

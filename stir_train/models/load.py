@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,17 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from stir_train.config.stages import ModelConfig
+from stir_train.config.stages import SPREAD, ModelConfig
 from stir_train.distributed.lockstep import Lockstep
 from stir_train.distributed.world import World, alone
 from stir_train.errors import ModelError
 from stir_train.models.blocks import BLOCK_CONVENTION, find_blocks
-from stir_train.models.sharding import load_partitioned, load_tensor_parallel, load_zero3
+from stir_train.models.sharding import (
+    load_partitioned,
+    load_spread,
+    load_tensor_parallel,
+    load_zero3,
+)
 
 EMBEDDED_PREFIX = "embedded/"
 EMBEDDED_ROOT = Path(__file__).resolve().parent.parent / "tasks" / "models"
@@ -81,11 +86,12 @@ class LoadedModel:
     identity: ModelIdentity
     is_sharded: bool = False
     lockstep: Lockstep | None = None
+    input_device: torch.device | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the model's inputs go."""
-        return self.model.device
+        return self.input_device or self.model.device
 
     @property
     def max_tokens(self) -> int:
@@ -148,7 +154,8 @@ def load_model(config: ModelConfig, world: World | None = None) -> LoadedModel:
     """
     world = world or alone()
     path, settings = _pretrained(config)
-    device = resolve_device(config.device, local_rank=world.launch.local_rank)
+    spread = config.device == SPREAD
+    device = resolve_device("auto" if spread else config.device, world.launch.local_rank)
     settings["dtype"] = resolve_dtype(config.dtype, device)
     lockstep = None
     with _explained(config):
@@ -157,11 +164,14 @@ def load_model(config: ModelConfig, world: World | None = None) -> LoadedModel:
             model = load_tensor_parallel(path, settings, world, config.shards, device)
         elif config.sharding == "zero3":
             model, lockstep = load_zero3(path, settings, world, settings["dtype"])
+        elif spread:
+            model, device = load_spread(path, settings, world, config.max_memory)
         else:
             model = AutoModelForCausalLM.from_pretrained(path, **settings)
             model.to(device)  # type: ignore[arg-type]  # transformers wraps the signature
     model.eval().requires_grad_(requires_grad=False)
-    return _as_loaded(config, model, tokenizer, lockstep)
+    loaded = _as_loaded(config, model, tokenizer, lockstep)
+    return replace(loaded, input_device=device) if spread else loaded
 
 
 def load_trainable(config: ModelConfig, world: World, deepspeed: dict[str, Any]) -> LoadedModel:
@@ -185,7 +195,7 @@ def load_trainable(config: ModelConfig, world: World, deepspeed: dict[str, Any])
 
 def unsharded(config: ModelConfig) -> ModelConfig:
     """The settings for one process that needs the model whole: in its own memory, if it is sharded."""
-    if config.sharding == "none":
+    if config.sharding == "none" and config.device != SPREAD:
         return config
     return config.model_copy(update={"sharding": "none", "shards": 1, "device": "cpu"})
 
@@ -231,7 +241,7 @@ def _as_loaded(
     return LoadedModel(model, tokenizer, blocks, identity, sharded, lockstep)
 
 
-def resolve_device(device: str, *, local_rank: int = 0) -> torch.device:
+def resolve_device(device: str, local_rank: int = 0) -> torch.device:
     """Resolve ``auto`` to this rank's GPU when there is one."""
     if device != "auto":
         return torch.device(device)

@@ -1,7 +1,8 @@
-"""Load a model that is larger than one device over several ranks."""
+"""Load a model that is larger than one device: over several ranks, or over a process's devices."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -82,6 +83,40 @@ def _require_split(model: PreTrainedModel, shards: int) -> None:
 def _local_size(parameter: torch.Tensor) -> int:
     to_local = getattr(parameter, "to_local", None)
     return int((to_local() if to_local else parameter).numel())
+
+
+def load_spread(
+    path: str, settings: dict[str, Any], world: World, max_memory: Mapping[str, str]
+) -> tuple[PreTrainedModel, torch.device]:
+    """Lay blocks one after another over this process's GPUs, then host memory, then disk.
+
+    By accelerate's device map, which moves states from block to block; only one device works at a time.
+
+    Args:
+        path: Directory or hub id.
+        settings: For ``from_pretrained``.
+        world: Must start one process on each host, or they would fight over its GPUs.
+        max_memory: Device (a GPU's number or ``cpu``) to what may be put there; empty asks the devices.
+
+    Returns:
+        The model, and where its inputs go.
+
+    Raises:
+        ModelError: If this host has several processes.
+    """
+    if world.launch.local_size > 1:
+        raise ModelError(
+            f"model.device: spread gives all GPUs of a host to one process, and this launch has "
+            f"{world.launch.local_size} there; start one, or use model.sharding=tensor"
+        )
+    limits = {int(k) if k.isdecimal() else k: v for k, v in max_memory.items()}
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        path, device_map="auto", max_memory=limits or None, **settings
+    )
+    # What lies on disk has no device of its own: its hook knows where it is fetched to.
+    hook = getattr(model.get_input_embeddings(), "_hf_hook", None)
+    device = model.device if hook is None else torch.device(hook.execution_device)
+    return model, device
 
 
 def load_zero3(

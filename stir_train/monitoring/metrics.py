@@ -13,6 +13,19 @@ from typing import Any, Self
 Scalar = float | int | str | bool
 
 
+class Pace:
+    """The time left of a job, judged by what was done since this was made."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._done = 0
+
+    def eta_seconds(self, left: int) -> float:
+        """Call once a piece is done, never for those found done; with how many are left."""
+        self._done += 1
+        return (time.monotonic() - self._start) / self._done * left
+
+
 class MetricsFile:
     """Appends one JSON object a line; the record that survives a kill."""
 

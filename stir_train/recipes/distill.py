@@ -23,6 +23,7 @@ from stir_train.export.verify import VerificationResult, verify_adapter
 from stir_train.models.load import resolve_model_path
 from stir_train.models.lora import make_student, make_whole_student
 from stir_train.monitoring.console import progress
+from stir_train.monitoring.metrics import Pace
 from stir_train.recipes.context import RunContext
 from stir_train.recipes.harvest import ROLLOUTS, rollout_job
 from stir_train.recipes.rollouts import (
@@ -171,18 +172,22 @@ def _teach(context: RunContext, stage: StageDir, lesson: Lesson) -> dict[str, An
     )
     directions = context.steering.basis().directions if lesson.objective.needs_teacher else None
     student.model.train()
-    label = f"distill {lesson.name}".rstrip()
+    label, pace = f"distill {lesson.name}".rstrip(), Pace()
     with progress(context.console, label, lesson.num_steps, "steps") as advance:
 
         def on_step(record: StepRecord) -> None:
             advance(1, f"loss {record.loss:.3f}")
-            is_logged = record.step == 1 or record.step % LOG_EVERY == 0
-            if is_logged and not math.isnan(record.grad_norm):  # of steps done before
+            if math.isnan(record.grad_norm):  # done before this process began
+                return
+            eta_seconds = pace.eta_seconds(lesson.num_steps - record.step)
+            if record.step == 1 or record.step % LOG_EVERY == 0:
                 figures = {
                     "loss": record.loss,
+                    **{f"loss/{term}": value for term, value in record.terms.items()},
                     "grad_norm": record.grad_norm,
                     "learning_rate": record.rate_factor * config.distill.learning_rate,
                     "memory_gib": peak_memory_gib(),
+                    "eta_seconds": eta_seconds,
                 }
                 named = {f"{lesson.prefix}{key}": value for key, value in figures.items()}
                 context.metrics.log(ADAPTER, named, step=record.step)

@@ -21,6 +21,7 @@ from stir_train.generation.backend import (
 )
 from stir_train.generation.engine import DecodeEngine
 from stir_train.monitoring.console import Advance
+from stir_train.monitoring.metrics import Pace
 from stir_train.recipes.context import RunContext
 from stir_train.recipes.elastic import make_missing
 from stir_train.steering.artifacts import SteeringController
@@ -83,7 +84,7 @@ def generate_jobs(
         for job in jobs
         for chunk in range(num_chunks(context, job))
     }
-    left = len(chunks)
+    left, pace = len(chunks), Pace()
 
     def make(key: str) -> Note:
         job, chunk = chunks[key]
@@ -102,6 +103,7 @@ def generate_jobs(
             **note,
             "tokens_per_second": note["tokens"] / max(note["seconds"], 1e-6),
             "queue_depth": left,
+            "eta_seconds": pace.eta_seconds(left),
         }
         context.metrics.log(stage.name, figures, step=chunk)
         advance(num_completions, f"correct {note['correct_rate']:.0%}")

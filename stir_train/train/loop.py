@@ -14,8 +14,12 @@ from stir_train.distributed.preemption import Preempted
 from stir_train.train.checkpoint import Checkpoint, CheckpointFile
 
 Batch = TypeVar("Batch")
+WHOLE = ""
+"""Stands for the whole loss among its terms."""
 Schedule = Callable[[int], float]
 """Step (0-based) to a factor on each optimizer's own learning rate."""
+Loss = torch.Tensor | Mapping[str, torch.Tensor]
+"""What is descended, or the named terms whose sum is, the same names on every rank."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,14 @@ class StepRecord:
         loss: Training loss of this step.
         grad_norm: Gradient norm before clipping.
         rate_factor: The schedule's factor at this step.
+        terms: What the loss is the sum of, where it has named terms.
     """
 
     step: int
     loss: float
     grad_norm: float
     rate_factor: float
+    terms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -113,7 +119,7 @@ class FitPlan:
 def fit(
     engine: TrainEngine,
     batches: Callable[[int], Iterator[Sequence[Batch]]],
-    loss_of: Callable[[Batch], torch.Tensor],
+    loss_of: Callable[[Batch], Loss],
     plan: FitPlan,
 ) -> FitResult:
     """Take the plan's optimizer steps on the trainable parameters, in place. Collective.
@@ -156,6 +162,14 @@ def fit(
     return fitting.result
 
 
+def sum_of(terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The loss that named terms make up."""
+    first, *others = terms.values()
+    for term in others:
+        first = first + term
+    return first
+
+
 def parts_of(indices: Sequence[int], engine: TrainEngine) -> list[list[int]]:
     """This rank's share of a batch, in as many parts as the engine takes; some may be empty."""
     own = engine.world.share(indices)
@@ -167,7 +181,7 @@ class _Fitting:
     """A fit under way: takes steps and keeps the history."""
 
     engine: TrainEngine
-    loss_of: Callable[[Any], torch.Tensor]
+    loss_of: Callable[[Any], Loss]
     plan: FitPlan
     result: FitResult
 
@@ -175,14 +189,16 @@ class _Fitting:
         """One optimizer step."""
         factor = self.plan.schedule(step)
         self.engine.set_rate(factor)
-        total = self._accumulate(step, parts, weight=1.0)
-        value = float(self.engine.world.sum(torch.tensor([total], dtype=torch.double))[0])
+        own = self._accumulate(step, parts, weight=1.0)
+        summed = self.engine.world.sum(torch.tensor(list(own.values()), dtype=torch.double))
+        terms = dict(zip(own, summed.tolist(), strict=True))
+        value = terms.pop(WHOLE)
         if not math.isfinite(value):
             raise FloatingPointError(f"the loss became {value} at step {step + 1}")
         norm = self.engine.step()
         self.result.num_steps = step + 1
         self.result.losses.append(value)
-        return StepRecord(step + 1, value, norm, factor)
+        return StepRecord(step + 1, value, norm, factor, terms)
 
     def warm(self, parts: Sequence[Any]) -> None:
         """A step that changes nothing, after which the optimizer has state to load into."""
@@ -190,17 +206,21 @@ class _Fitting:
         self._accumulate(0, parts, weight=0.0)
         self.engine.step()
 
-    def _accumulate(self, step: int, parts: Sequence[Any], *, weight: float) -> float:
-        world, total = self.engine.world, 0.0
+    def _accumulate(self, step: int, parts: Sequence[Any], *, weight: float) -> dict[str, float]:
+        """Backpropagate every part; this rank's share of the loss, and of each named term."""
+        world, totals = self.engine.world, {WHOLE: 0.0}
         with torch.random.fork_rng():
             torch.default_generator.manual_seed(
                 (self.plan.seed * 1_000_003 + step) * 4096 + world.rank
             )
             for part in parts:
-                loss = self.loss_of(part)
+                given = self.loss_of(part)
+                terms = {} if isinstance(given, torch.Tensor) else given
+                loss = given if isinstance(given, torch.Tensor) else sum_of(given)
                 self.engine.backward(loss * weight if weight != 1.0 else loss)
-                total += float(loss.detach())
-        return total
+                for name, term in {WHOLE: loss, **terms}.items():
+                    totals[name] = totals.get(name, 0.0) + float(term.detach())
+        return totals
 
 
 def _resume(
