@@ -9,7 +9,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from stir_train.config.stages import DistillConfig, ModelConfig, ObjectiveConfig, SteeringConfig
+from stir_train.config.learning import DistillConfig, ObjectiveConfig
+from stir_train.config.stages import ModelConfig, SteeringConfig
 from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.distill.objective import DistillLoss, divergence
 from stir_train.distill.replay import steered_block

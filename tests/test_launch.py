@@ -14,9 +14,9 @@ import yaml
 
 from stir_train.artifacts.run_dir import RunDir
 from stir_train.config.deepspeed import deepspeed_config
+from stir_train.config.learning import TrainConfig
 from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
-from stir_train.config.stages import TrainConfig
 from stir_train.distributed.launch import detect_launch, first_count, first_host
 from stir_train.errors import ConfigError, DataError, StageError
 from stir_train.launch.estimate import estimate, read_shape, shape_of

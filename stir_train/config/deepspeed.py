@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stir_train.config.stages import TrainConfig
+from stir_train.config.learning import TrainConfig
 from stir_train.errors import ConfigError
 
 GRADIENT_CLIP = 1.0

@@ -9,12 +9,12 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from stir_train.config.base import FrozenConfig
+from stir_train.config.learning import DistillConfig, TrainConfig
 from stir_train.config.stages import (
     SPREAD,
     BasisConfig,
     ClusterConfig,
     ControlPointConfig,
-    DistillConfig,
     EvaluateConfig,
     GenerationConfig,
     HarvestConfig,
@@ -24,7 +24,6 @@ from stir_train.config.stages import (
     SteeringConfig,
     TaskConfig,
     TrackingConfig,
-    TrainConfig,
     TuneConfig,
     ValidationConfig,
     ValueConfig,

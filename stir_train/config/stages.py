@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from stir_train.config.base import FrozenConfig
+from stir_train.config.base import Fraction, FrozenConfig, NonNegativeFloat
 from stir_train.config.tasks import KNOWN_TASKS
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
 SPREAD = "spread"
 SteeringMode = Literal["none", "static", "similarity", "preview", "value", "hybrid"]
 
@@ -311,99 +308,6 @@ class EvaluateConfig(FrozenConfig):
     """Bootstrap resamples behind every interval."""
     controls: bool = True
     """Add the controls: empty basis, norm-matched random vectors, shuffled keys."""
-
-
-class ObjectiveConfig(FrozenConfig):
-    """What a student learns from: a weighted sum, each part a mean over tokens or control points."""
-
-    samples: Literal["steered", "plain"] = "steered"
-    """Completions under the chosen controller, or the run's own rollouts without one (plain
-    rejection sampling); of both the right and short ones are kept."""
-    sequence: NonNegativeFloat = 1.0
-    """Weight of the cross-entropy of their tokens."""
-    logits: NonNegativeFloat = 0.0
-    """Weight of the divergence from the steered teacher's next-token distributions."""
-    states: NonNegativeFloat = 0.0
-    """Weight of the relative squared error of the steered block's states at control points; where
-    the controller did nothing, the target is the base model's own state."""
-    beta: Fraction = 0.5
-    """Of the divergence: 0 is KL(teacher, student), 1 is KL(student, teacher), between is a mixture."""
-    top_k: PositiveInt | None = None
-    """Tokens of the teacher that are told apart, the rest counting as one; all if none."""
-
-    @model_validator(mode="after")
-    def _has_a_teacher(self) -> Self:
-        if not (self.sequence or self.needs_teacher):
-            raise ValueError("sequence, logits and states are all 0: there is nothing to learn")
-        if self.samples == "plain" and self.needs_teacher:
-            raise ValueError("plain samples have no steered teacher: logits and states must be 0")
-        return self
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether the recorded impulses are replayed."""
-        return bool(self.logits or self.states)
-
-
-class DistillConfig(FrozenConfig):
-    """Distilling steered behaviour into a LoRA adapter."""
-
-    enabled: bool = True
-    """When off, the run ends with the evaluation of the steered base model."""
-    rank: Literal[8, 16, 32, 64] = 16
-    """LoRA rank; servers accept a few values only."""
-    alpha: PositiveInt = 32
-    """LoRA scale is `alpha / rank`."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """LoRA dropout."""
-    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
-    """Module names that get an adapter; the output head never does."""
-    objective: ObjectiveConfig = ObjectiveConfig()
-    """What the exported student learns from."""
-    also: dict[Annotated[str, Field(pattern=r"^[a-z0-9-]+$")], ObjectiveConfig] = Field(
-        default_factory=dict
-    )
-    """More students by name, trained alike on the same number of tokens and evaluated beside it."""
-    num_samples: PositiveInt = 4
-    """Steered samples per harvest problem, at the rollout temperature."""
-    keep_per_prompt: PositiveInt = 2
-    """Correct samples kept per problem, shortest first."""
-    num_steps: PositiveInt = 300
-    """Optimizer steps."""
-    batch_size: PositiveInt = 16
-    """Sequences per step."""
-    learning_rate: PositiveFloat = 2e-3
-    """AdamW learning rate."""
-    weight_decay: NonNegativeFloat = 0.0
-    """AdamW weight decay."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 20
-    """Steps of linear warm-up before the cosine."""
-    logit_tolerance: PositiveFloat = 1e-4
-    """Largest difference allowed between the trainer's logits and the reloaded adapter's."""
-
-
-class TrainConfig(FrozenConfig):
-    """How the stages that learn (value, distill) run; their results differ by rounding only."""
-
-    engine: Literal["auto", "plain", "deepspeed"] = "auto"
-    """`auto` is DeepSpeed in a launch of several ranks and plain PyTorch alone."""
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    """What DeepSpeed shards over ranks: 1 optimizer states, 2 gradients too, 3 weights too."""
-    deepspeed_config: Path | None = None
-    """A DeepSpeed JSON merged over ours; what contradicts these settings is refused by name."""
-    gradient_accumulation: PositiveInt = 1
-    """Parts that each rank cuts its share of a batch into, to save memory."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of weights and activations in training; bfloat16 under DeepSpeed needs a zero_stage above 0."""
-    checkpoint_every_steps: PositiveInt = 100
-    """Optimizer steps between checkpoints; a resumed fit ends with the same bytes."""
-
-    @model_validator(mode="after")
-    def _is_sound(self) -> Self:
-        # DeepSpeed 0.19's bf16 without ZeRO starts Adam at the wrong step.
-        if self.dtype == "bfloat16" and self.engine != "plain" and self.zero_stage == 0:
-            raise ValueError("dtype bfloat16 under DeepSpeed needs zero_stage 1, 2 or 3")
-        return self
 
 
 class ClusterConfig(FrozenConfig):

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stir_train.config.stages import ObjectiveConfig
+from stir_train.config.learning import ObjectiveConfig
 from stir_train.distill.samples import IGNORED, SequenceBatch
 from stir_train.models.hooks import block_hooks
 from stir_train.models.lora import Student

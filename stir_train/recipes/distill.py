@@ -12,8 +12,8 @@ import torch
 
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.config.deepspeed import deepspeed_config
+from stir_train.config.learning import ObjectiveConfig
 from stir_train.config.pipeline import STAGE_DIRECTORIES
-from stir_train.config.stages import ObjectiveConfig
 from stir_train.distill.objective import DistillLoss
 from stir_train.distill.samples import BatchConfig, choose_samples, sequence_batches
 from stir_train.distributed.engine import open_engine, peak_memory_gib

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from stir_train.artifacts.atomic import write_text
-from stir_train.config.stages import ObjectiveConfig, SteeringConfig
+from stir_train.config.learning import ObjectiveConfig
+from stir_train.config.stages import SteeringConfig
 from stir_train.errors import ArtifactError
 from stir_train.export.adapter import ADAPTER_DIRECTORY, ADAPTER_FILES, save_merged
 from stir_train.export.card import Card, render_card

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stir_train.config.stages import TrainConfig, ValueConfig
+from stir_train.config.learning import TrainConfig
+from stir_train.config.stages import ValueConfig
 from stir_train.distributed.engine import TrainEngine, open_engine
 from stir_train.distributed.world import World, alone
 from stir_train.errors import StageError

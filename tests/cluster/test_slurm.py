@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from stir_train.artifacts.run_dir import RunDir
 from stir_train.launch.slurm import job_state, submitted_jobs
+from tests.cluster.conftest import cluster
 from tests.test_ranks import EXACT, ROUNDING, SMOKE, _files, _work_log
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("slurm")]
@@ -173,6 +174,21 @@ def test_a_killed_rank_and_a_nodes_killed_processes_lose_nothing(
     assert _files(run, "rollouts") == _files(alone, "rollouts")
     _require_nothing_twice(run, "rollouts")
     assert "exit status 137: requeued" in _logs(run)
+
+
+def test_a_lost_node_has_the_job_requeued_and_nothing_is_made_twice(
+    alone: Path, tmp_path: Path
+) -> None:
+    run = _submit(tmp_path, _site(tmp_path), "rollout")
+    job_id = submitted_jobs(RunDir(run))[0].job_id
+    _until(lambda: _chunks(run, "rollouts") >= 1 and bool(_pids(run, "n2")), run)
+    cluster("lose", "n2")  # its slurmd as well: nobody is left there to say what happened
+    _until(lambda: job_state(job_id) == "PENDING", run)
+    assert _chunks(run, "rollouts") < 12, "found out too late to show anything"
+    cluster("up", "2")
+    _until_over(run)
+    assert _files(run, "rollouts") == _files(alone, "rollouts")
+    _require_nothing_twice(run, "rollouts")
 
 
 def test_an_array_of_workers_then_another_number_of_nodes(alone: Path, tmp_path: Path) -> None:
