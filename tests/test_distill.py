@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from functools import cache
+from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from pydantic import ValidationError
 
 from stir_train.config.learning import DistillConfig, ObjectiveConfig
 from stir_train.config.stages import ModelConfig, SteeringConfig
 from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.distill.objective import DistillLoss, divergence
-from stir_train.distill.replay import steered_block
-from stir_train.distill.samples import IGNORED, BatchConfig, SequenceBatch, sequence_batches
+from stir_train.distill.on_policy import StudentSampling, on_policy_batches
+from stir_train.distill.replay import ControlPoints, steered_block
+from stir_train.distill.samples import (
+    IGNORED,
+    BatchConfig,
+    SequenceBatch,
+    batch_indices,
+    sequence_batches,
+)
+from stir_train.distill.validation import validation_loss
 from stir_train.distributed.engine import PlainEngine
 from stir_train.distributed.world import alone
 from stir_train.errors import StageError
@@ -24,7 +36,8 @@ from stir_train.generation.engine import DecodeEngine
 from stir_train.models.load import LoadedModel
 from stir_train.models.lora import Student, make_whole_student
 from stir_train.steering.controller import BasisController
-from stir_train.train.loop import sum_of
+from stir_train.train.checkpoint import CheckpointFile
+from stir_train.train.loop import FitPlan, StepRecord, fit, sum_of
 from stir_train.types.rollout import Grade, GradedRollout, Impulse, Prompt, Rollout
 from tests.support import bases
 
@@ -168,12 +181,182 @@ def test_objectives_without_meaning_are_refused(steered: list[Rollout]) -> None:
         ObjectiveConfig(sequence=0.0)
     with pytest.raises(ValidationError, match="no steered teacher"):
         ObjectiveConfig(samples="plain", states=1.0)
+    with pytest.raises(ValidationError, match="a teacher to judge"):
+        ObjectiveConfig(on_policy=0.5)
     static = dataclasses.replace(steered[0], impulses=(Impulse(3, 4, -1, 1.0),))
     with pytest.raises(StageError, match="use the sequence objective alone"):
         steered_block([static])
     two = dataclasses.replace(steered[0], impulses=(Impulse(3, 4, 0, 1.0), Impulse(9, 2, 0, 1.0)))
     with pytest.raises(StageError, match=r"blocks \[2, 4\]"):
         steered_block([two])
+
+
+def _sampling(
+    automaton: ControlPointAutomaton, prompts: list[Prompt], stop: tuple[int, ...]
+) -> StudentSampling:
+    controller = BasisController(
+        bases.basis(), SteeringConfig(mode="similarity", strength=3.0), block=bases.BLOCK
+    )
+    return StudentSampling(
+        student=_student(),
+        prompts={prompt.prompt_id: prompt for prompt in prompts},
+        sampling=SamplingParams(96, stop, temperature=0.7, top_p=0.95),
+        control=ControlSpec(automaton, bases.MAX_POINTS),
+        controller=controller,
+        seed=0,
+        share=1.0,
+    )
+
+
+def test_the_teacher_decides_in_one_pass_what_it_decided_in_decoding(
+    loaded: LoadedModel,
+    prompts: list[Prompt],
+    automaton: ControlPointAutomaton,
+    steered: list[Rollout],
+) -> None:
+    sampling = _sampling(automaton, prompts, loaded.stop_token_ids)
+    (batch,) = _batch(steered)
+    recorded = batch.replayed
+    order = {place: i for i, place in enumerate(_places(recorded))}
+    decided = sampling.points_of([steered[i] for i in _order(steered)], count=recorded.count)
+    assert set(_places(decided)) <= set(order)
+    judged = dataclasses.replace(batch, points=decided)
+    with torch.no_grad():
+        (by_record, states), (by_pass, _) = (_loss(STATES)._teach(b) for b in (batch, judged))
+    torch.testing.assert_close(by_pass, by_record, atol=2e-3, rtol=0)
+    assert states is not None
+    assert bool(recorded.deltas.any())
+
+
+def _places(points: ControlPoints) -> list[tuple[int, int]]:
+    return list(zip(points.rows.tolist(), points.columns.tolist(), strict=True))
+
+
+def _order(samples: list[Rollout]) -> list[int]:
+    """How `_batch` shuffles."""
+    return next(batch_indices(samples, 0, BatchConfig(len(samples), 0, seed=0)))
+
+
+def _fit_on_policy(
+    sampling: StudentSampling, samples: list[Rollout], checkpoints: Path, cut_at: int | None
+) -> list[float]:
+    """Losses of six steps, or as far as the process lives."""
+    student = make_whole_student(
+        ModelConfig(name="embedded/addition"), DistillConfig(rank=8), seed=0
+    )
+    sampling = dataclasses.replace(sampling, student=student)
+    trainable = [p for p in student.model.parameters() if p.requires_grad]
+    engine = PlainEngine(
+        student.model, [torch.optim.AdamW(trainable, lr=5e-3)], alone(), num_parts=2
+    )
+    batching = BatchConfig(6, 0, seed=0)
+
+    def batches(start: int) -> Iterator[list[SequenceBatch]]:
+        given = sequence_batches(samples, engine, start, batching, bases.basis().directions)
+        return on_policy_batches(samples, engine, start, batching, given, sampling)
+
+    def on_step(record: StepRecord) -> None:
+        if record.step == cut_at:
+            raise KeyboardInterrupt
+
+    student.model.train()
+    fitted = fit(
+        engine,
+        batches,
+        DistillLoss(student.model, student, LOGITS),
+        FitPlan(
+            num_steps=6,
+            schedule=lambda _: 1.0,
+            seed=0,
+            checkpoints=CheckpointFile(checkpoints, 2, "test"),
+            on_step=on_step,
+        ),
+    )
+    return fitted.losses
+
+
+def test_a_student_that_samples_itself_learns_and_resumes_to_the_same_losses(
+    loaded: LoadedModel,
+    prompts: list[Prompt],
+    automaton: ControlPointAutomaton,
+    steered: list[Rollout],
+    tmp_path: Path,
+) -> None:
+    sampling = dataclasses.replace(_sampling(automaton, prompts, loaded.stop_token_ids), share=0.7)
+    taken = [sampling.takes(step) for step in range(6)]
+    assert {True, False} == set(taken)
+    whole = _fit_on_policy(sampling, steered, tmp_path / "whole", None)
+    assert min(whole[-2:]) < min(whole[:2])
+    with pytest.raises(KeyboardInterrupt):
+        _fit_on_policy(sampling, steered, tmp_path / "cut", 5)
+    assert _fit_on_policy(sampling, steered, tmp_path / "cut", None) == whole
+
+
+def test_a_batch_by_the_student_is_fresh_and_none_of_its_tokens_is_a_target(
+    loaded: LoadedModel,
+    prompts: list[Prompt],
+    automaton: ControlPointAutomaton,
+    steered: list[Rollout],
+) -> None:
+    sampling = _sampling(automaton, prompts, loaded.stop_token_ids)
+    engine, batching = _engine(num_parts=5), BatchConfig(12, 0, seed=0)
+    given = sequence_batches(steered, engine, 0, batching, bases.basis().directions)
+    batches = on_policy_batches(steered, engine, 0, batching, given, sampling)
+    first, second = next(batches), next(batches)
+    assert len(first) == 5
+    rows = [
+        [tuple(row) for part in parts for row in part.token_ids.tolist()]
+        for parts in (first, second)
+    ]
+    assert set(rows[0]) != set(rows[1]), "the same prompts, other noise"
+    loss = _loss(ObjectiveConfig(logits=1.0))
+    with torch.no_grad():
+        assert [set(loss(part)) for part in first] == [{"divergence"}] * 5
+    tokens = sum(int((part.labels != IGNORED).sum()) for part in first)
+    assert all(part.num_targets == tokens for part in first)
+
+
+def test_buckets_hold_sequences_of_like_length_and_every_sample_once(
+    steered: list[Rollout],
+) -> None:
+    def width(i: int) -> int:
+        return len(steered[i].prompt_token_ids) + len(steered[i].token_ids)
+
+    def padding(bucket_batches: int) -> int:
+        config = BatchConfig(3, 0, seed=0, bucket_batches=bucket_batches)
+        epoch = list(islice(batch_indices(steered, 0, config), 4))
+        assert sorted(i for batch in epoch for i in batch) == list(range(12))
+        resumed = islice(batch_indices(steered, 2, config), 2)
+        assert list(resumed) == epoch[2:]
+        return sum(max(map(width, b)) * len(b) - sum(map(width, b)) for b in epoch)
+
+    assert padding(4) < padding(1)
+
+
+def test_validation_is_the_mean_over_tokens_however_they_are_batched(
+    steered: list[Rollout],
+) -> None:
+    loss = _loss(ObjectiveConfig())
+    alone_ = validation_loss(loss, steered, BatchConfig(1, 0, seed=0))
+    together = validation_loss(loss, steered, BatchConfig(5, 0, seed=0))
+    assert alone_ == pytest.approx(together, abs=1e-5)
+    plain = [s for s in steered if not s.impulses]
+    if plain:
+        recorded = [p for s in plain for p in s.logprobs]
+        mean = -sum(recorded) / len(recorded)
+        assert validation_loss(loss, plain, BatchConfig(4, 0, seed=0)) == pytest.approx(
+            mean, abs=1e-4
+        )
+
+
+def test_rank_stabilised_lora_scales_by_the_root_of_the_rank() -> None:
+    def scale(config: DistillConfig) -> float:
+        student = make_whole_student(ModelConfig(name="embedded/addition"), config, seed=0)
+        layer = next(m for m in student.model.modules() if isinstance(m, LoraLayer))
+        return float(layer.scaling["default"])
+
+    assert scale(DistillConfig(rank=16, alpha=32)) == 2
+    assert scale(DistillConfig(rank=16, alpha=32, use_rslora=True)) == 8
 
 
 def _answers(correct: list[bool], num_tokens: list[int]) -> list[GradedRollout]:

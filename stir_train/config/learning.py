@@ -27,6 +27,9 @@ class ObjectiveConfig(FrozenConfig):
     """Of the divergence: 0 is KL(teacher, student), 1 is KL(student, teacher), between is a mixture."""
     top_k: PositiveInt | None = None
     """Tokens of the teacher that are told apart, the rest counting as one; all if none."""
+    on_policy: Fraction = 0.0
+    """Share of batches whose completions the student samples itself, as it is at that step. The steered
+    teacher judges them by `logits` and `states`; their tokens are nobody's target."""
 
     @model_validator(mode="after")
     def _has_a_teacher(self) -> Self:
@@ -34,6 +37,8 @@ class ObjectiveConfig(FrozenConfig):
             raise ValueError("sequence, logits and states are all 0: there is nothing to learn")
         if self.samples == "plain" and self.needs_teacher:
             raise ValueError("plain samples have no steered teacher: logits and states must be 0")
+        if self.on_policy and not self.needs_teacher:
+            raise ValueError("on_policy takes a teacher to judge: logits or states must be above 0")
         return self
 
     @property
@@ -51,6 +56,8 @@ class DistillConfig(FrozenConfig):
     """LoRA rank; servers accept a few values only."""
     alpha: PositiveInt = 32
     """LoRA scale is `alpha / rank`."""
+    use_rslora: bool = False
+    """Scale by `alpha / sqrt(rank)` instead, which keeps updates alike over ranks."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """LoRA dropout."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
@@ -69,6 +76,13 @@ class DistillConfig(FrozenConfig):
     """Optimizer steps."""
     batch_size: PositiveInt = 16
     """Sequences per step."""
+    bucket_batches: PositiveInt = 1
+    """Sort sequences by length within so many batches, to pad less; 1 leaves them as shuffled."""
+    patience: PositiveInt | None = None
+    """Stop after so many validations without improvement, and keep the best; None trains to the end.
+    Validated is the loss of right answers on the tune split, the teacher's or plain ones."""
+    validate_every_steps: PositiveInt = 25
+    """Steps between validations."""
     learning_rate: PositiveFloat = 2e-3
     """AdamW learning rate."""
     weight_decay: NonNegativeFloat = 0.0

@@ -44,7 +44,7 @@ class DistillLoss:
         labels = batch.labels[:, 1:].to(logits.device)
         counted = labels != IGNORED
         terms: dict[str, Tensor] = {}
-        if objective.sequence:
+        if objective.sequence and not batch.by_student:
             terms["sequence"] = (
                 objective.sequence
                 * functional.cross_entropy(

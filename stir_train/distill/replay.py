@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,8 @@ class ControlPoints:
         rows, columns: ``Int[P]``.
         deltas: ``Float[P D]``; zero where the controller did nothing.
         count: Control points of the whole batch, of which this may be one rank's part.
+        decide: Chooses the deltas from the teacher's states ``Float[P D]`` instead, where nobody has
+            steered yet: completions of a student.
     """
 
     block: int
@@ -29,12 +31,14 @@ class ControlPoints:
     columns: Int[Tensor, "P"]
     deltas: Float[Tensor, "P D"]
     count: int
+    decide: Callable[[Tensor], Tensor] | None = None
 
     def inject(self, states: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Add the impulses to the block's output."""
         device = states.device
         place = (self.rows.to(device), self.columns.to(device))
-        return states.index_put(place, self.deltas.to(states), accumulate=True)
+        deltas = self.deltas if self.decide is None else self.decide(self.at(states))
+        return states.index_put(place, deltas.to(states), accumulate=True)
 
     def at(self, states: Float[Tensor, "B T D"]) -> Float[Tensor, "P D"]:
         """The states at the control points."""

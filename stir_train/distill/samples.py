@@ -20,11 +20,19 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """How samples become batches: sequences in a batch over all ranks, padding, order."""
+    """How samples become batches.
+
+    Attributes:
+        batch_size: Sequences in a batch over all ranks.
+        pad_token_id: Fed past a sequence's end, and masked.
+        seed: Of the order.
+        bucket_batches: Sequences of so many batches are sorted by length before they are cut.
+    """
 
     batch_size: int
     pad_token_id: int
     seed: int
+    bucket_batches: int = 1
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,8 @@ class SequenceBatch:
     """Right-padded ``token_ids Int[B T]``; ``labels`` are ignored on prompts and padding.
 
     ``num_targets`` counts the labels of the whole batch, of which this may be one rank's part;
-    ``points`` are there for objectives that replay the teacher.
+    ``points`` are there for objectives that replay the teacher; ``by_student`` if the tokens are the
+    student's own, and so for the teacher to judge and no target.
     """
 
     token_ids: Int[Tensor, "B T"]
@@ -40,6 +49,7 @@ class SequenceBatch:
     mask: Int[Tensor, "B T"]
     num_targets: int
     points: ControlPoints | None = None
+    by_student: bool = False
 
     @property
     def replayed(self) -> ControlPoints:
@@ -76,28 +86,60 @@ def sequence_batches(
     With the basis's ``directions``, batches carry the impulses that their samples were made under.
     """
     block = steered_block(samples) if directions is not None else 0
+    for batch in batch_indices(samples, start, config):
+        num_targets = sum(len(samples[i].token_ids) for i in batch)
+        count = sum(len(samples[i].control_points) for i in batch)
+        parts = []
+        for part in parts_of(batch, engine):
+            own, made = collate_part(
+                [samples[i] for i in part], samples[batch[0]], config, num_targets
+            )
+            if directions is not None:
+                points = control_points_of(own, directions, block=block, count=count)
+                made = dataclasses.replace(made, points=points)
+            parts.append(made)
+        yield parts
+
+
+def batch_indices(
+    samples: Sequence[Rollout], start: int, config: BatchConfig
+) -> Iterator[list[int]]:
+    """Which samples every batch from step ``start`` on is made of, the same on every rank."""
     generator = torch.Generator().manual_seed(config.seed)
     step = 0
     while True:
         order = torch.randperm(len(samples), generator=generator).tolist()
-        for first in range(0, len(order), config.batch_size):
+        for batch in _cut(order, samples, config, generator):
             if step >= start:
-                batch = order[first : first + config.batch_size]
-                num_targets = sum(len(samples[i].token_ids) for i in batch)
-                count = sum(len(samples[i].control_points) for i in batch)
-                parts = []
-                for part in parts_of(batch, engine):
-                    own = [samples[i] for i in part] or [samples[batch[0]]]
-                    made = _collate(own, config.pad_token_id, num_targets)
-                    if not part:
-                        made = _emptied(made)
-                        own = [dataclasses.replace(own[0], control_points=())]
-                    if directions is not None:
-                        points = control_points_of(own, directions, block=block, count=count)
-                        made = dataclasses.replace(made, points=points)
-                    parts.append(made)
-                yield parts
+                yield batch
             step += 1
+
+
+def _cut(
+    order: list[int], samples: Sequence[Rollout], config: BatchConfig, generator: torch.Generator
+) -> Iterator[list[int]]:
+    """Cut an epoch's order into batches, of sequences of like length if buckets are on."""
+    size = config.batch_size
+    window = size * config.bucket_batches
+    for first in range(0, len(order), window):
+        bucket = order[first : first + window]
+        if config.bucket_batches == 1:
+            yield bucket
+            continue
+        bucket.sort(key=lambda i: len(samples[i].prompt_token_ids) + len(samples[i].token_ids))
+        batches = [bucket[i : i + size] for i in range(0, len(bucket), size)]
+        for i in torch.randperm(len(batches), generator=generator).tolist():
+            yield batches[i]
+
+
+def collate_part(
+    own: Sequence[Rollout], filler: Rollout, config: BatchConfig, num_targets: int
+) -> tuple[Sequence[Rollout], SequenceBatch]:
+    """A part of a batch and its rows; a part without samples is a filler that nothing is learnt of."""
+    if own:
+        return own, collate(own, config.pad_token_id, num_targets)
+    made = _emptied(collate([filler], config.pad_token_id, num_targets))
+    return [dataclasses.replace(filler, control_points=())], made
 
 
 def _emptied(batch: SequenceBatch) -> SequenceBatch:
@@ -105,7 +147,8 @@ def _emptied(batch: SequenceBatch) -> SequenceBatch:
     return dataclasses.replace(batch, labels=torch.full_like(batch.labels, IGNORED))
 
 
-def _collate(samples: Sequence[Rollout], pad_token_id: int, num_targets: int) -> SequenceBatch:
+def collate(samples: Sequence[Rollout], pad_token_id: int, num_targets: int) -> SequenceBatch:
+    """Prompts and completions in right-padded rows, completions being the labels."""
     width = max(len(s.prompt_token_ids) + len(s.token_ids) for s in samples)
     token_ids = torch.full((len(samples), width), pad_token_id)
     labels = torch.full_like(token_ids, IGNORED)

@@ -64,6 +64,7 @@ def add_lora(loaded: LoadedModel, config: DistillConfig, *, seed: int) -> PeftMo
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
+        use_rslora=config.use_rslora,
         target_modules=targets,
         bias="none",
         task_type="CAUSAL_LM",

@@ -5,40 +5,39 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.config.deepspeed import deepspeed_config
-from stir_train.config.learning import ObjectiveConfig
 from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.distill.objective import DistillLoss
-from stir_train.distill.samples import BatchConfig, choose_samples, sequence_batches
-from stir_train.distributed.engine import open_engine, peak_memory_gib
-from stir_train.errors import StageError
+from stir_train.distributed.engine import TrainEngine, open_engine, peak_memory_gib
 from stir_train.export.adapter import ADAPTER_DIRECTORY, PROBES_FILE, save_adapter, save_probes
 from stir_train.export.verify import VerificationResult, verify_adapter
 from stir_train.models.load import resolve_model_path
-from stir_train.models.lora import make_student, make_whole_student
+from stir_train.models.lora import Student, make_student, make_whole_student
 from stir_train.monitoring.console import progress
 from stir_train.monitoring.metrics import Pace
 from stir_train.recipes.context import RunContext
-from stir_train.recipes.harvest import ROLLOUTS, rollout_job
-from stir_train.recipes.rollouts import (
-    GenerationJob,
-    generate_jobs,
-    load_answers,
-    sampling_params,
+from stir_train.recipes.lessons import (
+    STEERED,
+    Lesson,
+    early_stopping,
+    lesson_batches,
+    load_steered,
+    mean_tokens,
+    plan_lessons,
+    steered_job,
 )
-from stir_train.recipes.tune import TUNE, controller_for
+from stir_train.recipes.rollouts import generate_jobs
+from stir_train.recipes.tune import TUNE
 from stir_train.recipes.validate import VALIDATE
 from stir_train.recipes.value import VALUE
 from stir_train.train.loop import FitPlan, FitResult, StepRecord, fit, warmup_then_cosine
-from stir_train.types.rollout import GradedRollout, Rollout
 
-STEERED, ADAPTER = STAGE_DIRECTORIES["steer"], STAGE_DIRECTORIES["distill"]
+ADAPTER = STAGE_DIRECTORIES["distill"]
 NUM_PROBES, PROBE_TOKENS = 4, 48
 LOG_EVERY = 20
 FIGURES_FILE = "figures.json"
@@ -59,7 +58,7 @@ def run_steered(context: RunContext) -> None:
     stage = context.begin(STEERED, settings, upstream=(VALIDATE, VALUE, TUNE), splits=("harvest",))
     if stage is None:
         return
-    job = _steered_job(context)
+    job = steered_job(context)
     total = len(job.prompts) * job.num_samples
     with progress(context.console, "steered rollouts", total, "rollouts") as advance:
         generate_jobs(context, stage, [job], advance)
@@ -68,7 +67,7 @@ def run_steered(context: RunContext) -> None:
 
 
 def _finish_steered(context: RunContext, stage: StageDir) -> None:
-    graded = _load_steered(context)
+    graded = load_steered(context)
     correct = sum(g.grade.correct for g in graded) / len(graded)
     context.report_done(
         stage,
@@ -87,63 +86,9 @@ def run_distill(context: RunContext) -> None:
     stage = context.begin(ADAPTER, settings, upstream=(STEERED,))
     if stage is None:
         return
-    samples = _samples_of(context, config.distill.objective)
-    lessons = [Lesson("", config.distill.objective, samples, config.distill.num_steps)]
-    for name, objective in config.distill.also.items():
-        others = _samples_of(context, objective)
-        num_steps = round(config.distill.num_steps * _mean_tokens(samples) / _mean_tokens(others))
-        lessons.append(Lesson(name, objective, others, max(1, num_steps)))
+    lessons = plan_lessons(context)
     taught = [_teach(context, stage, lesson) for lesson in lessons]
     context.world.on_main("distilled", lambda: _finish(context, stage, lessons, taught))
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """One student to train.
-
-    Attributes:
-        name: Empty for the student that is exported.
-        objective: What it learns from.
-        samples: Completions.
-        num_steps: Optimizer steps.
-    """
-
-    name: str
-    objective: ObjectiveConfig
-    samples: list[Rollout]
-    num_steps: int
-
-    @property
-    def prefix(self) -> str:
-        """Where in the stage its adapter is."""
-        return student_prefix(self.name)
-
-
-def student_prefix(name: str) -> str:
-    """Where in the stage a student's adapter is; the exported one has no name."""
-    return f"also/{name}/" if name else ""
-
-
-def _samples_of(context: RunContext, objective: ObjectiveConfig) -> list[Rollout]:
-    """Right and short completions, steered or plain.
-
-    Raises:
-        StageError: If none is right.
-    """
-    plain = objective.samples == "plain"
-    graded = (
-        load_answers(context, context.stage(ROLLOUTS), rollout_job(context))
-        if plain
-        else _load_steered(context)
-    )
-    samples = choose_samples(graded, keep_per_prompt=context.config.distill.keep_per_prompt)
-    if not samples:
-        raise StageError(f"no {objective.samples} rollout is correct: there is nothing to distil")
-    return samples
-
-
-def _mean_tokens(samples: Sequence[Rollout]) -> float:
-    return sum(len(sample.token_ids) for sample in samples) / len(samples)
 
 
 def _teach(context: RunContext, stage: StageDir, lesson: Lesson) -> dict[str, Any]:
@@ -167,11 +112,20 @@ def _teach(context: RunContext, stage: StageDir, lesson: Lesson) -> dict[str, An
         weight_decay=config.distill.weight_decay,
     )
     engine = open_engine(student.model, optimizer, config.train, context.world)
-    batching = BatchConfig(
-        config.distill.batch_size, int(student.base.tokenizer.pad_token_id or 0), config.seed
-    )
-    directions = context.steering.basis().directions if lesson.objective.needs_teacher else None
     student.model.train()
+    fitted = _fit(context, stage, lesson, student, engine)
+    learnt = engine.parameters()
+    figures = context.world.on_main(
+        f"{name} distilled", lambda: _export_and_verify(context, stage, lesson, learnt, fitted)
+    )
+    return dict(figures)
+
+
+def _fit(
+    context: RunContext, stage: StageDir, lesson: Lesson, student: Student, engine: TrainEngine
+) -> FitResult:
+    """Take the lesson's steps, from the last checkpoint on if there is one."""
+    config, name = context.config, lesson.name or "student"
     label, pace = f"distill {lesson.name}".rstrip(), Pace()
     with progress(context.console, label, lesson.num_steps, "steps") as advance:
 
@@ -194,7 +148,7 @@ def _teach(context: RunContext, stage: StageDir, lesson: Lesson) -> dict[str, An
 
         fitted = fit(
             engine,
-            lambda step: sequence_batches(lesson.samples, engine, step, batching, directions),
+            lambda step: lesson_batches(context, lesson, student, engine, step),
             DistillLoss(engine.module, student, lesson.objective),
             FitPlan(
                 num_steps=lesson.num_steps,
@@ -202,15 +156,13 @@ def _teach(context: RunContext, stage: StageDir, lesson: Lesson) -> dict[str, An
                     lesson.num_steps, warmup_steps=config.distill.warmup_steps
                 ),
                 seed=config.seed,
+                early_stopping=early_stopping(context, lesson, student, engine),
                 checkpoints=context.checkpoints(stage, name),
                 on_step=on_step,
             ),
         )
-    learnt = engine.parameters()
-    figures = context.world.on_main(
-        f"{name} distilled", lambda: _export_and_verify(context, stage, lesson, learnt, fitted)
-    )
-    return dict(figures)
+        advance(lesson.num_steps - fitted.num_steps)
+    return fitted
 
 
 def _export_and_verify(
@@ -242,9 +194,10 @@ def _export_and_verify(
         "num_samples": len(lesson.samples),
         "num_steps": fitted.num_steps,
         "num_tokens": round(
-            fitted.num_steps * config.distill.batch_size * _mean_tokens(lesson.samples)
+            fitted.num_steps * config.distill.batch_size * mean_tokens(lesson.samples)
         ),
         "final_loss": sum(tail) / len(tail),
+        "best_step": fitted.best_step or fitted.num_steps,
         "num_tensors": verified.num_tensors,
         "effect": verified.effect,
         "reload_difference": verified.difference,
@@ -286,17 +239,3 @@ def run_verify(context: RunContext) -> VerificationResult:
         stage.file(PROBES_FILE),
         tolerance=context.config.distill.logit_tolerance,
     )
-
-
-def _steered_job(context: RunContext) -> GenerationJob:
-    choice, basis = context.steering.choice(), context.steering.basis()
-    return GenerationJob(
-        prompts=context.splits["harvest"],
-        num_samples=context.config.distill.num_samples,
-        sampling=sampling_params(context, greedy=False),
-        make_controller=lambda: controller_for(context, choice, basis),
-    )
-
-
-def _load_steered(context: RunContext) -> list[GradedRollout]:
-    return load_answers(context, context.stage(STEERED), _steered_job(context))

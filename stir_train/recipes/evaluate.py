@@ -28,8 +28,9 @@ from stir_train.models.lora import load_adapter
 from stir_train.monitoring.console import progress
 from stir_train.recipes.compare import RESULTS_FILE
 from stir_train.recipes.context import RunContext
-from stir_train.recipes.distill import ADAPTER, student_prefix
+from stir_train.recipes.distill import ADAPTER
 from stir_train.recipes.harvest import BASIS, load_basis
+from stir_train.recipes.lessons import student_prefix
 from stir_train.recipes.rollouts import (
     GenerationJob,
     generate_jobs,

@@ -76,19 +76,18 @@ def run_tune(context: RunContext) -> None:
         return
     grid = trial_grid(context)
     basis = context.steering.basis()
-    jobs = {"greedy": _tune_job(context, "greedy", None, basis)}
-    jobs |= {
-        trial_name(trial): _tune_job(context, trial_name(trial), trial, basis) for trial in grid
-    }
+    jobs = {"greedy": tune_job(context, None, basis)}
+    jobs |= {trial_name(trial): tune_job(context, trial, basis) for trial in grid}
     total = len(context.splits["tune"]) * len(jobs)
     with progress(context.console, "tune", total, "problems") as advance:
         generate_jobs(context, stage, list(jobs.values()), advance)
     context.world.on_main("tuned", lambda: _finish(context, stage, grid, jobs))
 
 
-def _tune_job(
-    context: RunContext, name: str, settings: SteeringConfig | None, basis: ControlBasis
+def tune_job(
+    context: RunContext, settings: SteeringConfig | None, basis: ControlBasis
 ) -> GenerationJob:
+    """Greedy answers to the tune split, steered by settings or plain."""
     return GenerationJob(
         prompts=context.splits["tune"],
         num_samples=1,
@@ -96,7 +95,7 @@ def _tune_job(
         make_controller=None
         if settings is None
         else lambda: controller_for(context, settings, basis),
-        prefix=f"{name}/",
+        prefix=f"{'greedy' if settings is None else trial_name(settings)}/",
     )
 
 

@@ -1,0 +1,164 @@
+"""Batches that the student samples itself, with what the steered teacher would have done to them.
+
+The steered block's own states do not depend on impulses in it, which only the blocks above see. So
+the teacher decides at every control point of a finished completion in the one pass that scores it,
+and needs no decoding of its own (on-policy distillation, GKD, arXiv 2306.13649).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stir_train.distill.replay import ControlPoints
+from stir_train.distill.samples import (
+    BatchConfig,
+    SequenceBatch,
+    batch_indices,
+    collate_part,
+)
+from stir_train.distributed.engine import TrainEngine
+from stir_train.generation.backend import (
+    ControlBatch,
+    Controller,
+    ControlSpec,
+    GenerationRequest,
+    SamplingParams,
+)
+from stir_train.generation.engine import DecodeEngine
+from stir_train.models.lora import Student
+from stir_train.train.loop import parts_of
+from stir_train.types.rollout import Prompt, Rollout
+
+
+@dataclass(frozen=True)
+class StudentSampling:
+    """How a student in training answers the prompts of a batch.
+
+    Attributes:
+        student: Whole in this process.
+        prompts: Of the samples, by id.
+        sampling: As for rollouts.
+        control: Where control points are.
+        controller: The teacher's; it must decide without previews.
+        seed: Of the noise, and of which batches are sampled.
+        share: Of the batches.
+    """
+
+    student: Student
+    prompts: Mapping[str, Prompt]
+    sampling: SamplingParams
+    control: ControlSpec
+    controller: Controller
+    seed: int
+    share: float
+
+    def takes(self, step: int) -> bool:
+        """Whether the student samples the batch of a step (0-based)."""
+        return random.Random(f"{self.seed}/{step}").random() < self.share
+
+    def answer(self, samples: Sequence[tuple[int, Rollout]]) -> list[Rollout]:
+        """Fresh completions of the samples' prompts by the student as it is now.
+
+        Args:
+            samples: With a number for each that no other completion of the fit has.
+        """
+        if not samples:
+            return []
+        was_training = self.student.model.training
+        self.student.model.eval()
+        requests = [
+            GenerationRequest(self.prompts[sample.prompt_id], number) for number, sample in samples
+        ]
+        engine = DecodeEngine(self.student.base, max_rows=len(requests))
+        made = engine.generate(requests, self.sampling, seed=self.seed, control=self.control)
+        self.student.model.train(was_training)
+        return list(made.rollouts)
+
+    def points_of(self, samples: Sequence[Rollout], *, count: int) -> ControlPoints:
+        """The control points at which the teacher may act, for it to decide in its own pass."""
+        found = [
+            (row, sample, point, token_index)
+            for row, sample in enumerate(samples)
+            for point, token_index in enumerate(
+                sample.control_points[: self.control.max_points], start=1
+            )
+        ]
+        batch = ControlBatch(
+            prompt_ids=tuple(sample.prompt_id for _, sample, _, _ in found),
+            samples=tuple(sample.sample for _, sample, _, _ in found),
+            points=torch.tensor([point for _, _, point, _ in found], dtype=torch.long),
+            token_indices=tuple(token_index for _, _, _, token_index in found),
+        )
+
+        def decide(states: Float[Tensor, "P D"]) -> Float[Tensor, "P D"]:
+            if not found:
+                return torch.zeros_like(states)
+            here = dataclasses.replace(batch, points=batch.points.to(states.device))
+            impulses = self.controller.decide(states.float(), here)
+            self.controller.reset()
+            return impulses.deltas * impulses.fires[:, None]
+
+        rows = torch.tensor([row for row, _, _, _ in found], dtype=torch.long)
+        columns = torch.tensor(
+            [len(sample.prompt_token_ids) + index for _, sample, _, index in found],
+            dtype=torch.long,
+        )
+        none = torch.zeros(len(found), self.student.base.identity.width)
+        return ControlPoints(self.controller.block, rows, columns, none, count, decide)
+
+
+def on_policy_batches(
+    samples: Sequence[Rollout],
+    engine: TrainEngine,
+    start: int,
+    config: BatchConfig,
+    by_teacher: Iterator[list[SequenceBatch]],
+    sampling: StudentSampling,
+) -> Iterator[list[SequenceBatch]]:
+    """The teacher's batches, a share of them replaced by the student's answers to their prompts.
+
+    A batch is sampled when it is asked for, from the weights of that step: a fit that is resumed there
+    samples the same. Collective.
+
+    Args:
+        samples: Those that ``by_teacher`` is made of.
+        engine: Holds the student.
+        start: Step (0-based) of the first batch.
+        config: As for ``by_teacher``.
+        by_teacher: The teacher's batches from ``start`` on.
+        sampling: How the student answers.
+    """
+    for step, batch in enumerate(batch_indices(samples, start, config), start=start):
+        given = next(by_teacher)
+        if not sampling.takes(step):
+            yield given
+            continue
+        numbered = {index: step * config.batch_size + place for place, index in enumerate(batch)}
+        parts = [
+            sampling.answer([(numbered[i], samples[i]) for i in part])
+            for part in parts_of(batch, engine)
+        ]
+        made = [sample for part in parts for sample in part]
+        limit = sampling.control.max_points
+        counts = [
+            sum(len(sample.token_ids) for sample in made),
+            sum(len(sample.control_points[:limit]) for sample in made),
+        ]
+        num_targets, count = engine.world.sum(torch.tensor(counts, dtype=torch.double)).tolist()
+        yield [
+            dataclasses.replace(
+                batch_of_part,
+                points=sampling.points_of(own, count=int(count)),
+                by_student=True,
+            )
+            for own, batch_of_part in (
+                collate_part(part, samples[batch[0]], config, int(num_targets)) for part in parts
+            )
+        ]
