@@ -46,6 +46,7 @@ STAGE_HELP = {
     "tune": "Choose the controller on the tune split.",
     "steer": "Sample steered rollouts of the harvest split.",
     "distill": "Distil steered rollouts into a LoRA adapter, export and verify it.",
+    "baselines": "Tune other methods on the tune split.",
     "evaluate": "Compare every method on the held-out test split.",
     "report": "Write the run's HTML report.",
 }

@@ -11,6 +11,7 @@ STAGE_DIRECTORIES: dict[str, str] = {
     "tune": "tune",
     "steer": "steered",
     "distill": "adapter",
+    "baselines": "baselines",
     "evaluate": "eval",
     "report": "report",
 }

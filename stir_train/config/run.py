@@ -12,6 +12,7 @@ from stir_train.config.base import FrozenConfig
 from stir_train.config.learning import DistillConfig, TrainConfig
 from stir_train.config.stages import (
     SPREAD,
+    BaselinesConfig,
     BasisConfig,
     ClusterConfig,
     ControlPointConfig,
@@ -53,6 +54,7 @@ class RunConfig(FrozenConfig):
     value: ValueConfig = ValueConfig()
     steering: SteeringConfig = SteeringConfig()
     tune: TuneConfig = TuneConfig()
+    baselines: BaselinesConfig = BaselinesConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     distill: DistillConfig = DistillConfig()
     train: TrainConfig = TrainConfig()
@@ -80,7 +82,17 @@ class RunConfig(FrozenConfig):
                 "model.device=spread decodes and cannot train: set distill.enabled=false, or hold the "
                 "model with model.sharding"
             )
+        if self.model.sharding != "none" and self.baselines.names:
+            raise ValueError(
+                "baselines read and edit whole models: take them out, or model.sharding"
+            )
         return self
+
+    @property
+    def stages_off(self) -> frozenset[str]:
+        """Verbs of the stages that this run leaves out."""
+        off = set() if self.distill.enabled else {"steer", "distill"}
+        return frozenset(off if self.baselines.names else {*off, "baselines"})
 
     @property
     def directory(self) -> Path:

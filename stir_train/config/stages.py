@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -11,6 +11,19 @@ from stir_train.config.base import Fraction, FrozenConfig, NonNegativeFloat
 from stir_train.config.tasks import KNOWN_TASKS
 
 SPREAD = "spread"
+BaselineName = Literal[
+    "self-consistency",
+    "seal",
+    "steered-compression",
+    "representation-control",
+    "efficiency-steering",
+    "nowait",
+    "cgrs",
+    "deer",
+    "progress-vector",
+    "thinkedit",
+    "steer2edit",
+]
 SteeringMode = Literal["none", "static", "similarity", "preview", "value", "hybrid"]
 
 
@@ -299,6 +312,18 @@ class TuneConfig(FrozenConfig):
     """Strengths to try."""
     depths: tuple[Fraction, ...] = ()
     """Depths to try; empty tries every harvested depth."""
+
+
+class BaselinesConfig(FrozenConfig):
+    """Other methods beside ours, each tuned on the same split."""
+
+    methods: tuple[BaselineName, ...] | Literal["all"] = ()
+    """Which; none by default. Each says in its docstring what is its paper's and what our choice."""
+
+    @property
+    def names(self) -> tuple[BaselineName, ...]:
+        """The methods asked for, in order."""
+        return get_args(BaselineName) if self.methods == "all" else self.methods
 
 
 class EvaluateConfig(FrozenConfig):

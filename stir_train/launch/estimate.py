@@ -28,6 +28,8 @@ ADAM_BYTES = 16
 """A trained parameter's weight, gradient and two moments in float32."""
 ACTIVATION_BYTES = 34
 """Kept for the backward pass per token, layer and unit of width, in 16-bit training."""
+BASELINE_COMPLETIONS = 10
+"""A problem of the tune split, for each other method: settings of its grid, or samples of a vote."""
 TOKEN_BYTES = 24
 """On disk per token: its id, log-probability and text."""
 
@@ -169,10 +171,12 @@ def _completions(config: RunConfig) -> dict[str, int]:
     trials = config.validation.num_rounds * config.validation.trials_per_round
     methods = 3 + 3 * config.evaluate.controls + len(tune.modes) - 1
     methods += config.distill.enabled * (1 + len(config.distill.also))
+    others = len(config.baselines.names)
     return {
         "rollout": splits.num_harvest * config.rollout.num_samples,
         "validate": config.validation.enabled * (splits.num_harvest + trials),
         "tune": splits.num_tune * (settings + 1),
         "steer": config.distill.enabled * splits.num_harvest * config.distill.num_samples,
-        "evaluate": splits.num_test * methods,
+        "baselines": splits.num_tune * others * BASELINE_COMPLETIONS,
+        "evaluate": splits.num_test * (methods + others),
     }

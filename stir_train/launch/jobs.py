@@ -24,6 +24,7 @@ CHAIN: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("tune", ("tune",), True),
     ("steer", ("steer",), True),
     ("distill", ("distill",), True),
+    ("baselines", ("baselines",), True),
     ("evaluate", ("evaluate", "report"), True),
 )
 """Name, stages, and whether it has work for every node or runs on one."""
@@ -62,14 +63,13 @@ def plan_jobs(config: RunConfig, site: SiteConfig, verbs: Sequence[str]) -> list
     if unknown:
         raise ConfigError(f"site: stages: no job {', '.join(unknown)}; jobs: {', '.join(names)}")
     run_dir = RunDir(config.directory)
-    off = set() if config.distill.enabled else {"steer", "distill"}
     jobs: list[Job] = []
     for name, stages, is_wide in CHAIN:
         wanted = tuple(
             verb
             for verb in stages
             if verb in verbs
-            and verb not in off
+            and verb not in config.stages_off
             and not run_dir.stage(STAGE_DIRECTORIES[verb]).is_complete
         )
         if not wanted:

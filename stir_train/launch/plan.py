@@ -45,6 +45,7 @@ def _work(config: RunConfig) -> dict[str, str]:
     trials = len(config.tune.modes) * len(config.tune.strengths) * len(depths)
     trials = trials if config.tune.enabled else 1
     methods = 3 + 3 * config.evaluate.controls + config.distill.enabled + len(config.tune.modes) - 1
+    methods += len(config.baselines.names)
     captured = ", ".join(f"{depth:g}" for depth in config.harvest.depths)
     return {
         "rollout": f"{splits.num_harvest} problems x {config.rollout.num_samples} samples = "
@@ -65,6 +66,9 @@ def _work(config: RunConfig) -> dict[str, str]:
         "distill": f"LoRA rank {config.distill.rank}, {config.distill.num_steps} steps of "
         f"{config.distill.batch_size} sequences; export and verify"
         if config.distill.enabled
+        else "off",
+        "baselines": f"{', '.join(config.baselines.names)}: tuned on {splits.num_tune} problems"
+        if config.baselines.names
         else "off",
         "evaluate": f"{methods} methods x {splits.num_test} held-out problems",
         "report": "one HTML page",

@@ -53,9 +53,9 @@ def run_status(directory: Path) -> RunStatus:
     if not config_file.is_file() and not (directory / SLURM).is_dir():
         raise ArtifactError(f"{directory}: no run here (no config.yaml)")
     run_dir = RunDir(directory)
-    distills = True
+    off: frozenset[str] = frozenset()
     if config_file.is_file():
-        distills = load_config(RunConfig, config_file).distill.enabled
+        off = load_config(RunConfig, config_file).stages_off
     jobs = {}
     if shutil.which("scontrol") is not None:
         for job in submitted_jobs(run_dir):
@@ -70,7 +70,7 @@ def run_status(directory: Path) -> RunStatus:
         stage = run_dir.stage(name)
         if stage.is_complete:
             state, progress = "done", _figures(stage.summary())
-        elif verb in ("steer", "distill") and not distills:
+        elif verb in off:
             state, progress = "off", ""
         else:
             state = "unfinished" if stage.path.exists() else "to do"

@@ -26,6 +26,12 @@ from stir_train.generation.engine import DecodeEngine
 from stir_train.models.load import LoadedModel, load_model, unsharded
 from stir_train.models.lora import load_adapter
 from stir_train.monitoring.console import progress
+from stir_train.recipes.baselines import (
+    BASELINES_STAGE,
+    TunedBaseline,
+    answering,
+    tuned_baselines,
+)
 from stir_train.recipes.compare import RESULTS_FILE
 from stir_train.recipes.context import RunContext
 from stir_train.recipes.distill import ADAPTER
@@ -66,6 +72,7 @@ class Method:
         chosen_on: Which split its settings were chosen on.
         make_controller: None decodes plainly.
         engine: Makes what answers; None uses the base model.
+        baseline: Another method with its setting, which answers in its own way.
     """
 
     name: str
@@ -73,6 +80,21 @@ class Method:
     chosen_on: str
     make_controller: Callable[[], SteeringController] | None = None
     engine: Callable[[], DecodeEngine] | None = None
+    baseline: TunedBaseline | None = None
+
+    @property
+    def described(self) -> dict[str, object] | None:
+        """The settings, JSON-ready."""
+        if self.baseline is not None:
+            return dict(self.baseline.setting)
+        return None if self.settings is None else self.settings.model_dump(mode="json")
+
+    @property
+    def label(self) -> str:
+        """Name and settings in short."""
+        if self.baseline is not None:
+            return self.baseline.label
+        return self.name if self.settings is None else trial_name(self.settings)
 
 
 def run_evaluate(context: RunContext) -> None:
@@ -84,7 +106,11 @@ def run_evaluate(context: RunContext) -> None:
         "seed": config.seed,
         "num_threads": config.num_threads,
     }
-    upstream = (BASIS, VALIDATE, VALUE, TUNE, *([ADAPTER] if config.distill.enabled else []))
+    upstream = (
+        *(BASIS, VALIDATE, VALUE, TUNE),
+        *([ADAPTER] if config.distill.enabled else []),
+        *([BASELINES_STAGE] if config.baselines.names else []),
+    )
     stage = context.begin(EVAL, settings, upstream=upstream, splits=("test",))
     if stage is None:
         return
@@ -100,6 +126,9 @@ def run_evaluate(context: RunContext) -> None:
             make_controller=method.make_controller,
             prefix=f"{method.name}/",
             engine=method.engine,
+            answer=None
+            if method.baseline is None
+            else answering(context, method.baseline.name, method.baseline.setting),
         )
         for method in methods
     }
@@ -220,6 +249,9 @@ def build_methods(context: RunContext) -> list[Method]:
         steered(f"stir-{settings.mode}", settings, basis, "tune")
         for settings in best_of_each_mode(context)
         if settings != choice
+    ]
+    methods += [
+        Method(other.name, None, "tune", baseline=other) for other in tuned_baselines(context)
     ]
     if not context.config.distill.enabled:
         return methods
@@ -358,8 +390,8 @@ def _results(
     described = [
         {
             **dataclasses.asdict(row),
-            "settings": None if m.settings is None else m.settings.model_dump(mode="json"),
-            "label": m.name if m.settings is None else trial_name(m.settings),
+            "settings": m.described,
+            "label": m.label,
             "chosen_on": m.chosen_on,
         }
         for m, row in zip(methods, rows, strict=True)

@@ -42,6 +42,7 @@ class GenerationJob:
         make_controller: A fresh controller per chunk; None decodes plainly.
         prefix: Directory inside the stage, for stages that hold several sets.
         engine: Makes what decodes; None takes the run's base-model engine.
+        answer: Another way to make completions of some prompts, one each, in place of all these.
     """
 
     prompts: Sequence[Prompt]
@@ -51,6 +52,7 @@ class GenerationJob:
     make_controller: Callable[[], SteeringController] | None = None
     prefix: str = ""
     engine: Callable[[], DecodeEngine] | None = None
+    answer: Callable[[Sequence[Prompt]], list[Rollout]] | None = None
 
 
 def sampling_params(context: RunContext, *, greedy: bool) -> SamplingParams:
@@ -189,6 +191,8 @@ def _generate_chunk(
 ) -> dict[str, float]:
     """Generate, grade and save one chunk; return its figures."""
     prompts = prompts_of_chunk(context, job, chunk)
+    if job.answer is not None:
+        return _answer_chunk(context, stage, job, chunk)
     requests = [GenerationRequest(p, k) for p in prompts for k in range(job.num_samples)]
     controller = job.make_controller() if job.make_controller else None
     control = ControlSpec(
@@ -218,6 +222,22 @@ def _generate_chunk(
     if controller is not None and controller.decisions:
         figures |= decision_figures(controller.decisions)
     return figures
+
+
+def _answer_chunk(
+    context: RunContext, stage: StageDir, job: GenerationJob, chunk: int
+) -> dict[str, float]:
+    """The same by another method's own way of answering."""
+    assert job.answer is not None
+    prompts = prompts_of_chunk(context, job, chunk)
+    graded = grade_rollouts(context, job.answer(prompts), prompts)
+    save_table(stage, rollouts_file(job.prefix, chunk), GradedRollout, graded)
+    return {
+        "correct_rate": sum(g.grade.correct for g in graded) / len(graded),
+        "tokens": sum(g.rollout.total_tokens for g in graded),
+        "truncated_rate": sum(g.rollout.truncated for g in graded) / len(graded),
+        "forward_passes": sum(g.rollout.forward_passes for g in graded),
+    }
 
 
 def decision_figures(decisions: Sequence[SteeringDecision]) -> dict[str, float]:

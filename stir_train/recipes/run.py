@@ -27,6 +27,7 @@ from stir_train.errors import StageError
 from stir_train.export.adapter import ADAPTER_DIRECTORY
 from stir_train.monitoring.console import LOG_WIDTH
 from stir_train.monitoring.metrics import Metrics, MetricsFile, open_metrics
+from stir_train.recipes.baselines import run_baselines
 from stir_train.recipes.compare import RESULTS_FILE
 from stir_train.recipes.context import RunContext, set_threads
 from stir_train.recipes.distill import run_distill, run_steered
@@ -61,6 +62,7 @@ STAGES = tuple(
         ("tune", run_tune),
         ("steer", run_steered),
         ("distill", run_distill),
+        ("baselines", run_baselines),
         ("evaluate", run_evaluate),
         ("report", run_report),
     )

@@ -1,0 +1,88 @@
+"""Fewer words of reflection the surer the answer is (CGRS, arXiv 2508.05337).
+
+The paper's: at every delimiter try an answer; its certainty is one minus the mean entropy of its tokens
+over ``log V``; until the next delimiter, trigger words are forbidden with probability
+``max(0, (certainty - delta) / (1 - delta))``, delta 0.9. Ours: the draw is made once a segment, not
+once a token, and counts from zero on the noise of the run; delta is tuned.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from stir_train.baselines.editing import biased, forbidding, token_ids_of_words
+from stir_train.baselines.interface import Bench, Evidence, Learnt, NotApplicable, Setting
+from stir_train.baselines.probing import (
+    Progress,
+    extend,
+    may_try,
+    mean_entropies,
+    try_answers,
+)
+from stir_train.types.rollout import Prompt, Rollout
+
+TRIGGERS = frozenset({"wait", "but", "alternatively", "alternative", "hmm"})
+DELTAS = (0.5, 0.9)
+MAX_TRIALS = 40
+"""After so many delimiters a completion goes on unprobed."""
+
+
+class Cgrs:
+    """Certainty-guided suppression of triggers."""
+
+    name = "cgrs"
+
+    def prepare(self, evidence: Evidence) -> dict[str, Tensor]:
+        """Which tokens are triggers."""
+        found = token_ids_of_words(evidence.loaded, TRIGGERS)
+        if not found:
+            raise NotApplicable("no token of the vocabulary is a trigger word")
+        return {"token_ids": torch.tensor(found)}
+
+    def settings(self, blocks: Sequence[int]) -> list[Setting]:  # noqa: ARG002 - the interface's
+        """Every delta."""
+        return [{"delta": delta} for delta in DELTAS]
+
+    def answer(
+        self, bench: Bench, learnt: Learnt, setting: Setting, prompts: Sequence[Prompt]
+    ) -> list[Rollout]:
+        """Greedy, in as many rounds as the longest completion has segments."""
+        size = bench.loaded.model.config.get_text_config().vocab_size
+        bias = forbidding(learnt["token_ids"].tolist(), size)
+        items = [Progress(prompt) for prompt in prompts]
+        suppressed = [False] * len(items)
+        while any(item.finish is None for item in items):
+            for flag in (False, True):
+                going = [
+                    item
+                    for item, is_suppressed in zip(items, suppressed, strict=True)
+                    if item.finish is None and is_suppressed == flag
+                ]
+                probed = [item for item in going if may_try(bench, item, MAX_TRIALS)]
+                free = [item for item in going if not may_try(bench, item, MAX_TRIALS)]
+                with biased(bench.loaded, bias) if flag else nullcontext():
+                    extend(bench, probed, bench.delimiter_ids)
+                    extend(bench, free, ())
+            paused = [i for i, item in enumerate(items) if item.finish is None]
+            trials = try_answers(bench, [(items[i], items[i].token_ids) for i in paused])
+            for i, entropy in zip(paused, mean_entropies(bench, trials), strict=True):
+                items[i].forward_passes += 1  # the entropies are read in a pass of their own
+                certainty = 1 - entropy / math.log(size)
+                suppressed[i] = self._draw(bench, items[i]) < probability(
+                    certainty, float(setting["delta"])
+                )
+        return [item.rollout() for item in items]
+
+    def _draw(self, bench: Bench, item: Progress) -> float:
+        return random.Random(f"{bench.seed}/{item.prompt.prompt_id}/{item.num_trials}").random()
+
+
+def probability(certainty: float, delta: float) -> float:
+    """Of suppression until the next delimiter."""
+    return max(0.0, (certainty - delta) / (1 - delta))

@@ -1,0 +1,118 @@
+"""Asking for the answer in the middle of a completion, and going on if it is not sure."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from stir_train.baselines.interface import Bench
+from stir_train.baselines.reading import read
+from stir_train.generation.backend import GenerationRequest
+from stir_train.types.rollout import Prompt, Rollout
+
+TRIAL_TOKENS = 20
+
+
+@dataclass
+class Progress:
+    """A completion in the making, in segments.
+
+    Attributes:
+        prompt: What is answered.
+        token_ids: So far.
+        extra_tokens: Decoded or fed in trials that were thrown away.
+        forward_passes: Of everything.
+        num_trials: So far.
+        finish: Why it ended; None while it goes on.
+    """
+
+    prompt: Prompt
+    token_ids: tuple[int, ...] = ()
+    extra_tokens: int = 0
+    forward_passes: int = 0
+    num_trials: int = 0
+    finish: str | None = field(default=None)
+
+    def rollout(self) -> Rollout:
+        """The finished completion; its log-probabilities are of several passes, and left out."""
+        return Rollout(
+            prompt_id=self.prompt.prompt_id,
+            sample=0,
+            prompt_token_ids=self.prompt.token_ids,
+            token_ids=self.token_ids,
+            logprobs=(math.nan,) * len(self.token_ids),
+            control_points=(),
+            finish_reason="stop" if self.finish == "stop" else "length",
+            preview_tokens=self.extra_tokens,
+            forward_passes=self.forward_passes,
+        )
+
+
+def may_try(bench: Bench, item: Progress, max_trials: int) -> bool:
+    """Whether one more trial is allowed, and would fit the model's context wherever it came."""
+    longest = len(item.prompt.token_ids) + bench.greedy.max_new_tokens
+    needed = longest + len(bench.answer_prompt) + TRIAL_TOKENS
+    return item.num_trials < max_trials and needed <= bench.loaded.max_tokens
+
+
+def extend(bench: Bench, going: Sequence[Progress], stops: Sequence[int]) -> None:
+    """Go on greedily until the end or one of ``stops``, which is kept; in place."""
+    sampling = dataclasses.replace(
+        bench.greedy, stop_token_ids=(*bench.greedy.stop_token_ids, *stops)
+    )
+    room = [item for item in going if len(item.token_ids) < sampling.max_new_tokens]
+    for item in going:
+        if len(item.token_ids) >= sampling.max_new_tokens:
+            item.finish = "length"
+    if not room:
+        return
+    requests = [GenerationRequest(item.prompt, 0, item.token_ids) for item in room]
+    made = bench.engine.generate(requests, sampling, seed=bench.seed).rollouts
+    for item, rollout in zip(room, made, strict=True):
+        item.token_ids = rollout.token_ids
+        item.forward_passes += rollout.forward_passes
+        if rollout.truncated:
+            item.finish = "length"
+        elif rollout.token_ids[-1] in bench.greedy.stop_token_ids:
+            item.finish = "stop"
+
+
+def try_answers(
+    bench: Bench, prefixes: Sequence[tuple[Progress, tuple[int, ...]]]
+) -> list[Rollout]:
+    """Let prefixes be answered at once, greedily and shortly; the trials, without their prefixes.
+
+    Their cost is added to the completions they belong to.
+    """
+    if not prefixes:
+        return []
+    sampling = dataclasses.replace(bench.greedy, max_new_tokens=TRIAL_TOKENS)
+    requests = [
+        GenerationRequest(
+            dataclasses.replace(
+                item.prompt, token_ids=(*item.prompt.token_ids, *prefix, *bench.answer_prompt)
+            )
+        )
+        for item, prefix in prefixes
+    ]
+    made = bench.engine.generate(requests, sampling, seed=bench.seed).rollouts
+    for (item, _), trial in zip(prefixes, made, strict=True):
+        item.num_trials += 1
+        item.extra_tokens += len(bench.answer_prompt) + len(trial.token_ids)
+        item.forward_passes += trial.forward_passes
+    return list(made)
+
+
+def mean_entropies(bench: Bench, trials: Sequence[Rollout]) -> list[float]:
+    """Mean entropy (nats) of the distributions that each trial's tokens were taken from."""
+    entropies: list[float] = []
+    for reading in read(bench.loaded, trials, {}):
+        logprobs = reading.logits[:, :-1].float().log_softmax(-1)
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+        counted = reading.response[:, 1:].to(entropy.device)
+        entropies += (torch.where(counted, entropy, 0).sum(1) / counted.sum(1)).tolist()
+    return entropies

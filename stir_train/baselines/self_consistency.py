@@ -1,0 +1,98 @@
+"""Voting over samples, stopped early where they agree (SC, arXiv 2203.11171; ESC, 2401.10480).
+
+The papers': sample at temperature 0.8 and nucleus 0.95, vote on the extracted answers, ties to the
+first; early stopping samples in windows and stops where one is unanimous. Votes are on answers in the
+grader's normal form; a sample without an answer does not vote. Every sample's tokens count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from stir_train.baselines.interface import Bench, Evidence, Learnt, Setting
+from stir_train.generation.backend import GenerationRequest, SamplingParams
+from stir_train.types.rollout import Prompt, Rollout
+
+TEMPERATURE, TOP_P = 0.8, 0.95
+GRID: tuple[dict[str, int], ...] = (
+    {"samples": 3, "window": 3},
+    {"samples": 8, "window": 2},
+    {"samples": 9, "window": 3},
+)
+
+
+class SelfConsistency:
+    """Majority of samples."""
+
+    name = "self-consistency"
+
+    def prepare(self, evidence: Evidence) -> dict[str, Tensor]:  # noqa: ARG002 - the interface's
+        """Nothing is learnt."""
+        return {}
+
+    def settings(self, blocks: Sequence[int]) -> list[Setting]:  # noqa: ARG002 - the interface's
+        """Three samples, as the STIR authors compare with, or more with early stopping."""
+        return list(GRID)
+
+    def answer(
+        self,
+        bench: Bench,
+        learnt: Learnt,  # noqa: ARG002 - the interface's
+        setting: Setting,
+        prompts: Sequence[Prompt],
+    ) -> list[Rollout]:
+        """The first sample that gives the winning answer, the others' tokens beside it."""
+        sampling = dataclasses.replace(bench.sampled, temperature=TEMPERATURE, top_p=TOP_P, top_k=0)
+        num_samples, window = int(setting["samples"]), int(setting["window"])
+        made: list[list[Vote]] = [[] for _ in prompts]
+        undecided = list(range(len(prompts)))
+        for first in range(0, num_samples, window):
+            numbers = range(first, min(first + window, num_samples))
+            requests = [GenerationRequest(prompts[i], k) for i in undecided for k in numbers]
+            votes = iter(_votes(bench, requests, sampling))
+            for i in undecided:
+                made[i] += [next(votes) for _ in numbers]
+            undecided = [i for i in undecided if not _unanimous(made[i][first:])]
+        return [elect(votes_of_one) for votes_of_one in made]
+
+
+@dataclass(frozen=True)
+class Vote:
+    """A sample and the answer that it votes for; none if that is empty."""
+
+    rollout: Rollout
+    answer: str
+
+
+def elect(votes: Sequence[Vote]) -> Rollout:
+    """The first sample of the answer with most votes, the other samples' tokens beside it."""
+    counts = Counter(vote.answer for vote in votes if vote.answer)
+    # `max` keeps the first of equals, and a Counter the order in which answers came.
+    winner = max(counts, key=lambda answer: counts[answer]) if counts else votes[0].answer
+    elected = next(vote.rollout for vote in votes if vote.answer == winner)
+    return dataclasses.replace(
+        elected,
+        preview_tokens=sum(len(v.rollout.token_ids) for v in votes) - len(elected.token_ids),
+        forward_passes=sum(vote.rollout.forward_passes for vote in votes),
+    )
+
+
+def _votes(
+    bench: Bench, requests: Sequence[GenerationRequest], sampling: SamplingParams
+) -> list[Vote]:
+    made = bench.engine.generate(requests, sampling, seed=bench.seed, control=bench.control)
+    texts = [bench.loaded.decode(rollout.token_ids) for rollout in made.rollouts]
+    answers = bench.answers_of([request.prompt for request in requests], texts)
+    return [
+        Vote(rollout, "" if rollout.truncated else answer)
+        for rollout, answer in zip(made.rollouts, answers, strict=True)
+    ]
+
+
+def _unanimous(window: Sequence[Vote]) -> bool:
+    return len({vote.answer for vote in window}) == 1 and bool(window[0].answer)

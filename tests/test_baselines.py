@@ -1,0 +1,373 @@
+"""Other methods: the property that makes each what it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import suppress
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+
+from stir_train.baselines.cgrs import Cgrs, probability
+from stir_train.baselines.compression import BUDGETS, SteeredCompression, mean_kl
+from stir_train.baselines.deer import Deer
+from stir_train.baselines.editing import edited, forbidding, token_ids_of_words
+from stir_train.baselines.efficiency import EfficiencySteering
+from stir_train.baselines.interface import Bench, Evidence, NotApplicable, label_of
+from stir_train.baselines.nowait import KEYWORDS, NoWait
+from stir_train.baselines.pairs import right_and_wrong, shortest_and_longest_right
+from stir_train.baselines.progress_vector import ProgressVector
+from stir_train.baselines.reading import attention_output, feed_forward_output, read
+from stir_train.baselines.registry import BASELINES
+from stir_train.baselines.representation import RepresentationControl
+from stir_train.baselines.seal import Seal, is_execution
+from stir_train.baselines.self_consistency import SelfConsistency, Vote, elect
+from stir_train.baselines.steer2edit import edit_heads, edit_neurons, shrunk
+from stir_train.baselines.thinkedit import ThinkEdit, contributions, without_direction
+from stir_train.config.stages import BaselineName, TaskConfig
+from stir_train.data.control_points import ControlPointAutomaton
+from stir_train.data.grading import grade_batch
+from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
+from stir_train.generation.engine import DecodeEngine
+from stir_train.models.load import LoadedModel
+from stir_train.types.rollout import Prompt, Rollout
+from tests.support import bases
+
+BLOCKS = (3, bases.BLOCK)
+
+
+@pytest.fixture(scope="module")
+def evidence(loaded: LoadedModel) -> Evidence:
+    graded, captured = bases.harvest()
+    return Evidence(loaded, graded, captured, bases.basis(), BLOCKS)
+
+
+@pytest.fixture(scope="module")
+def bench(loaded: LoadedModel, automaton: ControlPointAutomaton) -> Bench:
+    def answers_of(prompts: list[Prompt], texts: list[str]) -> list[str]:
+        items = [(text, p.gold, False) for p, text in zip(prompts, texts, strict=True)]
+        return [grade.extracted for grade in grade_batch(TaskConfig(), items)]
+
+    greedy = SamplingParams(bases.BUDGET, loaded.stop_token_ids)
+    vocabulary = loaded.tokenizer.get_vocab()
+    return Bench(
+        loaded=loaded,
+        engine=DecodeEngine(loaded, max_rows=16),
+        greedy=greedy,
+        sampled=dataclasses.replace(greedy, temperature=0.7, top_p=0.95),
+        control=ControlSpec(automaton, bases.MAX_POINTS),
+        seed=0,
+        answers_of=answers_of,
+        answer_prompt=tuple(loaded.tokenizer("Answer:", add_special_tokens=False)["input_ids"]),
+        delimiter_ids=tuple(i for token, i in vocabulary.items() if "\n\n" in token),
+    )
+
+
+@pytest.fixture(scope="module")
+def plain(bench: Bench, prompts: list[Prompt]) -> list[Rollout]:
+    return bench.answer(prompts)
+
+
+def _tokens(rollouts: list[Rollout]) -> list[tuple[int, ...]]:
+    return [rollout.token_ids for rollout in rollouts]
+
+
+def test_every_method_has_a_name_a_grid_and_learns_without_touching_the_model(
+    evidence: Evidence,
+) -> None:
+    assert tuple(BASELINES) == get_args(BaselineName)
+    before = {n: p.clone() for n, p in evidence.loaded.model.named_parameters()}
+    for name, method in BASELINES.items():
+        learnt = method.prepare(evidence)
+        assert all(torch.isfinite(t).all() for t in learnt.values()), name
+        settings = method.settings(BLOCKS)
+        assert len({label_of(setting) for setting in settings}) == len(settings) > 0, name
+    for name, parameter in evidence.loaded.model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+def test_a_vote_takes_the_first_sample_of_the_majority_and_counts_every_token() -> None:
+    def vote(sample: int, answer: str, length: int) -> Vote:
+        ids = (5,) * length
+        rollout = Rollout(
+            "p", sample, (1,), ids, (0.0,) * length, (), "stop", forward_passes=length
+        )
+        return Vote(rollout, answer)
+
+    votes = [vote(0, "7", 3), vote(1, "8", 4), vote(2, "8", 5), vote(3, "", 6)]
+    elected = elect(votes)
+    assert elected.sample == 1
+    assert elected.total_tokens == 3 + 4 + 5 + 6 == elected.forward_passes
+    assert elect(votes[:2]).sample == 0, "ties go to the first answer"
+    assert elect(votes[3:]).sample == 3, "nobody votes"
+
+
+def test_voting_stops_early_where_a_window_agrees(
+    bench: Bench, prompts: list[Prompt], evidence: Evidence
+) -> None:
+    method = SelfConsistency()
+    assert method.prepare(evidence) == {}
+    three = method.answer(bench, {}, {"samples": 3, "window": 3}, prompts[:8])
+    six = method.answer(bench, {}, {"samples": 6, "window": 3}, prompts[:8])
+    more = [b.total_tokens > a.total_tokens for a, b in zip(three, six, strict=True)]
+    assert {True, False} == set(more)
+    for a, b, went_on in zip(three, six, more, strict=True):
+        assert went_on or a == b
+
+
+def test_seal_tells_steps_apart_and_acts_at_control_points_alone(
+    bench: Bench, prompts: list[Prompt], evidence: Evidence, plain: list[Rollout]
+) -> None:
+    assert not is_execution(" Wait, redo: col 12")
+    assert not is_execution("Let me check that.")
+    assert not is_execution("There is another approach.")
+    assert is_execution("col 12+b30")
+    method = Seal()
+    learnt = method.prepare(evidence)
+    setting = {"block": bases.BLOCK, "coefficient": 2.0}
+    none = {name: torch.zeros_like(vector) for name, vector in learnt.items()}
+    assert _tokens(method.answer(bench, none, setting, prompts)) == _tokens(plain)
+    steered = method.answer(bench, learnt, setting, prompts)
+    assert _tokens(steered) != _tokens(plain)
+    for one, other in zip(steered, plain, strict=True):
+        first = other.control_points[0]
+        assert one.token_ids[: first + 1] == other.token_ids[: first + 1]
+        places = [impulse.token_index for impulse in one.impulses]
+        assert places == list(one.control_points[: bases.MAX_POINTS])
+    executing = dataclasses.replace(
+        evidence,
+        graded=[
+            dataclasses.replace(g, rollout=_without_waiting(g.rollout)) for g in evidence.graded
+        ],
+    )
+    with pytest.raises(NotApplicable, match="no steps"):
+        method.prepare(executing)
+
+
+def _without_waiting(rollout: Rollout) -> Rollout:
+    return dataclasses.replace(rollout, token_ids=(5,) * len(rollout.token_ids))
+
+
+def test_compression_is_as_strong_as_its_budget_allows(
+    bench: Bench, prompts: list[Prompt], evidence: Evidence, plain: list[Rollout]
+) -> None:
+    method = SteeredCompression()
+    learnt = method.prepare(evidence)
+    calibration = [pair[1] for pair in shortest_and_longest_right(evidence)[:32]]
+    block = bases.BLOCK
+    strengths = [float(learnt[f"strength {block} {budget:g}"]) for budget in BUDGETS]
+    assert strengths == sorted(strengths)
+    for budget, strength in zip(BUDGETS, strengths, strict=True):
+        kl = mean_kl(evidence.loaded, calibration, block, strength * learnt[f"block {block}"])
+        assert kl == pytest.approx(budget, rel=0.02)
+    answered = method.answer(bench, learnt, {"block": block, "kl": BUDGETS[-1]}, prompts)
+    assert _tokens(answered) != _tokens(plain)
+
+
+def test_the_control_vector_is_the_difference_of_last_states_and_reaches_the_prompt(
+    bench: Bench, prompts: list[Prompt], evidence: Evidence, plain: list[Rollout]
+) -> None:
+    method = RepresentationControl()
+    learnt = method.prepare(evidence)
+    mean, pca = learnt[f"mean {bases.BLOCK}"], learnt[f"pca {bases.BLOCK}"]
+    assert float(pca.norm()) == pytest.approx(float(mean.norm()), rel=1e-4)
+    assert float(pca @ mean) > 0
+    right, wrong = right_and_wrong(evidence)[0]
+    module = {"b": evidence.loaded.blocks[bases.BLOCK]}
+    (reading,) = read(evidence.loaded, [*right, *wrong], module)
+    rows = reading.lasts("b")
+    difference = rows[: len(right)].mean(0) - rows[len(right) :].mean(0)
+    only = dataclasses.replace(
+        evidence,
+        graded=[g for g in evidence.graded if g.rollout.prompt_id == right[0].prompt_id],
+    )
+    torch.testing.assert_close(
+        method.prepare(only)[f"mean {bases.BLOCK}"], difference, atol=1e-4, rtol=1e-3
+    )
+    setting = {"vector": "mean", "block": bases.BLOCK, "strength": 0.0}
+    assert _tokens(method.answer(bench, learnt, setting, prompts)) == _tokens(plain)
+    # In the prompt's pass already: the first token of all is chosen under the vector.
+    loud = {f"mean {bases.BLOCK}": 50 * torch.randn(64, generator=torch.Generator().manual_seed(0))}
+    moved = method.answer(bench, loud, {**setting, "strength": 1.0}, prompts)
+    assert any(a.token_ids[0] != b.token_ids[0] for a, b in zip(moved, plain, strict=True))
+
+
+def test_efficiency_steering_leaves_the_prompt_alone_and_shortens(
+    bench: Bench, prompts: list[Prompt], evidence: Evidence, plain: list[Rollout]
+) -> None:
+    for short, long in shortest_and_longest_right(evidence):
+        assert short.prompt_id == long.prompt_id
+        assert len(short.token_ids) < len(long.token_ids)
+    method = EfficiencySteering()
+    learnt = method.prepare(evidence)
+    steered = method.answer(bench, learnt, {"block": bases.BLOCK, "strength": 4.0}, prompts)
+    assert [r.token_ids[0] for r in steered] == [r.token_ids[0] for r in plain]
+    assert _tokens(steered) != _tokens(plain)
+
+
+def test_nowait_never_writes_a_keyword(
+    bench: Bench, prompts: list[Prompt], evidence: Evidence, loaded: LoadedModel
+) -> None:
+    learnt = NoWait().prepare(evidence)
+    words = {loaded.tokenizer.decode([i]).strip().lower() for i in learnt["token_ids"].tolist()}
+    assert "wait" in words
+    assert words <= KEYWORDS
+    answered = NoWait().answer(bench, learnt, {}, prompts)
+    banned = set(learnt["token_ids"].tolist())
+    assert not any(banned & set(rollout.token_ids) for rollout in answered)
+    assert token_ids_of_words(loaded, frozenset({"nonesuch"})) == []
+    assert int((forbidding([1, 3], 5) < 0).sum()) == 2
+
+
+def test_the_progress_vector_tells_progress_and_is_a_bias_on_the_logits(evidence: Evidence) -> None:
+    learnt = ProgressVector().prepare(evidence)
+    head = evidence.loaded.model.get_output_embeddings()
+    assert isinstance(head, nn.Linear)
+    rollouts = [g.rollout for g in evidence.graded[:40]]
+    predicted, actual = [], []
+    for reading in read(evidence.loaded, rollouts, {}, {"final": head}):
+        states = reading.found["final"][reading.response].float()
+        predicted.append(states @ learnt["probe"])
+        actual += [
+            torch.arange(1, len(r.token_ids) + 1) / len(r.token_ids) for r in reading.rollouts
+        ]
+        # Added after the last norm, or as a bias: the same logits.
+        torch.testing.assert_close(
+            head(reading.found["final"] + 3 * learnt["probe"]),
+            reading.logits + 3 * learnt["bias"],
+            atol=1e-4,
+            rtol=1e-4,
+        )
+    both = torch.stack([torch.cat(predicted), torch.cat(actual)])
+    assert float(torch.corrcoef(both)[0, 1]) > 0.6
+
+
+def test_thinkedit_silences_heads_along_the_direction_and_puts_weights_back(
+    bench: Bench, prompts: list[Prompt], evidence: Evidence, plain: list[Rollout]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, heads = torch.randn(8, 12, generator=generator), torch.randn(3, 4, generator=generator)
+    direction = nn.functional.normalize(torch.randn(8, generator=generator), dim=-1)
+    changed = without_direction(weight, direction, 1, 3)
+    along = contributions(changed, heads) @ direction
+    assert float(along[1]) == pytest.approx(0, abs=1e-5)
+    torch.testing.assert_close(along[[0, 2]], (contributions(weight, heads) @ direction)[[0, 2]])
+    torch.testing.assert_close(
+        contributions(weight, heads).sum(0), weight @ heads.flatten(), atol=1e-5, rtol=1e-5
+    )
+    learnt = ThinkEdit().prepare(evidence)
+    assert learnt["scores short"].shape == learnt["scores long"].shape == (6, 4)
+    layer = attention_output(evidence.loaded.blocks[0])
+    before = layer.weight.clone()
+    with suppress(KeyboardInterrupt), edited({layer: 0 * before}):
+        assert not layer.weight.any()
+        raise KeyboardInterrupt
+    assert torch.equal(layer.weight, before)
+    answered = ThinkEdit().answer(bench, learnt, {"against": "long", "heads": 1.0}, prompts)
+    assert _tokens(answered) != _tokens(plain)
+    assert _tokens(bench.answer(prompts)) == _tokens(plain), "the weights are back"
+
+
+def test_steer2edit_moves_heads_and_neurons_by_their_shrunk_gain() -> None:
+    gains = torch.tensor([-0.5, -0.05, 0.0, 0.05, 0.5])
+    torch.testing.assert_close(
+        shrunk(gains, rho=0.6, alpha=0.1),
+        torch.tensor([-1.0, 0, 0, 0, 1.0]) * (0.5 - 0.06) / (0.6 * 0.9),
+    )
+    generator = torch.Generator().manual_seed(0)
+    weight, given = torch.randn(8, 12, generator=generator), torch.randn(12, generator=generator)
+    direction = nn.functional.normalize(torch.randn(8, generator=generator), dim=-1)
+    moved = edit_heads(weight, given, direction, 3, rho=0.3) - weight
+    # Only along the direction, head by head, and none for a head whose gain is shrunk away.
+    torch.testing.assert_close(moved, torch.outer(direction, direction @ moved))
+    assert not edit_heads(weight, given, direction, 3, rho=1e6).sub(weight).any()
+    neurons = edit_neurons(weight, given, direction, rho=0.3) - weight
+    torch.testing.assert_close(neurons, torch.outer(direction, direction @ neurons))
+    # A neuron that adds along the direction adds more of it, one that adds against it less.
+    along = direction @ weight
+    gain = given.sign() * along / weight.norm(dim=0)
+    strong = gain.abs() > 0.3 * 0.1
+    pushed = given * (direction @ neurons)
+    assert bool(
+        (
+            pushed[strong].sign()
+            == along[strong].sign().mul(gain[strong].sign()).mul(given[strong].sign())
+        ).all()
+    )
+
+
+def test_deer_leaves_at_a_sure_answer_and_never_without_one(
+    bench: Bench, prompts: list[Prompt], evidence: Evidence, plain: list[Rollout]
+) -> None:
+    assert Deer().prepare(evidence)["token_ids"].numel() == 1
+    # Greedily this model never waits: another word stands for the monitor.
+    words = token_ids_of_words(bench.loaded, frozenset({"so"}))
+    learnt, monitors = {"token_ids": torch.tensor(words)}, set(words)
+    waits = [bool(monitors & set(r.token_ids)) for r in plain]
+    chosen = [p for p, waiting in zip(prompts, waits, strict=True) if waiting][:4]
+    others = [p for p, waiting in zip(prompts, waits, strict=True) if not waiting][:4]
+    assert chosen
+    assert others
+    by_prompt = {r.prompt_id: r for r in plain}
+    patient = Deer().answer(bench, learnt, {"threshold": 2.0}, [*chosen, *others])
+    assert _tokens(patient) == [by_prompt[p.prompt_id].token_ids for p in (*chosen, *others)]
+    assert all(r.preview_tokens > 0 for r in patient[: len(chosen)]), "trials are counted"
+    assert all(r.preview_tokens == 0 for r in patient[len(chosen) :])
+    hasty = Deer().answer(bench, learnt, {"threshold": -1.0}, chosen)
+    for rollout in hasty:
+        whole = by_prompt[rollout.prompt_id].token_ids
+        place = next(i for i, token in enumerate(whole) if token in monitors)
+        assert rollout.token_ids[:place] == whole[:place]
+        tail = rollout.token_ids[place : place + len(bench.answer_prompt)]
+        assert tail == bench.answer_prompt
+        assert rollout.preview_tokens == 0
+
+
+def test_cgrs_suppresses_triggers_in_proportion_to_certainty(
+    bench: Bench, prompts: list[Prompt], evidence: Evidence, plain: list[Rollout]
+) -> None:
+    assert probability(0.9, 0.9) == 0
+    assert probability(1.0, 0.9) == pytest.approx(1)
+    assert probability(0.95, 0.9) == pytest.approx(0.5)
+    assert probability(0.2, 0.9) == 0
+    learnt = Cgrs().prepare(evidence)
+    never = Cgrs().answer(bench, learnt, {"delta": 1 - 1e-12}, prompts[:6])
+    assert _tokens(never) == _tokens(plain[:6])
+    assert all(r.preview_tokens > 0 for r in never)
+    always = Cgrs().answer(bench, learnt, {"delta": -1e9}, prompts)
+    triggers = set(learnt["token_ids"].tolist())
+    assert any(triggers & set(r.token_ids[r.control_points[0] + 1 :]) for r in plain)
+    for rollout, other in zip(always, plain, strict=True):
+        after = rollout.token_ids[other.control_points[0] + 1 :]
+        assert not triggers & set(after), "sure enough everywhere"
+
+
+def test_reading_is_what_the_model_does_and_finds_its_output_maps(
+    loaded: LoadedModel, evidence: Evidence
+) -> None:
+    rollouts = [g.rollout for g in evidence.graded[:3]]
+    block = loaded.blocks[2]
+    modules = {"block": block, "attention": attention_output(block)}
+    (reading,) = read(loaded, rollouts, modules, {"neurons": feed_forward_output(block)})
+    for row, rollout in enumerate(rollouts):
+        ids = torch.tensor([[*rollout.prompt_token_ids, *rollout.token_ids]])
+        with torch.no_grad():
+            states = loaded.model(ids, output_hidden_states=True).hidden_states[3][0]
+        own = states[len(rollout.prompt_token_ids) :]
+        torch.testing.assert_close(reading.means("block")[row], own.mean(0), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(reading.lasts("block")[row], own[-1], atol=1e-4, rtol=1e-4)
+    assert reading.found["neurons"].shape[-1] == feed_forward_output(block).in_features
+    with pytest.raises(LookupError, match="no linear layer"):
+        attention_output(nn.Linear(2, 2))
+
+
+def test_samples_of_one_prompt_share_their_noise_with_other_calls(
+    bench: Bench, prompts: list[Prompt]
+) -> None:
+    one = bench.engine.generate([GenerationRequest(prompts[0], 3)], bench.sampled, seed=bench.seed)
+    some = bench.engine.generate(
+        [GenerationRequest(prompts[0], k) for k in range(5)], bench.sampled, seed=bench.seed
+    )
+    assert one.rollouts[0].token_ids == some.rollouts[3].token_ids
