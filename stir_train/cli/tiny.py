@@ -15,7 +15,9 @@ tiny = typer.Typer(help="Train or check the embedded tiny reasoning model.", no_
 @tiny.command("train")
 def tiny_train(
     output: Annotated[Path, typer.Argument(help="Directory to write the model to.")],
-    family: Annotated[str, typer.Option(help="Task family.")] = "addition",
+    family: Annotated[
+        list[str] | None, typer.Option(help="Task family (addition); repeat it for several.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights and corpus.")] = 1,
     steps: Annotated[
         int | None, typer.Option(help="Training steps; default: the recipe's.")
@@ -29,8 +31,10 @@ def tiny_train(
 
     recipe = replace(TinyRecipe(), seed=seed)
     recipe = recipe if steps is None else replace(recipe, num_steps=steps)
-    train_tiny(family, recipe, output, console())
-    tiny_check(str(output), family)
+    families = family or ["addition"]
+    train_tiny(families, recipe, output, console())
+    for name in families:
+        tiny_check(str(output), name)
 
 
 @tiny.command("check")

@@ -9,9 +9,10 @@ from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.evals.report import ReportData, build_examples, render_report
 from stir_train.recipes.context import RunContext
 from stir_train.recipes.distill import ADAPTER
-from stir_train.recipes.evaluate import EVAL, GREEDY, STEERED_METHOD, load_results
 from stir_train.recipes.harvest import BASIS, HARVEST, ROLLOUTS, load_report
 from stir_train.recipes.lessons import STEERED
+from stir_train.recipes.methods import EVAL, GREEDY, STEERED_METHOD
+from stir_train.recipes.result_tables import load_results
 from stir_train.recipes.rollouts import GenerationJob, load_rollouts, num_chunks, sampling_params
 from stir_train.recipes.tune import TUNE
 from stir_train.recipes.validate import VALIDATE

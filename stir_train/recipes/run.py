@@ -31,9 +31,10 @@ from stir_train.recipes.baselines import run_baselines
 from stir_train.recipes.compare import RESULTS_FILE
 from stir_train.recipes.context import RunContext, set_threads
 from stir_train.recipes.distill import run_distill, run_steered
-from stir_train.recipes.evaluate import load_results, results_table, run_evaluate, students_table
+from stir_train.recipes.evaluate import run_evaluate
 from stir_train.recipes.harvest import run_basis, run_harvest, run_rollout
 from stir_train.recipes.report import PAGE, run_report
+from stir_train.recipes.result_tables import load_results, results_table, students_table
 from stir_train.recipes.tune import run_tune
 from stir_train.recipes.validate import run_validate
 from stir_train.recipes.value import run_value

@@ -16,7 +16,7 @@ from stir_train.generation.backend import ControlSpec, GenerationRequest, Genera
 from stir_train.generation.engine import DecodeEngine
 from stir_train.recipes.context import RunContext
 from stir_train.recipes.distill import ADAPTER
-from stir_train.recipes.evaluate import (
+from stir_train.recipes.methods import (
     GREEDY,
     PUBLISHED,
     STEERED_METHOD,

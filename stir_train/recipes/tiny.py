@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -64,17 +65,27 @@ class Competence:
         )
 
 
-def train_tiny(family_name: str, recipe: TinyRecipe, output: Path, console: Console) -> None:
-    """Train one tiny model on one thread, so that the same seed gives the same weights."""
+def train_tiny(
+    family_names: Sequence[str], recipe: TinyRecipe, output: Path, console: Console
+) -> None:
+    """Train one tiny model on one thread, so that the same seed gives the same weights.
+
+    Args:
+        family_names: What it learns, in equal shares.
+        recipe: Sizes, rates and steps, those of all families together.
+        output: Directory to write.
+        console: For progress.
+    """
     torch.set_num_threads(1)
-    family = FAMILIES[family_name]
-    tokenizer = build_tokenizer([family], max_tokens=recipe.max_tokens)
+    families = [FAMILIES[name] for name in family_names]
+    tokenizer = build_tokenizer(families, max_tokens=recipe.max_tokens)
     model = build_model(recipe, tokenizer)
-    with progress(console, f"tiny model ({family_name})", recipe.num_steps, "steps") as advance:
+    title = f"tiny model ({', '.join(family_names)})"
+    with progress(console, title, recipe.num_steps, "steps") as advance:
         fit(
             PlainEngine(model, build_optimizers(model, recipe), alone()),
             lambda step: (
-                [b] for b in islice(corpus_batches([family], tokenizer, recipe), step, None)
+                [b] for b in islice(corpus_batches(families, tokenizer, recipe), step, None)
             ),
             lambda batch: corpus_loss(model, batch),
             FitPlan(

@@ -1,0 +1,87 @@
+"""Results as terminal tables."""
+
+from __future__ import annotations
+
+import json
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from stir_train.evals.compare import describe_interval
+from stir_train.recipes.compare import RESULTS_FILE
+from stir_train.recipes.context import RunContext
+from stir_train.recipes.methods import EVAL, GREEDY, STEERED_METHOD, STUDENT
+
+
+def results_table(results: dict[str, object]) -> Table:
+    """The results as a terminal table."""
+    title = f"{results['num_items']} held-out problems of {results['task']}; intervals are 95 %"
+    table = Table(title=title, box=SIMPLE, padding=(0, 1))
+    for column in (
+        "method",
+        "accuracy",
+        "points gained",
+        "tokens",
+        "tokens, %",
+        "passes",
+        "verdict",
+    ):
+        left = column in ("method", "verdict")
+        table.add_column(column, justify="left" if left else "right", no_wrap=column == "method")
+    methods = results["methods"]
+    assert isinstance(methods, list)
+    for row in methods:
+        style = "bold" if row["name"] in (STEERED_METHOD, STUDENT) else ""
+        figures = (
+            f"{row['accuracy']:.1%}",
+            _change(row["delta_accuracy"], row["delta_accuracy_ci95"]),
+            f"{row['tokens_mean']:.1f}",
+            _change(row["delta_tokens_fraction"], row["delta_tokens_ci95"]),
+            f"{row['forward_passes_mean']:.1f}",
+            describe_interval(*row["delta_accuracy_ci95"]),
+        )
+        if row["name"] == GREEDY:
+            figures = (figures[0], "", figures[2], "", figures[4], "")
+        table.add_row(row["name"], *figures, style=style)
+    return table
+
+
+def students_table(results: dict[str, object]) -> Table | None:
+    """What students keep of their teacher's gains; None if there are none to compare."""
+    students = results["students"]
+    assert isinstance(students, list)
+    if not students:
+        return None
+    table = Table(title="students", box=SIMPLE, padding=(0, 1))
+    table.add_column("student", no_wrap=True)
+    other = students[0]["other"]
+    for column in (
+        "accuracy kept",
+        "saving kept",
+        f"points over {other}",
+        f"tokens, %, over {other}",
+    ):
+        table.add_column(column, justify="right")
+    for row in students:
+        kept = [
+            "no gain to keep" if value is None else f"{value:.0%}"
+            for value in (row["retention_accuracy"], row["retention_tokens"])
+        ]
+        table.add_row(
+            row["name"],
+            *kept,
+            _change(row["delta_accuracy"], row["delta_accuracy_ci95"]),
+            _change(row["delta_tokens_fraction"], row["delta_tokens_ci95"]),
+        )
+    return table
+
+
+def _change(value: float, interval: list[float]) -> str:
+    low, high = interval
+    return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def load_results(context: RunContext) -> dict[str, object]:
+    """The results of a finished evaluation."""
+    path = context.stage(EVAL).file(RESULTS_FILE)
+    return dict(json.loads(path.read_text(encoding="utf-8")))
