@@ -326,6 +326,15 @@ class BaselinesConfig(FrozenConfig):
         return get_args(BaselineName) if self.methods == "all" else self.methods
 
 
+class OutsideConfig(FrozenConfig):
+    """A task that nothing of the run is made from, to see what steering or a student loses there."""
+
+    task: TaskConfig
+    """Where its problems come from and how their answers are judged."""
+    num_problems: PositiveInt = 256
+    """Problems answered: the first in the order of the splits' seed."""
+
+
 class EvaluateConfig(FrozenConfig):
     """The held-out comparison."""
 
@@ -333,6 +342,10 @@ class EvaluateConfig(FrozenConfig):
     """Bootstrap resamples behind every interval."""
     controls: bool = True
     """Add the controls: empty basis, norm-matched random vectors, shuffled keys."""
+    outside: dict[Annotated[str, Field(pattern=r"^[a-z0-9-]+$")], OutsideConfig] = Field(
+        default_factory=dict
+    )
+    """Tasks outside the harvest by name; greedy, the chosen controller and every student answer them."""
 
 
 class ClusterConfig(FrozenConfig):

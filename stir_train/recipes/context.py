@@ -16,6 +16,7 @@ from rich.console import Console
 
 from stir_train.artifacts.run_dir import RunDir, StageDir, StageInputs
 from stir_train.config.run import RunConfig
+from stir_train.config.stages import TaskConfig
 from stir_train.data.control_points import ControlPointAutomaton, build_automaton
 from stir_train.data.grading import Grader
 from stir_train.data.prompts import (
@@ -66,6 +67,7 @@ class RunContext:
     students: dict[str, DecodeEngine] = field(default_factory=dict)
     team: Team | None = None
     _num_works: int = 0
+    _graders: dict[str, Grader] = field(default_factory=dict)
 
     @cached_property
     def loaded(self) -> LoadedModel:
@@ -93,10 +95,17 @@ class RunContext:
             vocab_size=self.loaded.model.config.get_text_config().vocab_size,
         )
 
-    @cached_property
+    @property
     def grader(self) -> Grader:
-        """Grades responses of the run's task; closed with the run."""
-        return Grader(self.config.task)
+        """Grades responses of the run's task."""
+        return self.grader_of(self.config.task)
+
+    def grader_of(self, task: TaskConfig) -> Grader:
+        """Grades responses of a task; closed with the run."""
+        key = task.model_dump_json()
+        if key not in self._graders:
+            self._graders[key] = Grader(task)
+        return self._graders[key]
 
     def checkpoints(self, stage: StageDir, name: str) -> CheckpointFile:
         """Where a stage's fit is saved until the stage is done."""
@@ -113,8 +122,8 @@ class RunContext:
 
     def close(self) -> None:
         """Stop what the run holds open."""
-        if "grader" in self.__dict__:
-            self.grader.close()
+        for grader in self._graders.values():
+            grader.close()
 
     @cached_property
     def engine(self) -> DecodeEngine:

@@ -29,6 +29,12 @@ from stir_train.recipes.methods import (
     build_methods,
     merge_students,
 )
+from stir_train.recipes.outside import (
+    is_asked_outside,
+    outside_job,
+    outside_prompts,
+    outside_results,
+)
 from stir_train.recipes.rollouts import (
     GenerationJob,
     generate_jobs,
@@ -43,7 +49,7 @@ from stir_train.recipes.validate import VALIDATE
 from stir_train.recipes.value import VALUE
 from stir_train.types.rollout import GradedRollout
 
-RESULTS_SCHEMA = 3
+RESULTS_SCHEMA = 4
 
 
 def run_evaluate(context: RunContext) -> None:
@@ -67,24 +73,59 @@ def run_evaluate(context: RunContext) -> None:
     methods = build_methods(context)
     if config.distill.enabled and config.model.sharding != "none":
         context.world.on_main("merge the students", lambda: merge_students(context))
-    jobs = {
-        method.name: GenerationJob(
-            prompts=context.splits["test"],
-            num_samples=1,
-            sampling=sampling_params(context, greedy=True),
-            make_controller=method.make_controller,
-            prefix=f"{method.name}/",
-            engine=method.engine,
-            answer=None
-            if method.baseline is None
-            else answering(context, method.baseline.name, method.baseline.setting),
-        )
+    outside = outside_prompts(context)
+    jobs = {method.name: _job(context, method) for method in methods}
+    outside_jobs = {
+        (name, method.name): outside_job(context, name, prompts, method)
+        for name, prompts in outside.items()
         for method in methods
+        if is_asked_outside(method)
     }
-    total = len(context.splits["test"]) * len(methods)
+    # Method by method: a student is loaded once.
+    everything = [
+        job
+        for method in methods
+        for job in (
+            jobs[method.name],
+            *(job for (_, name), job in outside_jobs.items() if name == method.name),
+        )
+    ]
+    total = sum(len(job.prompts) for job in everything)
     with progress(context.console, "evaluate", total, "problems") as advance:
-        generate_jobs(context, stage, list(jobs.values()), advance)
-    context.world.on_main("evaluated", lambda: _finish(context, stage, methods, jobs, openings))
+        generate_jobs(context, stage, everything, advance)
+    asked = Asked(methods, jobs, outside_jobs, openings)
+    context.world.on_main("evaluated", lambda: _finish(context, stage, asked))
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What was asked of whom.
+
+    Attributes:
+        methods: In the order of the table.
+        jobs: On the test split, by method.
+        outside: On other tasks, by task and method.
+        openings: Choices that the test split was opened for so far.
+    """
+
+    methods: list[Method]
+    jobs: dict[str, GenerationJob]
+    outside: dict[tuple[str, str], GenerationJob]
+    openings: int
+
+
+def _job(context: RunContext, method: Method) -> GenerationJob:
+    """A method's answers to the test split."""
+    other = method.baseline
+    return GenerationJob(
+        prompts=context.splits["test"],
+        num_samples=1,
+        sampling=sampling_params(context, greedy=True),
+        make_controller=method.make_controller,
+        prefix=f"{method.name}/",
+        engine=method.engine,
+        answer=None if other is None else answering(context, other.name, other.setting),
+    )
 
 
 def _compare_students(
@@ -133,14 +174,8 @@ def _open_test(context: RunContext) -> int:
     return openings
 
 
-def _finish(
-    context: RunContext,
-    stage: StageDir,
-    methods: list[Method],
-    jobs: dict[str, GenerationJob],
-    openings: int,
-) -> None:
-    answers = {name: load_answers(context, stage, job) for name, job in jobs.items()}
+def _finish(context: RunContext, stage: StageDir, asked: Asked) -> None:
+    answers = {name: load_answers(context, stage, job) for name, job in asked.jobs.items()}
     _require_null_is_greedy(answers)
     rows = [
         compare_to_baseline(
@@ -150,10 +185,11 @@ def _finish(
             num_resamples=context.config.evaluate.num_bootstrap,
             price_per_token=price_per_token(context),
         )
-        for method in methods
+        for method in asked.methods
     ]
-    results = _results(context, methods, rows, openings)
+    results = _results(context, asked.methods, rows, asked.openings)
     results["students"] = [student.as_dict() for student in _compare_students(context, answers)]
+    results["outside"] = outside_results(context, stage, asked.outside)
     with stage.writing(RESULTS_FILE) as path:
         path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     for row in rows:

@@ -76,6 +76,30 @@ def students_table(results: dict[str, object]) -> Table | None:
     return table
 
 
+def outside_tables(results: dict[str, object]) -> list[Table]:
+    """What became of other tasks, a table each."""
+    tasks = results["outside"]
+    assert isinstance(tasks, list)
+    tables = []
+    for task in tasks:
+        title = f"outside the harvest: {task['num_items']} problems of {task['task']}"
+        table = Table(title=title, box=SIMPLE, padding=(0, 1))
+        table.add_column("method", no_wrap=True)
+        for column in ("accuracy", "points gained", "tokens", "tokens, %"):
+            table.add_column(column, justify="right")
+        for row in task["methods"]:
+            changes = (
+                _change(row["delta_accuracy"], row["delta_accuracy_ci95"]),
+                _change(row["delta_tokens_fraction"], row["delta_tokens_ci95"]),
+            )
+            points, tokens = ("", "") if row["name"] == GREEDY else changes
+            table.add_row(
+                row["name"], f"{row['accuracy']:.1%}", points, f"{row['tokens_mean']:.1f}", tokens
+            )
+        tables.append(table)
+    return tables
+
+
 def _change(value: float, interval: list[float]) -> str:
     low, high = interval
     return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"

@@ -11,6 +11,7 @@ import torch
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tables import load_table, save_table
 from stir_train.artifacts.tensors import load_tensors, save_tensors
+from stir_train.config.stages import TaskConfig
 from stir_train.data.grading import reward
 from stir_train.distributed.claims import Note
 from stir_train.errors import ArtifactError
@@ -43,6 +44,7 @@ class GenerationJob:
         prefix: Directory inside the stage, for stages that hold several sets.
         engine: Makes what decodes; None takes the run's base-model engine.
         answer: Another way to make completions of some prompts, one each, in place of all these.
+        task: Judges the answers, where it is not the run's own.
     """
 
     prompts: Sequence[Prompt]
@@ -53,6 +55,7 @@ class GenerationJob:
     prefix: str = ""
     engine: Callable[[], DecodeEngine] | None = None
     answer: Callable[[Sequence[Prompt]], list[Rollout]] | None = None
+    task: TaskConfig | None = None
 
 
 def sampling_params(context: RunContext, *, greedy: bool) -> SamplingParams:
@@ -204,7 +207,7 @@ def _generate_chunk(
     name = f"{stage.name}/{job.prefix}{chunk:05d}"
     if not context.is_mine_to_write(name, [r.token_ids for r in result.rollouts]):
         return {}
-    graded = grade_rollouts(context, result.rollouts, [r.prompt for r in requests])
+    graded = grade_rollouts(context, result.rollouts, [r.prompt for r in requests], job.task)
     if result.states is not None:
         _save_states(context, stage, states_file(job.prefix, chunk), result.rollouts, result.states)
     if controller is not None:
@@ -254,12 +257,16 @@ def decision_figures(decisions: Sequence[SteeringDecision]) -> dict[str, float]:
 
 
 def grade_rollouts(
-    context: RunContext, rollouts: Sequence[Rollout], prompts: Sequence[Prompt]
+    context: RunContext,
+    rollouts: Sequence[Rollout],
+    prompts: Sequence[Prompt],
+    task: TaskConfig | None = None,
 ) -> list[GradedRollout]:
-    """Decode, grade and reward completions."""
+    """Decode, grade and reward completions, of the run's task or another."""
     config = context.config
+    grader = context.grader if task is None else context.grader_of(task)
     texts = [context.loaded.decode(r.token_ids) for r in rollouts]
-    grades = context.grader.grade(texts, [p.gold for p in prompts], [r.truncated for r in rollouts])
+    grades = grader.grade(texts, [p.gold for p in prompts], [r.truncated for r in rollouts])
     budget = config.generation.max_new_tokens
     return [
         GradedRollout(r, text, grade, reward(grade, r, config.rollout, max_new_tokens=budget))

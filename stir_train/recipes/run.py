@@ -34,7 +34,12 @@ from stir_train.recipes.distill import run_distill, run_steered
 from stir_train.recipes.evaluate import run_evaluate
 from stir_train.recipes.harvest import run_basis, run_harvest, run_rollout
 from stir_train.recipes.report import PAGE, run_report
-from stir_train.recipes.result_tables import load_results, results_table, students_table
+from stir_train.recipes.result_tables import (
+    load_results,
+    outside_tables,
+    results_table,
+    students_table,
+)
 from stir_train.recipes.tune import run_tune
 from stir_train.recipes.validate import run_validate
 from stir_train.recipes.value import run_value
@@ -207,6 +212,8 @@ def show_outcome(context: RunContext, verbs: Sequence[str]) -> None:
     students = students_table(results)
     if students is not None:
         context.console.print(students)
+    for table in outside_tables(results):
+        context.console.print(table)
     run = context.run_dir.path
     for label, path in (
         ("control basis", run / STAGE_DIRECTORIES["basis"] / BASIS_FILE),
