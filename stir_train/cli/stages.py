@@ -104,6 +104,21 @@ def run(
 
 
 @app.command()
+def iterate(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Run generations, each from the last one's student, while the tune split improves."""
+    import sys
+
+    settings = load(config, overrides or [])
+    from stir_train.recipes.iterate import run_iterate
+    from stir_train.recipes.result_tables import results_table
+
+    out = console()
+    results = run_iterate(settings, out, sys.argv)
+    out.print(results_table(results))
+    out.print(f"chosen on the tune split: {results['chosen']}")
+
+
+@app.command()
 def status(
     run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
 ) -> None:

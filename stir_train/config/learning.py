@@ -93,6 +93,13 @@ class DistillConfig(FrozenConfig):
     """Largest difference allowed between the trainer's logits and the reloaded adapter's."""
 
 
+class IterateConfig(FrozenConfig):
+    """Generations of a run (`stir-train iterate`): each starts from the last one's merged student."""
+
+    max_generations: PositiveInt = 3
+    """Generations at most; it ends before with one whose student is no better on the tune split."""
+
+
 class TrainConfig(FrozenConfig):
     """How the stages that learn (value, distill) run; their results differ by rounding only."""
 

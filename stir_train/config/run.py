@@ -9,7 +9,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from stir_train.config.base import FrozenConfig
-from stir_train.config.learning import DistillConfig, TrainConfig
+from stir_train.config.learning import DistillConfig, IterateConfig, TrainConfig
 from stir_train.config.stages import (
     SPREAD,
     BaselinesConfig,
@@ -57,6 +57,7 @@ class RunConfig(FrozenConfig):
     baselines: BaselinesConfig = BaselinesConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     distill: DistillConfig = DistillConfig()
+    iterate: IterateConfig = IterateConfig()
     train: TrainConfig = TrainConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()

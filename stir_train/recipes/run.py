@@ -87,8 +87,25 @@ def open_run(
         argv: The command, for the record.
         is_worker: Only make chunks, beside other workers that share nothing but the disk.
     """
+    with (
+        open_world() as world,
+        enter_run(config, console, argv, world, is_worker=is_worker) as context,
+    ):
+        yield context
+
+
+@contextmanager
+def enter_run(
+    config: RunConfig,
+    console: Console,
+    argv: Sequence[str],
+    world: World,
+    *,
+    is_worker: bool = False,
+) -> Iterator[RunContext]:
+    """The same in a launch that was joined before, which may enter one run after another."""
     run_dir = RunDir(config.directory)
-    with open_world() as world, ExitStack() as stack:
+    with ExitStack() as stack:
         if is_worker and world.size > 1:
             raise StageError("--worker is for processes by themselves, as in a job array")
         set_threads(config)

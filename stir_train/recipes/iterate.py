@@ -1,0 +1,224 @@
+"""Generations of a run: a student's merged weights are the next base, while the tune split improves.
+
+Expert iteration: the harvest problems are the same in every generation, the rollouts are the new
+base's own. Students are compared on the tune split alone; the test split is opened once, at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from stir_train.artifacts.run_dir import RunDir
+from stir_train.config.pipeline import STAGE_DIRECTORIES
+from stir_train.config.run import RunConfig
+from stir_train.data.prompts import SplitName, require_unseen, split_sha256
+from stir_train.distributed.world import World, open_world
+from stir_train.errors import ConfigError
+from stir_train.evals.metrics import MethodMetrics, compare_to_baseline
+from stir_train.export.adapter import ADAPTER_DIRECTORY, save_merged
+from stir_train.generation.engine import DecodeEngine
+from stir_train.models.load import load_model, unsharded
+from stir_train.monitoring.console import progress
+from stir_train.recipes.compare import RESULTS_FILE
+from stir_train.recipes.context import RunContext
+from stir_train.recipes.distill import ADAPTER
+from stir_train.recipes.evaluate import RESULTS_SCHEMA
+from stir_train.recipes.methods import GREEDY
+from stir_train.recipes.rollouts import (
+    GenerationJob,
+    generate_jobs,
+    load_answers,
+    sampling_params,
+)
+from stir_train.recipes.run import enter_run, run_stages
+from stir_train.recipes.tune import price_per_token
+from stir_train.types.rollout import GradedRollout
+
+VERBS = tuple(STAGE_DIRECTORIES)[: tuple(STAGE_DIRECTORIES).index("distill") + 1]
+STUDENTS, TEST = "students", "test"
+
+
+def run_iterate(config: RunConfig, console: Console, argv: Sequence[str]) -> dict[str, Any]:
+    """Make generations until the tune split stops improving; compare all on the test split.
+
+    The run directory holds a run a generation (``generation-1``, ...), every student's merged weights
+    (``students/1``, ...), its answers to the tune split and, at the end, ``test``.
+
+    Returns:
+        What ``test/results.json`` holds.
+
+    Raises:
+        ConfigError: If the run does not distil.
+    """
+    if not config.distill.enabled:
+        raise ConfigError("distill.enabled is off: without a student there is no next generation")
+    with open_world() as world, enter_run(config, console, argv, world) as context:
+        best, best_answers = 0, _answers(context, "tune", 0)
+        made = 0
+        for generation in range(1, config.iterate.max_generations + 1):
+            _make_generation(context, generation, argv, world)
+            made = generation
+            answers = _answers(context, "tune", generation)
+            gain = _compare(context, str(generation), answers, best_answers)
+            low, high = gain.delta_utility_ci95
+            context.console.print(
+                f"generation {generation}: {gain.accuracy:.1%} of the tune split in "
+                f"{gain.tokens_mean:.1f} tokens; utility {gain.delta_utility:+.3f} "
+                f"[{low:+.3f}, {high:+.3f}] over generation {best}"
+            )
+            if not low > 0:
+                break
+            best, best_answers = generation, answers
+        return _finish(context, best, made)
+
+
+def generation_config(config: RunConfig, generation: int) -> RunConfig:
+    """The run of a generation (from 1): the same settings, on the last one's student."""
+    model = config.model
+    if generation > 1:
+        base = str(merged_student(config, generation - 1))
+        model = model.model_copy(update={"name": base, "revision": None})
+    return config.model_copy(
+        update={
+            "name": f"generation-{generation}",
+            "output_dir": config.directory,
+            "model": model,
+        }
+    )
+
+
+def merged_student(config: RunConfig, generation: int) -> Path:
+    """Where a generation's student lies, its adapter folded into its base."""
+    return config.directory / STUDENTS / str(generation)
+
+
+def _make_generation(
+    context: RunContext, generation: int, argv: Sequence[str], world: World
+) -> None:
+    """Run a generation up to its student, and merge that."""
+    config = generation_config(context.config, generation)
+    context.console.print(f"[bold]generation {generation}[/], from {config.model.name}")
+    with enter_run(config, context.console, argv, world) as inner:
+        run_stages(inner, VERBS, redo=False)
+        world.on_main("merge", lambda: _merge(inner, merged_student(context.config, generation)))
+
+
+def _merge(inner: RunContext, target: Path) -> None:
+    if target.is_dir():
+        return
+    unfinished = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    base = load_model(unsharded(inner.config.model))
+    save_merged(base, inner.stage(ADAPTER).path / ADAPTER_DIRECTORY, unfinished)
+    unfinished.rename(target)
+
+
+def _job(context: RunContext, split: SplitName, generation: int) -> GenerationJob:
+    """Greedy answers of the base (0) or of a generation's student."""
+
+    def engine() -> DecodeEngine:
+        path = str(merged_student(context.config, generation))
+        key = f"generation {generation}"
+        if key not in context.students:
+            context.students.clear()  # one more model at a time
+            model = context.config.model.model_copy(update={"name": path, "revision": None})
+            context.students[key] = context.make_engine(load_model(model, context.world))
+        return context.students[key]
+
+    return GenerationJob(
+        prompts=context.splits[split],
+        num_samples=1,
+        sampling=sampling_params(context, greedy=True),
+        prefix=f"{generation}/",
+        engine=engine if generation else None,
+    )
+
+
+def _answers(context: RunContext, split: SplitName, generation: int) -> list[GradedRollout]:
+    """Made once, in a stage of its own."""
+    adapter = RunDir(context.config.directory / f"generation-{generation}").stage(ADAPTER)
+    settings = {
+        "student": adapter.fingerprint() if generation else "base",
+        "generation": context.config.generation,
+        "num_threads": context.config.num_threads,
+    }
+    name = f"{split}-{generation}"
+    job = _job(context, split, generation)
+    stage = context.begin(name, settings, splits=(split,))
+    if stage is not None:
+        title = f"{split} split, generation {generation}"
+        with progress(context.console, title, len(job.prompts), "problems") as advance:
+            generate_jobs(context, stage, [job], advance)
+        context.world.on_main(
+            name, lambda: context.report_done(stage, {"num_items": len(job.prompts)}, title)
+        )
+    return load_answers(context, context.stage(name), job)
+
+
+def _compare(
+    context: RunContext,
+    name: str,
+    answers: Sequence[GradedRollout],
+    others: Sequence[GradedRollout],
+) -> MethodMetrics:
+    return compare_to_baseline(
+        name,
+        answers,
+        others,
+        num_resamples=context.config.evaluate.num_bootstrap,
+        price_per_token=price_per_token(context),
+    )
+
+
+def _finish(context: RunContext, best: int, made: int) -> dict[str, Any]:
+    """The base and every generation on the test split; which one the tune split chose."""
+    generations = [RunDir(context.config.directory / f"generation-{g}") for g in range(1, made + 1)]
+    used = {
+        f"{run.path.name}: {stage}": ids
+        for run in generations
+        for stage, ids in dataclasses.replace(context, run_dir=run)
+        .problems_used([*STAGE_DIRECTORIES.values()])
+        .items()
+    }
+    require_unseen(context.splits["test"], used)
+    answers = {g: _answers(context, "test", g) for g in range(made + 1)}
+    names = {g: GREEDY if g == 0 else f"generation-{g}" for g in answers}
+    rows = [_compare(context, names[g], given, answers[0]) for g, given in answers.items()]
+    results = {
+        "schema": RESULTS_SCHEMA,
+        "model": context.loaded.identity.as_dict(),
+        "task": context.config.task.name,
+        "split": "test",
+        "num_items": len(context.splits["test"]),
+        "items_sha256": split_sha256(context.splits["test"]),
+        "seeds": [context.config.seed],
+        "chosen": names[best],
+        "methods": [
+            {
+                **dataclasses.asdict(row),
+                "settings": None,
+                "label": row.name,
+                "chosen_on": "tune" if row.name == names[best] else "nothing",
+            }
+            for row in rows
+        ],
+        "students": [],
+        "outside": [],
+    }
+    stage = context.begin(TEST, {"generations": made, "chosen": best}, splits=("test",))
+    if stage is not None:
+
+        def save() -> None:
+            with stage.writing(RESULTS_FILE) as path:
+                path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+            context.report_done(stage, {"generations": made}, f"tune chose {names[best]}")
+
+        context.world.on_main("compared", save)
+    return results
