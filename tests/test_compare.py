@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from stir_train.errors import ArtifactError
+from stir_train.evals.comparison import render_comparison, warnings_of
 from stir_train.recipes.compare import as_markdown, result_rows
 
 
@@ -18,3 +19,43 @@ def test_runs_that_are_not_finished_cannot_be_compared(tmp_path: Path) -> None:
         result_rows([tmp_path / "run"])
     rows = [("a", "greedy", "", "1.0", "", "2.0", "", "2.0")]
     assert as_markdown(rows).splitlines()[2] == "| a | greedy |  | 1.0 |  | 2.0 |  | 2.0 |"
+
+
+def _results(items: str, *methods: str, openings: int = 1) -> dict[str, object]:
+    rows = [
+        {
+            "name": name,
+            "label": f"{name}-label",
+            "accuracy": 0.5,
+            "accuracy_ci95": [0.4, 0.6],
+            "tokens_mean": 70.0,
+            "delta_accuracy": 0.1,
+            "delta_accuracy_ci95": [0.05, 0.15],
+            "delta_tokens_fraction": -0.2,
+            "delta_tokens_ci95": [-0.3, -0.1],
+        }
+        for name in methods
+    ]
+    return {
+        "task": "sums",
+        "items_sha256": items,
+        "num_items": 20,
+        "test_openings": openings,
+        "seeds": [0],
+        "model": {"name": "<tiny>"},
+        "methods": rows,
+    }
+
+
+def test_a_page_of_several_runs_stands_alone_and_warns_of_what_cannot_be_compared() -> None:
+    runs = {"one": _results("aa", "greedy", "stir"), "two": _results("aa", "greedy", "deer")}
+    assert warnings_of(runs) == []
+    page = render_comparison(runs)
+    assert "&lt;tiny&gt;" in page
+    assert "http" not in page
+    assert page.count("data:image/png") == 2
+    for shown in ("stir", "deer", "+10.0 %", "[5.0, 15.0]"):
+        assert shown in page
+    other = {**runs, "three": _results("bb", "greedy", openings=2)}
+    assert [w for w in warnings_of(other) if "different test items: one, two | three" in w]
+    assert [w for w in warnings_of(other) if "opened for 2 choices" in w]

@@ -294,6 +294,74 @@ def test_a_users_own_model_and_problems_need_no_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_other_methods_and_other_tasks_join_the_comparison(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "smoke", tmp_path / "smoke")
+    outside = "evaluate.outside={sums: {task: {name: addition}, num_problems: 16}}"
+    methods = "baselines.methods=[nowait, thinkedit]"
+    only = ("--only", "baselines,evaluate,report", "--redo")
+    done = _run(tmp_path, methods, outside, *only)
+    assert done.returncode == 0, done.stderr
+    assert "2 other methods tuned over 11 settings" in done.stderr
+    assert "outside the harvest: 16 problems of sums" in done.stderr
+    results = json.loads((tmp_path / "smoke/eval/results.json").read_text())
+    rows = {row["name"]: row for row in results["methods"]}
+    assert rows["nowait"]["chosen_on"] == rows["thinkedit"]["chosen_on"] == "tune"
+    assert set(rows["thinkedit"]["settings"]) == {"against", "heads"}
+    (sums,) = results["outside"]
+    assert [row["name"] for row in sums["methods"]] == [
+        "greedy",
+        "stir",
+        "lora-student",
+        "lora-rejection",
+    ]
+    page = (tmp_path / "smoke/report/report.html").read_text()
+    assert "Outside the harvest: sums" in page
+    assert "thinkedit-" in page
+    # The model's weights were edited and put back: greedy answers are what they were.
+    before = json.loads((finished / "smoke/eval/results.json").read_text())
+    kept = ("accuracy", "tokens_mean")
+    greedy = next(row for row in before["methods"] if row["name"] == "greedy")
+    assert [rows["greedy"][key] for key in kept] == [greedy[key] for key in kept]
+    status = subprocess.run(
+        [sys.executable, "-m", "stir_train", "status", str(tmp_path / "smoke")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert status.stderr.count("done") == len(STAGES) + 1
+
+
+@pytest.mark.slow
+def test_generations_start_from_the_last_student_and_the_test_split_comes_last(
+    tmp_path: Path,
+) -> None:
+    settings = ("distill.num_steps=60", "distill.also={}", "iterate.max_generations=2")
+    done = _run(tmp_path, *settings, verb="iterate")
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "smoke"
+    second = json.loads((run / "generation-2/rollouts/stage.json").read_text())
+    first = json.loads((run / "generation-1/rollouts/stage.json").read_text())
+    assert second["sources"]["model"] != first["sources"]["model"]
+    assert second["sources"]["split harvest"] == first["sources"]["split harvest"]
+    config = (run / "generation-2/config.yaml").read_text()
+    assert f"name: {run}/students/1" in config
+    assert not (run / "generation-2/eval").exists(), "the test split is for the end"
+    results = json.loads((run / "test/results.json").read_text())
+    rows = {row["name"]: row for row in results["methods"]}
+    assert list(rows) == ["greedy", "generation-1", "generation-2"]
+    assert results["chosen"] != "greedy"
+    assert rows[results["chosen"]]["accuracy"] > rows["greedy"]["accuracy"]
+    order = [json.loads(line)["stage"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert max(i for i, stage in enumerate(order) if stage.startswith("tune-")) < min(
+        i for i, stage in enumerate(order) if stage.startswith("test-")
+    )
+    again = _run(tmp_path, *settings, verb="iterate")
+    assert again.returncode == 0, again.stderr
+    assert "rollouts," not in again.stderr, "everything was there"
+    assert json.loads((run / "test/results.json").read_text()) == results
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_at_a_random_point_and_rerun_it_ends_with_the_same_bytes(
     finished: Path, tmp_path: Path, seed: int

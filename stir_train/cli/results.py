@@ -87,10 +87,17 @@ def compare(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print a Markdown table to standard output.")
     ] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write one page with tables and frontiers to this file.")
+    ] = None,
 ) -> None:
     """Put the held-out results of several runs side by side."""
-    from stir_train.recipes.compare import as_markdown, as_table, result_rows
+    from stir_train.recipes.compare import as_markdown, as_table, result_rows, write_page
 
+    if html is not None:
+        write_page(runs, html)
+        console().print(f"written to {html}", soft_wrap=True)
+        return
     rows = result_rows(runs)
     if markdown:
         print(as_markdown(rows))

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLORS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#4b5563", "#be185d")
+MARKERS = "os^Dv"
 GRID = "#e5e7eb"
 
 
@@ -27,7 +28,7 @@ def frontier(methods: Sequence[Mapping[str, Any]]) -> str:
             row["tokens_mean"],
             100 * row["accuracy"],
             yerr=[[100 * (row["accuracy"] - low)], [100 * (high - row["accuracy"])]],
-            fmt="o",
+            fmt=MARKERS[i // len(COLORS) % len(MARKERS)],
             color=COLORS[i % len(COLORS)],
             label=row["name"],
             capsize=3,

@@ -59,10 +59,7 @@ class ReportData:
 
 def render_report(data: ReportData) -> str:
     """Render the page; it needs no other file and no network."""
-    environment = Environment(autoescape=select_autoescape(["html"]), undefined=StrictUndefined)
-    environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
-    environment.filters["interval"] = lambda ends: f"[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
-    environment.filters["signed_percent"] = lambda value: f"{100 * value:+.1f} %"
+    environment = page_environment()
     template = resources.files("stir_train.evals").joinpath("report.html.j2").read_text("utf-8")
     figures = {
         "frontier": plots.frontier(data.results["methods"]),
@@ -86,6 +83,17 @@ def render_report(data: ReportData) -> str:
     return environment.from_string(template).render(
         data=data, figures=figures, verdict=lambda interval: describe_interval(*interval)
     )
+
+
+def page_environment() -> Environment:
+    """Templates of pages: everything escaped, nothing missing, figures as people write them."""
+    environment = Environment(
+        autoescape=select_autoescape(["html"], default_for_string=True), undefined=StrictUndefined
+    )
+    environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
+    environment.filters["interval"] = lambda ends: f"[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
+    environment.filters["signed_percent"] = lambda value: f"{100 * value:+.1f} %"
+    return environment
 
 
 def build_examples(

@@ -10,9 +10,11 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
+from stir_train.artifacts.atomic import write_text
 from stir_train.artifacts.run_dir import RunDir
 from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.errors import ArtifactError
+from stir_train.evals.comparison import render_comparison
 
 RESULTS_FILE = "results.json"
 COLUMNS = (
@@ -47,6 +49,15 @@ def result_rows(runs: Sequence[Path]) -> list[tuple[str, ...]]:
         for method in results["methods"]:
             rows.append((run.name, *_figures(method)))
     return rows
+
+
+def write_page(runs: Sequence[Path], target: Path) -> None:
+    """Write one HTML page of several runs; those that share a name go by their paths."""
+    names = [run.name for run in runs]
+    results = {
+        run.name if names.count(run.name) == 1 else str(run): read_results(run) for run in runs
+    }
+    write_text(target, render_comparison(results))
 
 
 def as_table(rows: Sequence[tuple[str, ...]]) -> Table:

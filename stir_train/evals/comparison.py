@@ -1,0 +1,69 @@
+"""One self-contained HTML page for several runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from stir_train.evals import plots
+from stir_train.evals.compare import describe_interval
+from stir_train.evals.report import page_environment
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """A run's name, its ``results.json``, and its frontier as an inline image."""
+
+    name: str
+    results: Mapping[str, Any]
+    figure: str
+
+
+def render_comparison(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Render the page; it needs no other file and no network.
+
+    Args:
+        results: ``results.json`` by the run's name.
+    """
+    runs = [
+        ComparedRun(name, found, plots.frontier(found["methods"]))
+        for name, found in results.items()
+    ]
+    methods = dict.fromkeys(row["name"] for run in runs for row in run.results["methods"])
+    by_method = {method: [_row(run.results, method) for run in runs] for method in methods}
+    template = resources.files("stir_train.evals").joinpath("comparison.html.j2")
+    return (
+        page_environment()
+        .from_string(template.read_text("utf-8"))
+        .render(
+            runs=runs,
+            by_method=by_method,
+            warnings=warnings_of(results),
+            verdict=lambda interval: describe_interval(*interval),
+        )
+    )
+
+
+def warnings_of(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What keeps figures of different runs from being put side by side."""
+    found = []
+    items: dict[str, dict[str, list[str]]] = {}
+    for name, result in results.items():
+        by_items = items.setdefault(result["task"], {})
+        by_items.setdefault(result["items_sha256"], []).append(name)
+        if result.get("test_openings", 1) > 1:
+            found.append(
+                f"{name}: its test split was opened for {result['test_openings']} choices; intervals "
+                "are honest for the first alone"
+            )
+    for task, by_items in items.items():
+        if len(by_items) > 1:
+            groups = " | ".join(", ".join(names) for names in by_items.values())
+            found.append(f"{task}: these runs answered different test items: {groups}")
+    return found
+
+
+def _row(results: Mapping[str, Any], method: str) -> Mapping[str, Any] | None:
+    return next((row for row in results["methods"] if row["name"] == method), None)
