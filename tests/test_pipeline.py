@@ -299,7 +299,7 @@ def test_other_methods_and_other_tasks_join_the_comparison(finished: Path, tmp_p
     outside = "evaluate.outside={sums: {task: {name: addition}, num_problems: 16}}"
     methods = "baselines.methods=[nowait, thinkedit]"
     only = ("--only", "baselines,evaluate,report", "--redo")
-    done = _run(tmp_path, methods, outside, *only)
+    done = _run(tmp_path, methods, outside, "evaluate.num_samples=2", *only)
     assert done.returncode == 0, done.stderr
     assert "2 other methods tuned over 11 settings" in done.stderr
     assert "outside the harvest: 16 problems of sums" in done.stderr
@@ -314,7 +314,10 @@ def test_other_methods_and_other_tasks_join_the_comparison(finished: Path, tmp_p
         "lora-student",
         "lora-rejection",
     ]
+    assert [row["name"] for row in results["sampled"]] == [row["name"] for row in sums["methods"]]
+    assert set(results["sampled"][0]["pass_at"]) == {"1", "2"}
     page = (tmp_path / "smoke/report/report.html").read_text()
+    assert "majority@2" in page
     assert "Outside the harvest: sums" in page
     assert "thinkedit-" in page
     # The model's weights were edited and put back: greedy answers are what they were.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,8 @@ from stir_train.evals.compare import (
     mcnemar_p,
     ratio_change_interval,
 )
+from stir_train.evals.sampled import compare_samples, majority_is_right, pass_at
+from stir_train.types.rollout import Grade, GradedRollout, Rollout
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
@@ -53,3 +57,36 @@ def test_intervals_are_repeatable_and_need_items() -> None:
     assert bootstrap_interval([0.5] * 9, num_resamples=50) == (0.5, 0.5)
     with pytest.raises(ValueError, match="no items"):
         bootstrap_interval([], num_resamples=5)
+
+
+def _sample(prompt: str, extracted: str, *, right: bool) -> GradedRollout:
+    rollout = Rollout(prompt, 0, (1,), (2, 3), (0.0, 0.0), (), "stop")
+    return GradedRollout(rollout, "", Grade(right, extracted, ""), float(right))
+
+
+def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one() -> None:
+    for right in range(6):
+        flags = [i < right for i in range(5)]
+        for k in range(1, 6):
+            draws = list(itertools.combinations(flags, k))
+            assert pass_at(5, right, k) == pytest.approx(sum(map(any, draws)) / len(draws))
+
+
+def test_sampled_figures_of_a_method() -> None:
+    steered = [
+        *(_sample("a", x, right=x == "7") for x in ("7", "8", "7", "")),
+        *(_sample("b", x, right=x == "5") for x in ("6", "5", "6", "5")),
+    ]
+    base = [
+        *(_sample("a", x, right=x == "7") for x in ("7", "8", "8", "")),
+        *(_sample("b", x, right=x == "5") for x in ("6", "6", "6", "6")),
+    ]
+    found = compare_samples("stir", steered, base, num_resamples=200)
+    assert found.num_samples == 4
+    assert found.average == pytest.approx(0.5)
+    assert found.delta_average == pytest.approx((0.25 + 0.5) / 2)
+    assert list(found.pass_at) == [1, 2, 4]
+    assert found.pass_at[1] == pytest.approx(found.average)
+    assert found.pass_at[4] == 1
+    assert found.majority == pytest.approx(0.5), "ties go to the first: 6, wrong"
+    assert not majority_is_right([_sample("c", "", right=False)])

@@ -342,6 +342,9 @@ class EvaluateConfig(FrozenConfig):
     """Bootstrap resamples behind every interval."""
     controls: bool = True
     """Add the controls: empty basis, norm-matched random vectors, shuffled keys."""
+    num_samples: PositiveInt | None = None
+    """Also sample so many completions of each test problem, for avg@n, pass@k and majority@n of
+    greedy decoding's model, the chosen controller and every student; None decodes greedily alone."""
     outside: dict[Annotated[str, Field(pattern=r"^[a-z0-9-]+$")], OutsideConfig] = Field(
         default_factory=dict
     )

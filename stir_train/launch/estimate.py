@@ -172,11 +172,14 @@ def _completions(config: RunConfig) -> dict[str, int]:
     methods = 3 + 3 * config.evaluate.controls + len(tune.modes) - 1
     methods += config.distill.enabled * (1 + len(config.distill.also))
     others = len(config.baselines.names)
+    deployable = 2 + config.distill.enabled * (1 + len(config.distill.also))
+    sampled = splits.num_test * (config.evaluate.num_samples or 0)
+    outside = sum(task.num_problems for task in config.evaluate.outside.values())
     return {
         "rollout": splits.num_harvest * config.rollout.num_samples,
         "validate": config.validation.enabled * (splits.num_harvest + trials),
         "tune": splits.num_tune * (settings + 1),
         "steer": config.distill.enabled * splits.num_harvest * config.distill.num_samples,
         "baselines": splits.num_tune * others * BASELINE_COMPLETIONS,
-        "evaluate": splits.num_test * (methods + others),
+        "evaluate": splits.num_test * (methods + others) + deployable * (sampled + outside),
     }

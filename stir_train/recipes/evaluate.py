@@ -11,6 +11,7 @@ from stir_train.data.prompts import require_unseen, split_sha256
 from stir_train.errors import StageError
 from stir_train.evals.metrics import MethodMetrics, compare_to_baseline
 from stir_train.evals.retention import StudentComparison, compare_students
+from stir_train.evals.sampled import compare_samples
 from stir_train.monitoring.console import progress
 from stir_train.recipes.baselines import (
     BASELINES_STAGE,
@@ -30,7 +31,7 @@ from stir_train.recipes.methods import (
     merge_students,
 )
 from stir_train.recipes.outside import (
-    is_asked_outside,
+    is_deployable,
     outside_job,
     outside_prompts,
     outside_results,
@@ -79,7 +80,12 @@ def run_evaluate(context: RunContext) -> None:
         (name, method.name): outside_job(context, name, prompts, method)
         for name, prompts in outside.items()
         for method in methods
-        if is_asked_outside(method)
+        if is_deployable(method)
+    }
+    sampled_jobs = {
+        method.name: _sampled_job(context, method)
+        for method in methods
+        if is_deployable(method) and config.evaluate.num_samples is not None
     }
     # Method by method: a student is loaded once.
     everything = [
@@ -88,12 +94,13 @@ def run_evaluate(context: RunContext) -> None:
         for job in (
             jobs[method.name],
             *(job for (_, name), job in outside_jobs.items() if name == method.name),
+            *(job for name, job in sampled_jobs.items() if name == method.name),
         )
     ]
-    total = sum(len(job.prompts) for job in everything)
+    total = sum(len(job.prompts) * job.num_samples for job in everything)
     with progress(context.console, "evaluate", total, "problems") as advance:
         generate_jobs(context, stage, everything, advance)
-    asked = Asked(methods, jobs, outside_jobs, openings)
+    asked = Asked(methods, jobs, outside_jobs, sampled_jobs, openings)
     context.world.on_main("evaluated", lambda: _finish(context, stage, asked))
 
 
@@ -105,12 +112,14 @@ class Asked:
         methods: In the order of the table.
         jobs: On the test split, by method.
         outside: On other tasks, by task and method.
+        sampled: Samples of the test split, by method.
         openings: Choices that the test split was opened for so far.
     """
 
     methods: list[Method]
     jobs: dict[str, GenerationJob]
     outside: dict[tuple[str, str], GenerationJob]
+    sampled: dict[str, GenerationJob]
     openings: int
 
 
@@ -125,6 +134,16 @@ def _job(context: RunContext, method: Method) -> GenerationJob:
         prefix=f"{method.name}/",
         engine=method.engine,
         answer=None if other is None else answering(context, other.name, other.setting),
+    )
+
+
+def _sampled_job(context: RunContext, method: Method) -> GenerationJob:
+    """A method's samples of the test split, at the rollout temperature."""
+    return dataclasses.replace(
+        _job(context, method),
+        num_samples=context.config.evaluate.num_samples or 1,
+        sampling=sampling_params(context, greedy=False),
+        prefix=f"sampled/{method.name}/",
     )
 
 
@@ -189,6 +208,18 @@ def _finish(context: RunContext, stage: StageDir, asked: Asked) -> None:
     ]
     results = _results(context, asked.methods, rows, asked.openings)
     results["students"] = [student.as_dict() for student in _compare_students(context, answers)]
+    samples = {name: load_answers(context, stage, job) for name, job in asked.sampled.items()}
+    results["sampled"] = [
+        dataclasses.asdict(
+            compare_samples(
+                name,
+                given,
+                samples[GREEDY],
+                num_resamples=context.config.evaluate.num_bootstrap,
+            )
+        )
+        for name, given in samples.items()
+    ]
     results["outside"] = outside_results(context, stage, asked.outside)
     with stage.writing(RESULTS_FILE) as path:
         path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")

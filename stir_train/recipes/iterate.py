@@ -211,6 +211,7 @@ def _finish(context: RunContext, best: int, made: int) -> dict[str, Any]:
         ],
         "students": [],
         "outside": [],
+        "sampled": [],
     }
     stage = context.begin(TEST, {"generations": made, "chosen": best}, splits=("test",))
     if stage is not None:

@@ -18,7 +18,7 @@ from stir_train.recipes.tune import price_per_token
 from stir_train.types.rollout import Prompt
 
 
-def is_asked_outside(method: Method) -> bool:
+def is_deployable(method: Method) -> bool:
     """Whether a method is one that a user would deploy, or what it is compared with."""
     return method.name in (GREEDY, STEERED_METHOD) or method.engine is not None
 

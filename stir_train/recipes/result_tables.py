@@ -76,6 +76,32 @@ def students_table(results: dict[str, object]) -> Table | None:
     return table
 
 
+def sampled_table(results: dict[str, object]) -> Table | None:
+    """What sampling makes of the methods; None if nothing was sampled."""
+    rows = results["sampled"]
+    assert isinstance(rows, list)
+    if not rows:
+        return None
+    n = rows[0]["num_samples"]
+    table = Table(title=f"{n} samples a problem", box=SIMPLE, padding=(0, 1))
+    table.add_column("method", no_wrap=True)
+    for column in (f"avg@{n}", "points gained", *(f"pass@{k}" for k in rows[0]["pass_at"])):
+        table.add_column(column, justify="right")
+    table.add_column(f"majority@{n}", justify="right")
+    table.add_column("tokens", justify="right")
+    for row in rows:
+        gained = _change(row["delta_average"], row["delta_average_ci95"])
+        table.add_row(
+            "base" if row["name"] == GREEDY else row["name"],
+            f"{row['average']:.1%}",
+            "" if row["name"] == GREEDY else gained,
+            *(f"{value:.1%}" for value in row["pass_at"].values()),
+            f"{row['majority']:.1%}",
+            f"{row['tokens_mean']:.1f}",
+        )
+    return table
+
+
 def outside_tables(results: dict[str, object]) -> list[Table]:
     """What became of other tasks, a table each."""
     tasks = results["outside"]

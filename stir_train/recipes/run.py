@@ -38,6 +38,7 @@ from stir_train.recipes.result_tables import (
     load_results,
     outside_tables,
     results_table,
+    sampled_table,
     students_table,
 )
 from stir_train.recipes.tune import run_tune
@@ -226,11 +227,9 @@ def show_outcome(context: RunContext, verbs: Sequence[str]) -> None:
         return
     results = load_results(context)
     context.console.print(results_table(results))
-    students = students_table(results)
-    if students is not None:
-        context.console.print(students)
-    for table in outside_tables(results):
-        context.console.print(table)
+    for table in (students_table(results), sampled_table(results), *outside_tables(results)):
+        if table is not None:
+            context.console.print(table)
     run = context.run_dir.path
     for label, path in (
         ("control basis", run / STAGE_DIRECTORIES["basis"] / BASIS_FILE),
