@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+from stir_train.baselines import fractional
 from stir_train.baselines.cgrs import Cgrs, probability
 from stir_train.baselines.compression import BUDGETS, SteeredCompression, mean_kl
 from stir_train.baselines.deer import Deer
 from stir_train.baselines.editing import edited, forbidding, token_ids_of_words
 from stir_train.baselines.efficiency import EfficiencySteering
+from stir_train.baselines.fractional import FractionalReasoning, ramp, turn
 from stir_train.baselines.interface import Bench, Evidence, NotApplicable, label_of
 from stir_train.baselines.nowait import KEYWORDS, NoWait
 from stir_train.baselines.pairs import right_and_wrong, shortest_and_longest_right
@@ -80,6 +82,10 @@ def test_every_method_has_a_name_a_grid_and_learns_without_touching_the_model(
     assert tuple(BASELINES) == get_args(BaselineName)
     before = {n: p.clone() for n, p in evidence.loaded.model.named_parameters()}
     for name, method in BASELINES.items():
+        if name == "fractional-reasoning":  # needs words that the embedded model does not know
+            with pytest.raises(NotApplicable, match="no words"):
+                method.prepare(evidence)
+            continue
         learnt = method.prepare(evidence)
         assert all(torch.isfinite(t).all() for t in learnt.values()), name
         settings = method.settings(BLOCKS)
@@ -164,6 +170,33 @@ def test_compression_is_as_strong_as_its_budget_allows(
         assert kl == pytest.approx(budget, rel=0.02)
     answered = method.answer(bench, learnt, {"block": block, "kl": BUDGETS[-1]}, prompts)
     assert _tokens(answered) != _tokens(plain)
+
+
+def test_fractional_reasoning_turns_and_keeps_norms_and_votes(
+    bench: Bench, prompts: list[Prompt], evidence: Evidence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, direction = torch.randn(2, 1, 64, generator=generator), torch.zeros(64)
+    direction[0] = 1.0
+    torch.testing.assert_close(turn(x, direction, 0.0), x)
+    turned = turn(x, direction, 0.5)
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
+    assert bool((turned[..., 0] > x[..., 0]).all())
+    assert [ramp(0), ramp(50), ramp(500)] == [1.0, 0.5, 0.5]
+    # Instructions in words that the embedded model knows.
+    monkeypatch.setattr(fractional, "DIRECT", "just ")
+    monkeypatch.setattr(fractional, "REASONED", "maybe ")
+    method = FractionalReasoning()
+    learnt = method.prepare(evidence)
+    torch.testing.assert_close(learnt["direction"].norm(dim=-1), torch.ones(6))
+    none = method.answer(bench, learnt, {"draws": 1, "most": 0.0}, prompts)
+    sampled = bench.engine.generate(
+        [GenerationRequest(prompt) for prompt in prompts], bench.sampled, seed=bench.seed
+    )
+    assert _tokens(none) == _tokens(list(sampled.rollouts))
+    three = method.answer(bench, learnt, {"draws": 3, "most": 2.0}, prompts)
+    assert all(rollout.preview_tokens > 0 for rollout in three)
+    assert _tokens(three) != _tokens(none)
 
 
 def test_the_control_vector_is_the_difference_of_last_states_and_reaches_the_prompt(

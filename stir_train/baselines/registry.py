@@ -6,6 +6,7 @@ from stir_train.baselines.cgrs import Cgrs
 from stir_train.baselines.compression import SteeredCompression
 from stir_train.baselines.deer import Deer
 from stir_train.baselines.efficiency import EfficiencySteering
+from stir_train.baselines.fractional import FractionalReasoning
 from stir_train.baselines.interface import Baseline
 from stir_train.baselines.nowait import NoWait
 from stir_train.baselines.progress_vector import ProgressVector
@@ -21,6 +22,7 @@ BASELINES: dict[str, Baseline] = {
         SelfConsistency(),
         Seal(),
         SteeredCompression(),
+        FractionalReasoning(),
         RepresentationControl(),
         EfficiencySteering(),
         NoWait(),

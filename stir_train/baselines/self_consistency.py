@@ -54,7 +54,7 @@ class SelfConsistency:
         for first in range(0, num_samples, window):
             numbers = range(first, min(first + window, num_samples))
             requests = [GenerationRequest(prompts[i], k) for i in undecided for k in numbers]
-            votes = iter(_votes(bench, requests, sampling))
+            votes = iter(votes_of(bench, requests, sampling))
             for i in undecided:
                 made[i] += [next(votes) for _ in numbers]
             undecided = [i for i in undecided if not _unanimous(made[i][first:])]
@@ -82,9 +82,10 @@ def elect(votes: Sequence[Vote]) -> Rollout:
     )
 
 
-def _votes(
+def votes_of(
     bench: Bench, requests: Sequence[GenerationRequest], sampling: SamplingParams
 ) -> list[Vote]:
+    """Make samples and read their answers."""
     made = bench.engine.generate(requests, sampling, seed=bench.seed, control=bench.control)
     texts = [bench.loaded.decode(rollout.token_ids) for rollout in made.rollouts]
     answers = bench.answers_of([request.prompt for request in requests], texts)

@@ -15,6 +15,7 @@ BaselineName = Literal[
     "self-consistency",
     "seal",
     "steered-compression",
+    "fractional-reasoning",
     "representation-control",
     "efficiency-steering",
     "nowait",
