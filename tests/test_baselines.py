@@ -162,11 +162,12 @@ def test_compression_is_as_strong_as_its_budget_allows(
     method = SteeredCompression()
     learnt = method.prepare(evidence)
     calibration = [pair[1] for pair in shortest_and_longest_right(evidence)[:32]]
+    unsteered = list(read(evidence.loaded, calibration, {}))
     block = bases.BLOCK
     strengths = [float(learnt[f"strength {block} {budget:g}"]) for budget in BUDGETS]
     assert strengths == sorted(strengths)
     for budget, strength in zip(BUDGETS, strengths, strict=True):
-        kl = mean_kl(evidence.loaded, calibration, block, strength * learnt[f"block {block}"])
+        kl = mean_kl(evidence.loaded, unsteered, block, strength * learnt[f"block {block}"])
         assert kl == pytest.approx(budget, rel=0.02)
     answered = method.answer(bench, learnt, {"block": block, "kl": BUDGETS[-1]}, prompts)
     assert _tokens(answered) != _tokens(plain)

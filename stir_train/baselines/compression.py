@@ -17,7 +17,7 @@ from torch import Tensor
 from stir_train.baselines.editing import adding
 from stir_train.baselines.interface import Bench, Evidence, Learnt, Setting
 from stir_train.baselines.pairs import shortest_and_longest_right
-from stir_train.baselines.reading import block_outputs, read
+from stir_train.baselines.reading import Reading, block_outputs, read
 from stir_train.models.hooks import block_hooks
 from stir_train.models.load import LoadedModel
 from stir_train.types.rollout import Prompt, Rollout
@@ -46,11 +46,12 @@ class SteeredCompression:
                     lasts[name].append(reading.lasts(name))
             sides.append({name: torch.cat(found).mean(0) for name, found in lasts.items()})
         calibration = [pair[1] for pair in pairs[:NUM_CALIBRATION]]
+        plain = list(read(evidence.loaded, calibration, {}))
         for block in evidence.blocks:
             vector = sides[0][f"block {block}"] - sides[1][f"block {block}"]
             learnt[f"block {block}"] = vector
             for budget in BUDGETS:
-                strength = strength_within(budget, evidence.loaded, calibration, block, vector)
+                strength = strength_within(budget, evidence.loaded, plain, block, vector)
                 learnt[f"strength {block} {budget:g}"] = torch.tensor(strength)
         return learnt
 
@@ -68,29 +69,35 @@ class SteeredCompression:
 
 
 def strength_within(
-    budget: float, loaded: LoadedModel, rollouts: Sequence[Rollout], block: int, vector: Tensor
+    budget: float, loaded: LoadedModel, plain: Sequence[Reading], block: int, vector: Tensor
 ) -> float:
     """A strength at which the mean KL is the budget, or as near below as halving comes."""
     low, high = 0.0, MOST_STRENGTH
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        if mean_kl(loaded, rollouts, block, middle * vector) <= budget:
+        if mean_kl(loaded, plain, block, middle * vector) <= budget:
             low = middle
         else:
             high = middle
     return low
 
 
-def mean_kl(loaded: LoadedModel, rollouts: Sequence[Rollout], block: int, vector: Tensor) -> float:
-    """KL (nats) from steered to plain next-token distributions, mean over completion tokens."""
+def mean_kl(loaded: LoadedModel, plain: Sequence[Reading], block: int, vector: Tensor) -> float:
+    """KL (nats) from steered to plain next-token distributions, mean over completion tokens.
+
+    Args:
+        loaded: The frozen model.
+        plain: Completions as they were read without the vector.
+        block: Where the vector is added, at every position.
+        vector: ``Float[D]``.
+    """
     total, count = 0.0, 0
-    plain = [(reading.logits, reading.response) for reading in read(loaded, rollouts, {})]
-    edit = {block: lambda states: states + vector.to(states)}
-    with block_hooks(loaded.blocks, edit):
-        steered = [reading.logits for reading in read(loaded, rollouts, {})]
-    for (base, response), moved in zip(plain, steered, strict=True):
-        counted = response.to(base.device)
-        p, q = base[counted].float().log_softmax(-1), moved[counted].float().log_softmax(-1)
-        total += float((p.exp() * (p - q)).sum())
-        count += int(counted.sum())
+    rollouts = [rollout for reading in plain for rollout in reading.rollouts]
+    with block_hooks(loaded.blocks, {block: lambda states: states + vector.to(states)}):
+        for base, moved in zip(plain, read(loaded, rollouts, {}), strict=True):
+            counted = base.response.to(base.logits.device)
+            p = base.logits[counted].float().log_softmax(-1)
+            q = moved.logits[counted].float().log_softmax(-1)
+            total += float((p.exp() * (p - q)).sum())
+            count += int(counted.sum())
     return total / count
