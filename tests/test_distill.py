@@ -153,6 +153,33 @@ def test_parts_add_up_to_the_batch_and_gradients_reach_the_adapter_alone(
     assert all("lora_B" in name for name in reached), "at the start A gets no gradient: B is zero"
 
 
+def test_recomputed_activations_give_the_same_gradients(steered: list[Rollout]) -> None:
+    (batch,) = _batch(steered)
+    objective = ObjectiveConfig(logits=1.0, states=1.0)
+    gradients, passes = [], []
+    for recompute in (False, True):
+        student = make_whole_student(
+            ModelConfig(name="embedded/addition"), DistillConfig(rank=8), seed=0
+        )
+        if recompute:
+            student.recompute_activations()
+        student.model.train()
+        calls: list[int] = []
+        handle = student.base.blocks[0].mlp.register_forward_pre_hook(
+            lambda *_, calls=calls: calls.append(1)
+        )
+        sum_of(DistillLoss(student.model, student, objective)(batch)).backward()
+        handle.remove()
+        passes.append(len(calls))
+        gradients.append(
+            {n: p.grad for n, p in student.model.named_parameters() if p.grad is not None}
+        )
+    assert passes == [2, 3], "teacher, student, and the student's blocks again"
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
 def test_divergence_is_the_named_one_at_each_end_and_zero_between_equals() -> None:
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(2, 3, 11, generator=generator) for _ in range(2))

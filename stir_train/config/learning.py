@@ -113,6 +113,9 @@ class TrainConfig(FrozenConfig):
     """Parts that each rank cuts its share of a batch into, to save memory."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and activations in training; bfloat16 under DeepSpeed needs a zero_stage above 0."""
+    activation_checkpointing: bool = False
+    """Distillation keeps a block's input alone and computes the rest again in the backward pass: much
+    less memory for a third more time, and the same gradients."""
     checkpoint_every_steps: PositiveInt = 100
     """Optimizer steps between checkpoints; a resumed fit ends with the same bytes."""
 

@@ -30,6 +30,8 @@ ACTIVATION_BYTES = 34
 """Kept for the backward pass per token, layer and unit of width, in 16-bit training."""
 BASELINE_COMPLETIONS = 10
 """A problem of the tune split, for each other method: settings of its grid, or samples of a vote."""
+INPUT_BYTES = 2
+"""Of those, for the layer's input alone."""
 TOKEN_BYTES = 24
 """On disk per token: its id, log-probability and text."""
 
@@ -136,7 +138,10 @@ def estimate(config: RunConfig, shape: ModelShape, *, num_ranks: int, on_gpu: bo
     state_bytes = states * len(config.harvest.depths) * shape.width * 4
     lora = config.distill.rank * shape.num_layers * shape.num_linear
     share = -(-config.distill.batch_size // num_ranks // config.train.gradient_accumulation)
-    activations = share * context * shape.num_layers * shape.width * ACTIVATION_BYTES
+    layer_bytes = shape.num_layers * ACTIVATION_BYTES
+    if config.train.activation_checkpointing:
+        layer_bytes = shape.num_layers * INPUT_BYTES + ACTIVATION_BYTES  # one layer at a time
+    activations = share * context * shape.width * layer_bytes
     activations += share * context * shape.vocab_size * 4
     sharded = num_ranks if config.train.zero_stage == 3 else 1
     generation_shards = num_ranks if config.model.sharding == "zero3" else shards

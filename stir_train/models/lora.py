@@ -28,6 +28,10 @@ class Student:
     base: LoadedModel
     model: PeftModel
 
+    def recompute_activations(self) -> None:
+        """Keep only each block's input for the backward pass."""
+        base_of(self.model).activation_checkpointing_enable({"use_reentrant": False})
+
     def without_adapter(self) -> AbstractContextManager[None]:
         """Switch the adapter off: inside, it is the frozen base."""
         manager: AbstractContextManager[None] = self.model.disable_adapter()

@@ -112,6 +112,8 @@ def _teach(context: RunContext, stage: StageDir, lesson: Lesson) -> dict[str, An
         weight_decay=config.distill.weight_decay,
     )
     engine = open_engine(student.model, optimizer, config.train, context.world)
+    if config.train.activation_checkpointing:
+        student.recompute_activations()
     student.model.train()
     fitted = _fit(context, stage, lesson, student, engine)
     learnt = engine.parameters()
