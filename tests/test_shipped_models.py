@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from stir_train.config.stages import ModelConfig, TaskConfig
@@ -10,11 +12,26 @@ from stir_train.data.problems import SourceProblem
 from stir_train.data.prompts import render_prompts
 from stir_train.generation.backend import GenerationRequest, SamplingParams
 from stir_train.generation.engine import DecodeEngine
-from stir_train.models.load import EMBEDDED_ROOT, load_model
+from stir_train.models.load import EMBEDDED_ROOT, describe_model, load_model
 from stir_train.recipes.tiny import measure_competence
 from stir_train.tasks.families import FAMILIES
 from stir_train.tasks.problem import held_out_problems
 from stir_train.tasks.tokenizer import build_tokenizer
+from tests.support import tiny_models
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma3-hybrid", "gpt-neox"])
+def test_a_model_is_described_as_it_is_loaded(architecture: str, tmp_path: Path) -> None:
+    model = tiny_models.build(architecture).model
+    model.generation_config.eos_token_id = [1, 2]
+    model.save_pretrained(tmp_path)
+    load_model(ModelConfig(name="embedded/addition")).tokenizer.save_pretrained(tmp_path)
+    for name in (str(tmp_path), "embedded/sorting"):
+        described, loaded = (f(ModelConfig(name=name)) for f in (describe_model, load_model))
+        assert described.identity == loaded.identity
+        assert described.stop_token_ids == loaded.stop_token_ids
+        assert described.decode([5, 6, 1]) == loaded.decode([5, 6, 1])
+        assert described.vocab_size == loaded.model.config.get_text_config().vocab_size
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -73,6 +76,27 @@ class ModelIdentity:
 
 
 @dataclass(frozen=True)
+class ModelDescription:
+    """A model as its files describe it, its weights unread but for their hash.
+
+    Attributes:
+        identity: The same that it has when it is loaded.
+        tokenizer: Its tokenizer.
+        vocab_size: Rows of its output layer.
+        stop_token_ids: What ends a completion.
+    """
+
+    identity: ModelIdentity
+    tokenizer: PreTrainedTokenizerBase
+    vocab_size: int
+    stop_token_ids: tuple[int, ...]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of a completion, special tokens left out."""
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+
+@dataclass(frozen=True)
 class LoadedModel:
     """A frozen model in evaluation mode with its tokenizer, blocks and identity.
 
@@ -106,12 +130,7 @@ class LoadedModel:
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
         """The end-of-sequence ids of the generation config, or else of the tokenizer."""
-        ids = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        if ids is None:
-            ids = self.tokenizer.eos_token_id
-        if ids is None:
-            return ()
-        return tuple(ids) if isinstance(ids, list) else (int(ids),)
+        return _stop_token_ids(self.model.generation_config, self.tokenizer)
 
 
 def resolve_model_path(name: str) -> str:
@@ -139,6 +158,58 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         trust_remote_code=config.trust_remote_code,
     )
     return tokenizer
+
+
+def describe_model(config: ModelConfig) -> ModelDescription:
+    """Describe the configured model without loading it.
+
+    Raises:
+        ModelError: If its files cannot be found or read.
+    """
+    path, settings = _pretrained(config)
+    where = {k: settings[k] for k in ("revision", "trust_remote_code")}
+    with _explained(config):
+        tokenizer = load_tokenizer(config)
+        model_config = AutoConfig.from_pretrained(path, **where)
+        try:
+            generation: GenerationConfig | None = GenerationConfig.from_pretrained(path, **where)
+        except OSError:  # it has no such file
+            generation = GenerationConfig.from_model_config(model_config)
+    text_config = model_config.get_text_config()
+    revision = "" if Path(path).is_dir() else config.revision or ""
+    commit = getattr(model_config, "_commit_hash", None) or revision
+    identity = ModelIdentity(
+        name=config.name,
+        revision=revision,
+        architecture=_architecture(model_config),
+        weights_sha256=_weights_sha256(path, commit),
+        tokenizer_sha256=tokenizer_sha256(tokenizer),
+        width=text_config.hidden_size,
+        num_blocks=text_config.num_hidden_layers,
+    )
+    stops = _stop_token_ids(generation, tokenizer)
+    return ModelDescription(identity, tokenizer, text_config.vocab_size, stops)
+
+
+def _architecture(config: PretrainedConfig) -> str:
+    """The class that the model is loaded as."""
+    try:
+        # There is no public look-up of the class.
+        found: Any = AutoModelForCausalLM._model_mapping[type(config)]  # noqa: SLF001
+    except KeyError:  # its repository's own code
+        return str((config.architectures or ["unknown"])[0])
+    return str((found[0] if isinstance(found, tuple) else found).__name__)
+
+
+def _stop_token_ids(
+    generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, ...]:
+    ids = generation.eos_token_id if generation else None
+    if ids is None:
+        ids = tokenizer.eos_token_id
+    if ids is None:
+        return ()
+    return tuple(ids) if isinstance(ids, list) else (int(ids),)
 
 
 def load_model(config: ModelConfig, world: World | None = None) -> LoadedModel:

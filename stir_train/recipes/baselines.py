@@ -206,7 +206,7 @@ def _finish(
 
 
 def _bench(context: RunContext) -> Bench:
-    tokenizer = context.loaded.tokenizer
+    tokenizer = context.described.tokenizer
     marker = context.config.task.answer_marker or ANSWER_PROMPT
     delimiters = context.config.control_points.delimiters
 

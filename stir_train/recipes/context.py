@@ -28,9 +28,10 @@ from stir_train.data.prompts import (
 )
 from stir_train.distributed.team import Team
 from stir_train.distributed.world import World
+from stir_train.errors import ModelError
 from stir_train.generation.engine import DecodeEngine
 from stir_train.models.blocks import resolve_depth
-from stir_train.models.load import LoadedModel, load_model
+from stir_train.models.load import LoadedModel, ModelDescription, describe_model, load_model
 from stir_train.monitoring.metrics import Metrics
 from stir_train.recipes.problems import read_problems
 from stir_train.steering.artifacts import SteeringArtifacts
@@ -71,14 +72,29 @@ class RunContext:
 
     @cached_property
     def loaded(self) -> LoadedModel:
-        """The frozen base model."""
-        return load_model(self.config.model, self.world)
+        """The frozen base model.
+
+        Raises:
+            ModelError: If what was loaded is not what its files describe.
+        """
+        loaded = load_model(self.config.model, self.world)
+        if loaded.identity != self.described.identity:
+            raise ModelError(
+                f"{self.config.model.name} was loaded as {loaded.identity}, its files describe "
+                f"{self.described.identity}; they changed meanwhile, or this is a bug"
+            )
+        return loaded
+
+    @cached_property
+    def described(self) -> ModelDescription:
+        """The base model without its weights, which many a stage can do without."""
+        return describe_model(self.config.model)
 
     @cached_property
     def splits(self) -> dict[SplitName, list[Prompt]]:
         """Rendered prompts per split, checked disjoint."""
         cut = cut_splits(read_problems(self.config), self.config.splits)
-        tokenizer = self.loaded.tokenizer
+        tokenizer = self.described.tokenizer
         splits = {
             name: render_prompts(problems, self.config.task, tokenizer)
             for name, problems in cut.items()
@@ -90,9 +106,9 @@ class RunContext:
     def automaton(self) -> ControlPointAutomaton:
         """Finds control points for this model's tokenizer."""
         return build_automaton(
-            self.loaded.tokenizer,
+            self.described.tokenizer,
             self.config.control_points,
-            vocab_size=self.loaded.model.config.get_text_config().vocab_size,
+            vocab_size=self.described.vocab_size,
         )
 
     @property
@@ -140,7 +156,7 @@ class RunContext:
     @cached_property
     def steering(self) -> SteeringArtifacts:
         """The run's basis, heads and choice, once their stages are finished."""
-        return SteeringArtifacts(self.run_dir, self.loaded.identity)
+        return SteeringArtifacts(self.run_dir, self.described.identity)
 
     @property
     def captured_blocks(self) -> tuple[int, ...]:
@@ -149,7 +165,7 @@ class RunContext:
 
     def block_at(self, depth: float) -> int:
         """The block at a depth fraction."""
-        return resolve_depth(depth, self.loaded.identity.num_blocks)
+        return resolve_depth(depth, self.described.identity.num_blocks)
 
     def stage(self, name: str) -> StageDir:
         """A stage's directory."""
@@ -184,15 +200,24 @@ class RunContext:
         *,
         upstream: tuple[str, ...] = (),
         splits: tuple[SplitName, ...] = (),
+        decodes: bool = True,
     ) -> StageDir | None:
-        """Open a stage for its settings and sources; None when it is already complete. Collective."""
+        """Open a stage for its settings and sources; None when it is already complete. Collective.
+
+        Args:
+            name: The stage's directory.
+            settings: What it depends on.
+            upstream: Stages that it reads.
+            splits: Splits that it reads.
+            decodes: Whether it runs the model.
+        """
         stage = self.stage(name)
-        if self.is_sharded:
-            _ = self.loaded  # takes all ranks, so not when rank 0 alone first asks for it
         has_work = self.world.on_main(
             f"begin {name}", lambda: self._begin(stage, settings, upstream, splits)
         )
         if has_work:
+            if self.is_sharded and decodes:
+                _ = self.loaded  # takes all ranks, so not when one of them first asks for it
             return stage
         self.console.print(f"[green]✓[/] {name}: done before, nothing to do")
         return None
@@ -205,7 +230,7 @@ class RunContext:
         splits: tuple[SplitName, ...],
     ) -> bool:
         """Write what the stage is made from, or check it; whether there is work left."""
-        sources = {"model": self.loaded.identity.fingerprint()}
+        sources = {"model": self.described.identity.fingerprint()}
         sources |= {f"stage {other}": self.stage(other).fingerprint() for other in upstream}
         sources |= {f"split {split}": split_sha256(self.splits[split]) for split in splits}
         config = {

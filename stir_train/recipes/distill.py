@@ -83,7 +83,7 @@ def run_distill(context: RunContext) -> None:
     if not config.distill.enabled:
         context.console.print("  adapter: distill.enabled is off")
         return
-    stage = context.begin(ADAPTER, settings, upstream=(STEERED,))
+    stage = context.begin(ADAPTER, settings, upstream=(STEERED,), decodes=False)
     if stage is None:
         return
     lessons = plan_lessons(context)

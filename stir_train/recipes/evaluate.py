@@ -255,7 +255,7 @@ def _results(
     test = context.splits["test"]
     return {
         "schema": RESULTS_SCHEMA,
-        "model": context.loaded.identity.as_dict(),
+        "model": context.described.identity.as_dict(),
         "task": context.config.task.name,
         "split": "test",
         "num_items": len(test),

@@ -102,7 +102,7 @@ def run_harvest(context: RunContext) -> None:
     """Contrast right and wrong rollouts."""
     config = context.config
     settings = {"harvest": config.harvest, "max_points": config.control_points.max_points}
-    stage = context.begin(HARVEST, settings, upstream=(ROLLOUTS,))
+    stage = context.begin(HARVEST, settings, upstream=(ROLLOUTS,), decodes=False)
     if stage is None:
         return
     count = num_chunks(context, rollout_job(context))
@@ -164,7 +164,12 @@ def _finish_harvest(context: RunContext, stage: StageDir, files: list[str]) -> N
 def run_basis(context: RunContext) -> None:
     """Select the control basis and diagnose the contrasts."""
     config = context.config
-    stage = context.begin(BASIS, {"basis": config.basis, "seed": config.seed}, upstream=(HARVEST,))
+    stage = context.begin(
+        BASIS,
+        {"basis": config.basis, "seed": config.seed},
+        upstream=(HARVEST,),
+        decodes=False,
+    )
     if stage is None:
         return
     harvest = context.stage(HARVEST)
@@ -328,7 +333,7 @@ def _save_candidates(stage: StageDir, name: str, candidates: Candidates) -> None
 
 def model_metadata(context: RunContext) -> dict[str, str]:
     """What an artifact says of the model it is for."""
-    identity = context.loaded.identity
+    identity = context.described.identity
     return {
         "model": identity.name,
         "model_fingerprint": identity.fingerprint(),

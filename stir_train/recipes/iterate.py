@@ -193,7 +193,7 @@ def _finish(context: RunContext, best: int, made: int) -> dict[str, Any]:
     rows = [_compare(context, names[g], given, answers[0]) for g, given in answers.items()]
     results = {
         "schema": RESULTS_SCHEMA,
-        "model": context.loaded.identity.as_dict(),
+        "model": context.described.identity.as_dict(),
         "task": context.config.task.name,
         "split": "test",
         "num_items": len(context.splits["test"]),

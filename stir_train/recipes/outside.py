@@ -36,7 +36,7 @@ def outside_prompts(context: RunContext) -> dict[str, list[Prompt]]:
             num_test=outside.num_problems, num_tune=1, num_harvest=1, seed=config.splits.seed
         )
         problems = cut_splits(read_problems(config), splits)["test"]
-        found[name] = render_prompts(problems, outside.task, context.loaded.tokenizer)
+        found[name] = render_prompts(problems, outside.task, context.described.tokenizer)
         used = {
             split: {p.prompt_id for p in context.splits[split]} for split in ("harvest", "tune")
         }

@@ -25,7 +25,7 @@ REPORT, PAGE = STAGE_DIRECTORIES["report"], "report.html"
 
 def run_report(context: RunContext) -> None:
     """Write the report of a run whose evaluation is finished."""
-    stage = context.begin(REPORT, {}, upstream=(EVAL,))
+    stage = context.begin(REPORT, {}, upstream=(EVAL,), decodes=False)
     if stage is None:
         return
     context.world.on_main("report", lambda: _write(context, stage))
@@ -35,7 +35,7 @@ def _write(context: RunContext, stage: StageDir) -> None:
     evaluation = context.stage(EVAL)
     greedy, steered = _answers(context, GREEDY), _answers(context, STEERED_METHOD)
     questions = {p.prompt_id: (p.question, p.answer) for p in context.splits["test"]}
-    wins, losses = build_examples(greedy, steered, questions, context.loaded.decode)
+    wins, losses = build_examples(greedy, steered, questions, context.described.decode)
     decisions = [
         decision
         for path in evaluation.files(f"{STEERED_METHOD}/decisions-")

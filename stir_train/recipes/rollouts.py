@@ -61,7 +61,7 @@ class GenerationJob:
 def sampling_params(context: RunContext, *, greedy: bool) -> SamplingParams:
     """The run's sampling settings, or greedy decoding under the same budget."""
     config = context.config
-    budget, stop = config.generation.max_new_tokens, context.loaded.stop_token_ids
+    budget, stop = config.generation.max_new_tokens, context.described.stop_token_ids
     if greedy:
         return SamplingParams(budget, stop)
     rollout = config.rollout
@@ -265,7 +265,7 @@ def grade_rollouts(
     """Decode, grade and reward completions, of the run's task or another."""
     config = context.config
     grader = context.grader if task is None else context.grader_of(task)
-    texts = [context.loaded.decode(r.token_ids) for r in rollouts]
+    texts = [context.described.decode(r.token_ids) for r in rollouts]
     grades = grader.grade(texts, [p.gold for p in prompts], [r.truncated for r in rollouts])
     budget = config.generation.max_new_tokens
     return [
@@ -297,6 +297,6 @@ def _save_states(
         },
         {
             "blocks": ",".join(map(str, captured.blocks)),
-            "block_convention": context.loaded.identity.block_convention,
+            "block_convention": context.described.identity.block_convention,
         },
     )

@@ -51,7 +51,7 @@ def stream_answer(
         StageError: If there is no such method.
     """
     problem = SourceProblem(question, answer="", content=question)
-    (prompt,) = render_prompts([problem], context.config.task, context.loaded.tokenizer)
+    (prompt,) = render_prompts([problem], context.config.task, context.described.tokenizer)
     tokens: list[int] = []
     written = 0
 
@@ -59,7 +59,7 @@ def stream_answer(
         nonlocal written
         tokens.append(token)
         # Decode from the start: a piece of a character becomes text only with its other pieces.
-        text = context.loaded.decode(tokens).removesuffix("\N{REPLACEMENT CHARACTER}")
+        text = context.described.decode(tokens).removesuffix("\N{REPLACEMENT CHARACTER}")
         write(text[written:])
         written = len(text)
 
@@ -82,11 +82,11 @@ def show_decisions(context: RunContext, index: int, method: str, console: Consol
     start = 0
     for point, token_index in enumerate(rollout.control_points, start=1):
         console.print(
-            Text(context.loaded.decode(rollout.token_ids[start : token_index + 1]).rstrip())
+            Text(context.described.decode(rollout.token_ids[start : token_index + 1]).rstrip())
         )
         console.print(_describe(point, decided.get(token_index)))
         start = token_index + 1
-    console.print(Text(context.loaded.decode(rollout.token_ids[start:]), style="bold"))
+    console.print(Text(context.described.decode(rollout.token_ids[start:]), style="bold"))
     console.print(
         Text(
             f"gold answer {answer.prompt.answer}; {len(rollout.token_ids)} tokens, "

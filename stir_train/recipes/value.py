@@ -50,7 +50,7 @@ def run_value(context: RunContext) -> None:
         "seed": config.seed,
         "num_threads": config.num_threads,
     }
-    stage = context.begin(VALUE, settings, upstream=(ROLLOUTS, VALIDATE))
+    stage = context.begin(VALUE, settings, upstream=(ROLLOUTS, VALIDATE), decodes=False)
     if stage is None:
         return
     examples = _all_examples(context)
