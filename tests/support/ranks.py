@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-TIMEOUT_SECONDS = 240
+TIMEOUT_SECONDS = 600
 
 
 def free_port() -> int:
