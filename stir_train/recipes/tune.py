@@ -176,8 +176,10 @@ def best_of_each_mode(context: RunContext) -> list[SteeringConfig]:
     """The setting of most utility of every mode tried; those that gained nothing included."""
     trials = load_report(context.stage(TUNE))["trials"]
     best: dict[str, Any] = {}
-    for trial in sorted(trials, key=lambda t: t["metrics"]["utility"]):
-        best[trial["settings"]["mode"]] = trial["settings"]
+    for trial in sorted(trials, key=lambda t: -t["metrics"]["utility"]):
+        best.setdefault(
+            trial["settings"]["mode"], trial["settings"]
+        )  # of equals the first, as chosen
     return [SteeringConfig.model_validate(best[mode]) for mode in sorted(best)]
 
 
