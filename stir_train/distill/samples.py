@@ -58,20 +58,33 @@ class SequenceBatch:
         return self.points
 
 
-def choose_samples(graded: Sequence[GradedRollout], *, keep_per_prompt: int) -> list[Rollout]:
-    """Correct completions, the shortest distinct ones of each prompt, in prompt order."""
-    by_prompt: dict[str, list[Rollout]] = {}
+def choose_samples(
+    graded: Sequence[GradedRollout], *, keep_per_prompt: int, hard_below: float = 0.0
+) -> list[Rollout]:
+    """Correct completions, the shortest distinct ones of each prompt, in prompt order.
+
+    Args:
+        graded: Completions of all prompts.
+        keep_per_prompt: Of the shortest.
+        hard_below: Of a prompt with a smaller share of correct completions, the one of middle length is
+            kept too.
+    """
+    right: dict[str, list[Rollout]] = {}
+    attempts: dict[str, list[bool]] = {}
     for item in graded:
-        kept = by_prompt.setdefault(item.rollout.prompt_id, [])
-        if item.grade.correct and all(item.rollout.token_ids != r.token_ids for r in kept):
-            kept.append(item.rollout)
-    return [
-        rollout
-        for rollouts in by_prompt.values()
-        for rollout in sorted(rollouts, key=lambda r: (len(r.token_ids), r.sample))[
-            :keep_per_prompt
-        ]
-    ]
+        distinct = right.setdefault(item.rollout.prompt_id, [])
+        attempts.setdefault(item.rollout.prompt_id, []).append(item.grade.correct)
+        if item.grade.correct and all(item.rollout.token_ids != r.token_ids for r in distinct):
+            distinct.append(item.rollout)
+    chosen: list[Rollout] = []
+    for prompt_id, distinct in right.items():
+        ordered = sorted(distinct, key=lambda r: (len(r.token_ids), r.sample))
+        chosen += ordered[:keep_per_prompt]
+        rate = sum(attempts[prompt_id]) / len(attempts[prompt_id])
+        middle = len(ordered) // 2
+        if rate < hard_below and middle >= keep_per_prompt:
+            chosen.append(ordered[middle])
+    return chosen
 
 
 def sequence_batches(

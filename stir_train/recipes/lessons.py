@@ -81,7 +81,10 @@ def _samples_of(context: RunContext, objective: ObjectiveConfig) -> list[Rollout
         if plain
         else load_steered(context)
     )
-    samples = choose_samples(graded, keep_per_prompt=context.config.distill.keep_per_prompt)
+    config = context.config.distill
+    samples = choose_samples(
+        graded, keep_per_prompt=config.keep_per_prompt, hard_below=config.hard_below
+    )
     if not samples:
         raise StageError(f"no {objective.samples} rollout is correct: there is nothing to distil")
     return samples
