@@ -30,6 +30,7 @@ from stir_train.recipes.compare import RESULTS_FILE
 from stir_train.recipes.context import RunContext
 from stir_train.recipes.distill import ADAPTER
 from stir_train.recipes.evaluate import RESULTS_SCHEMA
+from stir_train.recipes.harvest import ROLLOUTS, rollout_job
 from stir_train.recipes.methods import GREEDY
 from stir_train.recipes.rollouts import (
     GenerationJob,
@@ -43,6 +44,8 @@ from stir_train.types.rollout import GradedRollout
 
 VERBS = tuple(STAGE_DIRECTORIES)[: tuple(STAGE_DIRECTORIES).index("distill") + 1]
 STUDENTS, TEST = "students", "test"
+LEAST_MIXED = 0.05
+"""A base of which fewer problems than this have right and wrong samples cannot be contrasted."""
 
 
 def run_iterate(config: RunConfig, console: Console, argv: Sequence[str]) -> dict[str, Any]:
@@ -63,7 +66,8 @@ def run_iterate(config: RunConfig, console: Console, argv: Sequence[str]) -> dic
         best, best_answers = 0, _answers(context, "tune", 0)
         made = 0
         for generation in range(1, config.iterate.max_generations + 1):
-            _make_generation(context, generation, argv, world)
+            if not _make_generation(context, generation, argv, world):
+                break
             made = generation
             answers = _answers(context, "tune", generation)
             gain = _compare(context, str(generation), answers, best_answers)
@@ -101,13 +105,30 @@ def merged_student(config: RunConfig, generation: int) -> Path:
 
 def _make_generation(
     context: RunContext, generation: int, argv: Sequence[str], world: World
-) -> None:
-    """Run a generation up to its student, and merge that."""
+) -> bool:
+    """Run a generation up to its student, and merge that; False if its base leaves nothing to learn."""
     config = generation_config(context.config, generation)
     context.console.print(f"[bold]generation {generation}[/], from {config.model.name}")
     with enter_run(config, context.console, argv, world) as inner:
-        run_stages(inner, VERBS, redo=False)
+        run_stages(inner, VERBS[:1], redo=False)
+        share = float(world.on_main("headroom", lambda: _mixed_share(inner)))
+        if share < LEAST_MIXED:
+            context.console.print(
+                f"generation {generation}: {share:.0%} of the harvest problems have right and wrong "
+                "samples; nothing is left to learn from contrasting them"
+            )
+            return False
+        run_stages(inner, VERBS[1:], redo=False)
         world.on_main("merge", lambda: _merge(inner, merged_student(context.config, generation)))
+    return True
+
+
+def _mixed_share(inner: RunContext) -> float:
+    """Share of the harvest problems whose samples are neither all right nor all wrong."""
+    outcomes: dict[str, set[bool]] = {}
+    for item in load_answers(inner, inner.stage(ROLLOUTS), rollout_job(inner)):
+        outcomes.setdefault(item.rollout.prompt_id, set()).add(item.grade.correct)
+    return sum(len(found) == 2 for found in outcomes.values()) / len(outcomes)
 
 
 def _merge(inner: RunContext, target: Path) -> None:
