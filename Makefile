@@ -42,7 +42,7 @@ check: $(STAMP) ## format, lint, types, import contracts, fast tests
 	$(BIN)/lint-imports
 	$(MAKE) test
 
-distill-results: $(STAMP) ## students and other methods, docs/distillation.md (some ninety minutes)
+distill-results: $(STAMP) ## students and other methods, docs/distillation.md (an estimated ninety minutes)
 	for family in distill distill-mixed distill-outside; do \
 	  $(BIN)/stir-train run configs/results/$$family.yaml || exit 1; \
 	done
