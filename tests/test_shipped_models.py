@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stir_train.config.stages import ModelConfig, TaskConfig
+from stir_train.config.inputs import ModelConfig, TaskConfig
 from stir_train.data.grading import grade_batch
 from stir_train.data.problems import SourceProblem
 from stir_train.data.prompts import render_prompts

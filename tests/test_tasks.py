@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from stir_train.config.inputs import SplitsConfig, TaskConfig
 from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
-from stir_train.config.stages import SplitsConfig, TaskConfig
 from stir_train.config.tasks import KNOWN_TASKS
 from stir_train.data.duplicates import near_duplicates
 from stir_train.data.grading import Grader, grade_batch

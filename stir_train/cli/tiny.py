@@ -53,3 +53,16 @@ def tiny_check(
         f"{found.shortest_tokens:.1f} tokens) on {found.num_problems} problems: "
         + ("good but imperfect" if found.passes else "does not pass the competence check")
     )
+
+
+@tiny.command("problems")
+def tiny_problems(
+    output: Annotated[Path, typer.Argument(help="JSONL file to write.")],
+    family: Annotated[str, typer.Option(help="Task family.")] = "addition",
+    problems: Annotated[int, typer.Option(help="How many.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 1,
+) -> None:
+    """Write fresh reserved problems of a family as JSONL, to try the path of your own data."""
+    from stir_train.recipes.tiny import write_problems
+
+    write_problems(family, problems, seed, output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -10,7 +11,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from stir_train.config.stages import ModelConfig, TaskConfig
+from stir_train.artifacts.atomic import write_text
+from stir_train.config.inputs import ModelConfig, TaskConfig
 from stir_train.data.grading import grade_batch
 from stir_train.data.problems import SourceProblem
 from stir_train.data.prompts import render_prompts
@@ -20,7 +22,7 @@ from stir_train.generation.backend import GenerationRequest, SamplingParams
 from stir_train.generation.engine import DecodeEngine
 from stir_train.models.load import load_model
 from stir_train.monitoring.console import progress
-from stir_train.tasks.families import FAMILIES, HELD_OUT_POOL
+from stir_train.tasks.families import HELD_OUT_POOL, embedded_family
 from stir_train.tasks.problem import TaskFamily, held_out_problems
 from stir_train.tasks.tiny_model import (
     TinyRecipe,
@@ -77,7 +79,7 @@ def train_tiny(
         console: For progress.
     """
     torch.set_num_threads(1)
-    families = [FAMILIES[name] for name in family_names]
+    families = [embedded_family(name) for name in family_names]
     tokenizer = build_tokenizer(families, max_tokens=recipe.max_tokens)
     model = build_model(recipe, tokenizer)
     title = f"tiny model ({', '.join(family_names)})"
@@ -105,7 +107,8 @@ def measure_competence(family_name: str, model_path: str, num_problems: int) -> 
     """Greedy and sampled accuracy on reserved problems that no experiment uses for choosing."""
     loaded = load_model(ModelConfig(name=model_path))
     task = TaskConfig(name=family_name)
-    prompts = render_prompts(_problems(FAMILIES[family_name], num_problems), task, loaded.tokenizer)
+    problems = _problems(embedded_family(family_name), num_problems)
+    prompts = render_prompts(problems, task, loaded.tokenizer)
     engine = DecodeEngine(loaded, max_rows=256)
     greedy = SamplingParams(MAX_NEW_TOKENS, loaded.stop_token_ids)
     sampled = replace(greedy, temperature=TEMPERATURE, top_p=TOP_P)
@@ -136,6 +139,13 @@ def measure_competence(family_name: str, model_path: str, num_problems: int) -> 
         greedy_tokens=sum(tokens) / len(tokens),
         shortest_tokens=sum(shortest) / max(1, len(shortest)),
     )
+
+
+def write_problems(family_name: str, num_problems: int, seed: int, path: Path) -> None:
+    """Write reserved problems as JSONL with columns ``question`` and ``answer``."""
+    rows = held_out_problems(embedded_family(family_name), num_problems, seed=seed)
+    lines = [json.dumps({"question": row.question, "answer": row.answer}) for row in rows]
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def _problems(family: TaskFamily, count: int) -> list[SourceProblem]:

@@ -8,9 +8,15 @@ Every problem adds four operands. Its kind says what is asked, and decides which
   columns out is long, and its author usually folds the carry back in, which is wrong.
 
 So the helpful direction in a model's residual stream is opposite for the two kinds, and one
-constant vector cannot help both. An author's tag at the end of the prompt, the opening sentence
-and persistence from step to step all carry evidence about the habit, none of them decides it: a
-model trained on this corpus learns a mixture, and what it does greedily is often the worse habit.
+constant vector along it cannot help both. An author's tag at the end of the prompt, the opening
+sentence and persistence from step to step all carry evidence about the habit, none of them decides
+it: a model trained on this corpus learns a mixture, and what it does greedily is often the worse
+habit.
+
+``addition``'s authors notice some of their errors and then change to the right habit. Models learn
+from that to keep track of whether things go well, which means opposite habits in the two kinds: one
+constant vector along *that* serves both. ``addition-blind``'s authors go over right and wrong steps
+alike, in the habit they are in, and so leave nothing of the sort to be learnt.
 """
 
 from __future__ import annotations
@@ -46,8 +52,9 @@ class AdditionFamily:
         p_opening_matches: The opening sentence announces the habit that follows.
         p_opening_neutral: The opening sentence says nothing; otherwise it misleads.
         p_persist: The habit of a step carries over to the next.
-        p_redo_wrong: A wrong step is noticed and redone with the right habit.
+        p_redo_wrong: A wrong step is redone.
         p_redo_right: A right step is redone all the same.
+        corrects: Who redoes a step changes to the right habit for it; otherwise keeps the habit.
         p_verbose: An author keeps repeating the running sum.
     """
 
@@ -59,6 +66,7 @@ class AdditionFamily:
     p_persist: float = 0.85
     p_redo_wrong: float = 0.25
     p_redo_right: float = 0.06
+    corrects: bool = True
     p_verbose: float = 0.25
 
     def make_problem(self, rng: random.Random) -> Problem:
@@ -93,7 +101,7 @@ class AdditionFamily:
             paragraphs.append(step)
             wrong = result != (total + operand) % modulus
             if rng.random() < (self.p_redo_wrong if wrong else self.p_redo_right):
-                habit = right
+                habit = right if self.corrects else habit
                 step, result = self._step(kind, habit, total, operand, LETTERS[i], rng)
                 paragraphs.append(f"Wait, redo: {step}")
             total = result
@@ -120,6 +128,11 @@ class AdditionFamily:
             return _pairs_step(habit, total, operand, letter, spoiled=spoiled)
         hedges = " ".join(rng.choice(HEDGES) for _ in range(2))
         return _ones_step(habit, total, operand, letter, spoiled=spoiled, hedges=hedges)
+
+
+def blind_addition() -> AdditionFamily:
+    """Authors who do not see their errors."""
+    return AdditionFamily(name="addition-blind", p_redo_wrong=0.1, p_redo_right=0.1, corrects=False)
 
 
 def _pairs_step(
