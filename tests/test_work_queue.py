@@ -6,12 +6,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.distributed import HashStore
+from torch.distributed import HashStore, PrefixStore
 
 from stir_train.distributed.claims import ClaimTable, FileClaims, Note, StoreClaims, Watch
 from stir_train.distributed.preemption import Preempted
@@ -74,6 +75,20 @@ def test_what_a_dead_worker_had_claimed_is_taken_over(make_table: MakeTable) -> 
     made: Counter[str] = Counter()
     _work(make_table(), "alive", made, lease_seconds=0.2)
     assert made == Counter(KEYS)
+
+
+def test_nobody_waits_for_a_worker_that_died_while_it_finished() -> None:
+    store = HashStore()
+    store.set_timeout(timedelta(seconds=1))  # a read that waits would raise
+    dead = StoreClaims(store, "work", KEYS)
+    dead.claim_next("dead")
+    dead.beat("dead", 0)
+    PrefixStore("claims/work", store).add("num_finished", 1)  # and then it was killed
+    made: Counter[str] = Counter()
+    heard: list[str] = []
+    _work(StoreClaims(store, "work", KEYS), "alive", made, lease_seconds=0.2, heard=heard)
+    assert made == Counter(KEYS)
+    assert sorted(heard) == sorted(KEYS)
 
 
 def test_a_living_worker_keeps_its_claim(make_table: MakeTable) -> None:

@@ -58,6 +58,7 @@ class StoreClaims:
         self._store = PrefixStore(f"claims/{name}", store)
         self._keys = keys
         self._told = 0
+        self._unsaid: set[int] = set()
 
     def claim_next(self, owner: str) -> str | None:
         """Take the next ticket."""
@@ -82,13 +83,20 @@ class StoreClaims:
         self._store.set(f"finished/{number}", json.dumps([key, dict(note)]))
 
     def finished(self) -> dict[str, Note]:
-        """Read the log from where this process stopped reading."""
+        """Read the log from where this process stopped reading.
+
+        An owner that died between number and figures leaves a number without: nobody waits for it.
+        """
         count = self._store.add("num_finished", 0)
-        news: dict[str, Note] = {}
-        for number in range(self._told + 1, count + 1):
-            key, note = json.loads(self._store.get(f"finished/{number}"))
-            news[key] = note
+        self._unsaid |= set(range(self._told + 1, count + 1))
         self._told = count
+        news: dict[str, Note] = {}
+        for number in sorted(self._unsaid):
+            name = f"finished/{number}"
+            if self._store.check([name]):
+                key, note = json.loads(self._store.get(name))
+                news[key] = note
+                self._unsaid.remove(number)
         return news
 
     def beat(self, owner: str, count: int) -> None:

@@ -213,23 +213,27 @@ class World:
         if self.store is None:
             return
         self.store.set(f"{LEFT}/{self.rank}", "")
-        if finish_together:
-            self._wait_for_the_living()
-        self.store.add(GONE, 1)
+        killed = self._wait_for_the_living() if finish_together else set()
+        self.store.set(f"{GONE}/{self.rank}", "")
+        parting = [f"{GONE}/{rank}" for rank in range(self.size) if rank not in killed]
         deadline = time.monotonic() + LEAVE_SECONDS
-        while self.is_main and self.count(GONE) < self.size and time.monotonic() < deadline:
+        while self.is_main and not self.store.check(parting) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
 
-    def _wait_for_the_living(self) -> None:
-        """Wait until every rank has left, was killed or has failed."""
+    def _wait_for_the_living(self) -> set[int]:
+        """Wait until every rank has left, was killed or has failed; tell which were killed."""
         assert self.store is not None
         watch = Watch(_signs_of_life(self.store), LEASE_SECONDS)
-        staying = set(range(self.size))
+        staying, killed = set(range(self.size)), set()
         while staying and not self.store.check([FAILED]):
             for rank in list(staying):
-                if self.store.check([f"{LEFT}/{rank}"]) or watch.is_gone(str(rank)):
+                if self.store.check([f"{LEFT}/{rank}"]):
                     staying.remove(rank)
+                elif watch.is_gone(str(rank)):
+                    staying.remove(rank)
+                    killed.add(rank)
             time.sleep(POLL_SECONDS)
+        return killed
 
     def share(self, items: Sequence[Any]) -> list[Any]:
         """This rank's part of a sequence that every rank holds: every ``size``-th, from its own."""
