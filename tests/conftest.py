@@ -10,7 +10,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-from stir_train.config.stages import ControlPointConfig, ModelConfig, TaskConfig
+from stir_train.config.inputs import ModelConfig, TaskConfig
+from stir_train.config.stages import ControlPointConfig
 from stir_train.data.control_points import ControlPointAutomaton, build_automaton
 from stir_train.data.problems import SourceProblem
 from stir_train.data.prompts import render_prompts

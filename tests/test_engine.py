@@ -16,7 +16,6 @@ from stir_train.generation.backend import (
     GenerationRequest,
     ImpulseBatch,
     PlannedImpulse,
-    Proposal,
     SamplingParams,
     no_impulses,
 )
@@ -136,8 +135,6 @@ def test_captured_states_and_logprobs_equal_one_teacher_forced_pass(
 class _Constant:
     """Injects one delta at every control point."""
 
-    preview_tokens = 0
-
     def __init__(self, block: int, delta: torch.Tensor, *, fires: bool = True) -> None:
         self.block, self.delta, self.fires = block, delta, fires
 
@@ -154,14 +151,6 @@ class _Constant:
 
     def reset(self) -> None:
         raise AssertionError("memory does not run out here")
-
-    def propose(self, states: torch.Tensor, batch: ControlBatch) -> Proposal:
-        raise AssertionError("a controller without previews is never asked to propose")
-
-    def commit(
-        self, states: torch.Tensor, batch: ControlBatch, gains: torch.Tensor
-    ) -> ImpulseBatch:
-        raise AssertionError("a controller without previews is never asked to commit")
 
 
 def test_idle_controllers_change_nothing_and_impulses_persist(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
 
 from stir_train.basis.validate import (
+    UNSTEERED,
     Arm,
     EntryUplift,
     StatePool,
-    best_arms,
     entry_uplifts,
+    mean_gain,
     plan_trials,
     still_promising,
     validated_basis,
@@ -119,7 +121,10 @@ def test_the_published_part_of_the_basis_is_what_it_is_without_the_other_kind() 
 def _pool() -> StatePool:
     _, captured = bases.harvest()
     points = torch.tensor([label.point for label in captured.labels])
-    return StatePool(captured.states, points, torch.ones(len(points)), captured.blocks)
+    unsteered = torch.full((len(points),), UNSTEERED)
+    return StatePool(
+        captured.states, points, torch.ones(len(points)), captured.blocks, steered=unsteered
+    )
 
 
 def test_trials_draw_active_corrections_of_their_own_block_and_point() -> None:
@@ -157,6 +162,54 @@ def test_states_are_tried_as_often_as_their_weight_says() -> None:
     assert 2 < states.count(3) / states.count(8) < 4.5
 
 
+def test_from_a_steered_state_only_its_own_block_is_tried() -> None:
+    basis, pool = _basis(), _pool()
+    everything = torch.ones(len(basis), dtype=torch.bool)
+    steered = torch.full_like(pool.steered, UNSTEERED)
+    steered[::2] = 4
+    pool = dataclasses.replace(pool, steered=steered)
+    arms = [Arm(3, 1.0), Arm(4, 1.0), Arm(4, 2.0)]
+    plans = plan_trials(pool, basis, everything, arms, 400, torch.Generator().manual_seed(0))
+    assert {plan.block for plan in plans if plan.state % 2 == 0} == {4}
+    assert {plan.block for plan in plans if plan.state % 2} == {3, 4}
+    elsewhere = plan_trials(
+        pool, basis, everything, [Arm(3, 1.0)], 400, torch.Generator().manual_seed(0)
+    )
+    assert {plan.state % 2 for plan in elsewhere} == {1}
+
+
+def test_half_of_the_trials_take_what_a_guide_likes_best() -> None:
+    basis, pool = _basis(), _pool()
+    everything = torch.ones(len(basis), dtype=torch.bool)
+    favourites: dict[int, list[bool]] = {}
+
+    def guide(block: int, point: int, state: torch.Tensor, impulses: torch.Tensor) -> torch.Tensor:
+        assert block == 4
+        here = ~basis.is_anchor & (basis.blocks == 4) & (basis.points == point)
+        torch.testing.assert_close(impulses, 2.0 * basis.directions[here])
+        return torch.arange(len(impulses), dtype=torch.float)
+
+    plans = plan_trials(
+        pool,
+        basis,
+        everything,
+        [Arm(4, 2.0)],
+        600,
+        torch.Generator().manual_seed(0),
+        guide=guide,
+    )
+    for plan in plans:
+        here = ~basis.is_anchor & (basis.blocks == 4) & (basis.points == pool.points[plan.state])
+        last = int(here.nonzero()[-1, 0])
+        favourites.setdefault(int(here.sum()), []).append(plan.entry == last)
+        assert (plan.propensity > 0.5) == (plan.entry == last)
+    share = {count: sum(taken) / len(taken) for count, taken in favourites.items()}
+    assert max(share) > 3
+    for count, rate in share.items():
+        if len(favourites[count]) > 60 and count > 3:
+            assert 0.4 < rate < 0.8, (count, rate)
+
+
 def test_uplifts_are_paired_priced_and_shrunk() -> None:
     trials = [
         _trial(0, True, 60),
@@ -175,15 +228,15 @@ def test_uplifts_are_paired_priced_and_shrunk() -> None:
     assert uplifts[1].high == float("inf")
 
 
-def test_entries_that_cannot_help_are_given_up_and_the_better_arms_kept() -> None:
+def test_entries_that_cannot_help_are_given_up() -> None:
     harmful = [_trial(0, False, 60 + i) for i in range(8)]
     helpful = [_trial(1, i % 2 == 0, 60, strength=3.0) for i in range(8)]
     uplifts = entry_uplifts(harmful + helpful, 3, token_price=PRICE, max_new_tokens=BUDGET)
     assert still_promising(uplifts).tolist() == [False, True, True]
-    arms = [Arm(4, 2.0), Arm(4, 3.0), Arm(3, 1.0)]
-    kept = best_arms(harmful + helpful, arms, token_price=PRICE, max_new_tokens=BUDGET)
-    assert kept[0] == Arm(4, 3.0)
-    assert len(kept) == 2
+    gain = partial(mean_gain, harmful + helpful, token_price=PRICE, max_new_tokens=BUDGET)
+    assert gain(Arm(bases.BLOCK, 3.0)) == pytest.approx(0.5)
+    assert gain(Arm(bases.BLOCK, 2.0)) == 0
+    assert gain(Arm(3, 1.0)) == 0
 
 
 def test_only_helpful_corrections_stay_each_with_its_anchor() -> None:
@@ -226,6 +279,35 @@ def test_a_replay_without_an_impulse_is_the_rollout_itself(
     assert replay(shove) != [r.token_ids for r in greedy]
 
 
+def test_a_replay_of_a_replay_without_another_impulse_is_the_first_one(
+    loaded: LoadedModel, prompts: list[Prompt]
+) -> None:
+    engine = DecodeEngine(loaded, max_rows=16)
+    sampling = SamplingParams(96, loaded.stop_token_ids)
+    generator = torch.Generator().manual_seed(0)
+    greedy = engine.generate([GenerationRequest(p) for p in prompts[:6]], sampling, seed=0).rollouts
+    first = [
+        PlannedImpulse(3, bases.BLOCK, 40 * torch.randn(loaded.identity.width, generator=generator))
+        for _ in greedy
+    ]
+
+    def replay(
+        before: list[tuple[int, ...]], at: int, planned: list[tuple[PlannedImpulse, ...]]
+    ) -> list[tuple[int, ...]]:
+        requests = [
+            GenerationRequest(prompt, prefix_token_ids=ids[: at + 1], planned=impulses)
+            for prompt, ids, impulses in zip(prompts[:6], before, planned, strict=True)
+        ]
+        return [r.token_ids for r in engine.generate(requests, sampling, seed=0).rollouts]
+
+    once = replay([r.token_ids for r in greedy], 3, [(impulse,) for impulse in first])
+    assert once != [r.token_ids for r in greedy]
+    nothing = PlannedImpulse(12, bases.BLOCK, torch.zeros(loaded.identity.width))
+    assert replay(once, 12, [(impulse, nothing) for impulse in first]) == once
+    again = [(impulse, dataclasses.replace(impulse, token_index=12)) for impulse in first]
+    assert replay(once, 12, again) != once
+
+
 def test_the_head_learns_from_the_states_that_trials_steered() -> None:
     graded, captured = bases.harvest()
     basis = _basis()
@@ -238,7 +320,7 @@ def test_the_head_learns_from_the_states_that_trials_steered() -> None:
     numbers = bases.prompt_numbers(graded)
     examples = build_intervened(trials, captured, basis, bases.BLOCK, numbers)
     assert len(examples.correct) == 1
-    expected = captured.at_block(bases.BLOCK)[5] + 2.0 * basis.directions[entry]
-    assert torch.equal(examples.states[0], expected)
+    assert torch.equal(examples.states[0], captured.at_block(bases.BLOCK)[5])
+    assert torch.equal(examples.impulses[0], 2.0 * basis.directions[entry])
     assert float(examples.log_tokens_left.exp()) == pytest.approx(40)
     assert examples.prompt.tolist() == [numbers[owner.prompt_id]]

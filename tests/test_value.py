@@ -55,12 +55,32 @@ def test_it_predicts_held_out_outcomes_better_than_length_does() -> None:
     assert float(correlation) > 0.5
 
 
-def test_one_outcome_only_is_an_error_that_says_what_to_do() -> None:
+def test_a_head_knows_states_like_its_own_from_others() -> None:
+    graded, captured = bases.harvest()
+    examples = build_examples(graded, captured, bases.BLOCK, bases.prompt_numbers(graded))
+    _, validation = examples.split_by_prompt(0.2, torch.Generator().manual_seed(0))
+    head = bases.value_head()
+    assert float(head.is_familiar(validation.states).float().mean()) > 0.99
+    assert float(head.strangeness(examples.states).median()) == pytest.approx(2, abs=0.5)
+    generator = torch.Generator().manual_seed(0)
+    order = torch.rand(validation.states.shape, generator=generator).argsort(0)
+    shuffled = validation.states.gather(0, order)  # every value occurs, no state does
+    assert float(head.is_familiar(shuffled).float().mean()) < 0.05
+
+
+def test_where_every_rollout_is_right_the_head_is_sure_and_still_tells_lengths_apart() -> None:
     graded, captured = bases.harvest()
     examples = build_examples(graded, captured, bases.BLOCK, bases.prompt_numbers(graded))
     always = dataclasses.replace(examples, correct=torch.ones_like(examples.correct))
-    with pytest.raises(StageError, match="needs right and wrong rollouts"):
-        fit_value_head(always, always, ValueConfig(), max_points=8, max_new_tokens=128, seed=0)
+    head, _ = fit_value_head(
+        always, always, ValueConfig(), max_points=8, max_new_tokens=128, seed=0
+    )
+    assert float(head.p_correct(always.states, always.points)[0].min()) > 0.95
+    left = head.tokens_left(always.states, always.points).log()
+    assert float(torch.corrcoef(torch.stack([left, always.log_tokens_left]))[0, 1]) > 0.5
+    nothing = always.select(torch.zeros(len(always.correct), dtype=torch.bool))
+    with pytest.raises(StageError, match="no states to learn from"):
+        fit_value_head(nothing, always, ValueConfig(), max_points=8, max_new_tokens=128, seed=0)
 
 
 def test_auroc_and_reliability_on_cases_done_by_hand() -> None:

@@ -2,13 +2,16 @@
 
 A difference of means is a correlation. From a control point of a greedy rollout the completion is
 continued with an impulse and without it (the latter is the greedy rollout itself); both are graded.
+From the second round on, half of the trials start from the control points that earlier trials came
+to, where the next impulse of a controller lands, and half take the entry that a value head trained on
+the trials so far likes best, so that where it is too hopeful, the next one knows.
 This module decides what to try next and what the outcomes say; it generates nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +21,10 @@ from torch import Tensor
 from stir_train.types.steering import ControlBasis, Intervention
 
 NEAREST = 8
-"""Half of the trials at a state draw from this many most similar entries, half from all."""
+"""Of the entries drawn at random half are of this many most similar ones, half of all."""
+GUIDED = 0.5
+"""Share of trials that take what a guide scores best, once there is one."""
+UNSTEERED = -1
 PRIOR_TRIALS = 4.0
 """An entry's mean uplift is shrunk towards the mean of all as by this many trials."""
 INTERVAL = 1.96
@@ -28,19 +34,22 @@ MIN_TRIALS = 4
 
 @dataclass(frozen=True)
 class StatePool:
-    """Control-point states of greedy rollouts, where trials may start.
+    """Control-point states of greedy rollouts and of earlier trials, where trials may start.
 
     Attributes:
         states: ``Float[S L D]``, one row a control point, for the captured blocks.
         points: ``Int[S]``, 1-based.
         weights: ``Float[S]``, how often a state is tried, relative to others.
         blocks: The captured blocks.
+        steered: ``Int[S]``, the block of the impulses on the way here, or ``UNSTEERED``. A
+            controller steers one block, so a trial from here is of that block too.
     """
 
     states: Float[Tensor, "S L D"]
     points: Int[Tensor, "S"]
     weights: Float[Tensor, "S"]
     blocks: tuple[int, ...]
+    steered: Int[Tensor, "S"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,10 @@ class PlannedTrial:
     entry: int
     strength: float
     propensity: float
+
+
+Guide = Callable[[int, int, Float[Tensor, "D"], Float[Tensor, "E D"]], Float[Tensor, "E"]]
+"""Scores candidates: (block, control point, state, an impulse of each) to a score each."""
 
 
 @dataclass(frozen=True)
@@ -89,26 +102,36 @@ def plan_trials(
     arms: Sequence[Arm],
     num_trials: int,
     generator: torch.Generator,
+    *,
+    guide: Guide | None = None,
 ) -> list[PlannedTrial]:
     """Draw states by weight, an arm evenly, and an active correction of that block and point.
 
-    States whose control point has no active entry in the arm's block are skipped.
+    States whose control point has no active entry in the arm's block are skipped, and so are states
+    that were steered in another block than any arm's.
     """
     drawn = torch.multinomial(pool.weights, num_trials, replacement=True, generator=generator)
-    chosen_arms = torch.randint(len(arms), (num_trials,), generator=generator)
+    draws = torch.rand((num_trials, 2), generator=generator, dtype=torch.float64)
     plans = []
-    for state, arm_index in zip(drawn.tolist(), chosen_arms.tolist(), strict=True):
-        arm = arms[arm_index]
-        layer = pool.blocks.index(arm.block)
-        entries, probabilities = _entry_probabilities(
-            basis, active, arm.block, int(pool.points[state]), pool.states[state, layer]
-        )
-        if len(entries):
-            pick = int(torch.multinomial(probabilities, 1, generator=generator))
-            propensity = float(probabilities[pick]) / len(arms)
-            plans.append(
-                PlannedTrial(state, arm.block, int(entries[pick]), arm.strength, propensity)
-            )
+    for state, (arm_draw, guide_draw) in zip(drawn.tolist(), draws.tolist(), strict=True):
+        came_by = int(pool.steered[state])
+        open_arms = [arm for arm in arms if came_by in (UNSTEERED, arm.block)]
+        if not open_arms:
+            continue
+        arm = open_arms[int(arm_draw * len(open_arms))]
+        point, at = int(pool.points[state]), pool.states[state, pool.blocks.index(arm.block)]
+        entries, probabilities = _entry_probabilities(basis, active, arm.block, point, at)
+        if not len(entries):
+            continue
+        pick = int(torch.multinomial(probabilities, 1, generator=generator))
+        if guide is not None:
+            impulses = arm.strength * basis.directions[entries]
+            best = int(guide(arm.block, point, at, impulses).argmax())
+            pick = best if guide_draw < GUIDED else pick
+            probabilities = (1 - GUIDED) * probabilities
+            probabilities[best] += GUIDED
+        propensity = float(probabilities[pick]) / len(open_arms)
+        plans.append(PlannedTrial(state, arm.block, int(entries[pick]), arm.strength, propensity))
     return plans
 
 
@@ -134,28 +157,19 @@ def still_promising(uplifts: Sequence[EntryUplift]) -> Bool[Tensor, "K"]:
     return torch.tensor([u.count < MIN_TRIALS or u.high > 0 for u in uplifts])
 
 
-def best_arms(
-    trials: Sequence[Intervention],
-    arms: Sequence[Arm],
-    *,
-    token_price: float,
-    max_new_tokens: int,
-) -> list[Arm]:
-    """Keep the better half of the arms: the greater mean of what a perfect gate would gain.
+def mean_gain(
+    trials: Sequence[Intervention], arm: Arm, *, token_price: float, max_new_tokens: int
+) -> float:
+    """What a perfect gate would gain by an arm's trials, where there was something to gain.
 
     Greedy returns have no noise, so the positive part of an uplift is not a lucky draw.
     """
-
-    def score(arm: Arm) -> float:
-        gains = [
-            max(0.0, trial.uplift(token_price, max_new_tokens))
-            for trial in trials
-            if trial.improvable and (trial.block, trial.strength) == (arm.block, arm.strength)
-        ]
-        return sum(gains) / len(gains) if gains else 0.0
-
-    ranked = sorted(arms, key=lambda arm: (-score(arm), arm.block, arm.strength))
-    return ranked[: max(1, (len(ranked) + 1) // 2)]
+    gains = [
+        max(0.0, trial.uplift(token_price, max_new_tokens))
+        for trial in trials
+        if trial.improvable and (trial.block, trial.strength) == (arm.block, arm.strength)
+    ]
+    return sum(gains) / len(gains) if gains else 0.0
 
 
 def validated_basis(basis: ControlBasis, uplifts: Sequence[EntryUplift]) -> ControlBasis:

@@ -9,9 +9,10 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from stir_train.config.base import FrozenConfig
+from stir_train.config.inputs import SPREAD, ModelConfig, SplitsConfig, TaskConfig
 from stir_train.config.learning import DistillConfig, IterateConfig, TrainConfig
 from stir_train.config.stages import (
-    SPREAD,
+    VALUE_MODES,
     BaselinesConfig,
     BasisConfig,
     ClusterConfig,
@@ -19,11 +20,8 @@ from stir_train.config.stages import (
     EvaluateConfig,
     GenerationConfig,
     HarvestConfig,
-    ModelConfig,
     RolloutConfig,
-    SplitsConfig,
     SteeringConfig,
-    TaskConfig,
     TrackingConfig,
     TuneConfig,
     ValidationConfig,
@@ -94,6 +92,20 @@ class RunConfig(FrozenConfig):
         """Verbs of the stages that this run leaves out."""
         off = set() if self.distill.enabled else {"steer", "distill"}
         return frozenset(off if self.baselines.names else {*off, "baselines"})
+
+    @property
+    def tried_settings(self) -> list[SteeringConfig]:
+        """What tuning tries: mode, depth, strength and, where a head decides, doubt, each with each."""
+        tune = self.tune
+        return [
+            self.steering.model_copy(
+                update={"mode": mode, "strength": strength, "depth": depth, "value_doubt": doubt}
+            )
+            for mode in tune.modes
+            for depth in tune.depths or self.harvest.depths
+            for strength in tune.strengths
+            for doubt in (tune.doubts if mode in VALUE_MODES else (self.steering.value_doubt,))
+        ]
 
     @property
     def directory(self) -> Path:

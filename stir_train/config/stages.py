@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from stir_train.config.base import Fraction, FrozenConfig, NonNegativeFloat
-from stir_train.config.tasks import KNOWN_TASKS
+from stir_train.config.inputs import TaskConfig
 
-SPREAD = "spread"
 BaselineName = Literal[
     "self-consistency",
     "seal",
@@ -26,129 +24,8 @@ BaselineName = Literal[
     "steer2edit",
 ]
 SteeringMode = Literal["none", "static", "similarity", "preview", "value", "hybrid"]
-
-
-class ModelConfig(FrozenConfig):
-    """Which causal language model, and how to hold it."""
-
-    name: str = "embedded/addition"
-    """Directory, hub id, or `embedded/NAME` for a model shipped with the package."""
-    revision: str | None = None
-    """Pinned hub revision (commit, tag or branch); a commit is the only one that cannot move."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """`auto` is bfloat16 on a GPU and float32 on a CPU."""
-    device: str = "auto"
-    """`auto` is the GPU when there is one; otherwise `cpu`, `cuda:N`, or `spread`: the model's blocks
-    over all GPUs of the host, then its memory, then its disk, for one process that decodes slowly."""
-    max_memory: dict[str, str] = Field(default_factory=dict)
-    """Under `spread`, what may be put where: `{"0": 70GiB, cpu: 200GiB}`; empty takes what is free."""
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    """Attention implementation; the engine builds its own masks, which these two take."""
-    blocks_path: str | None = None
-    """Dotted path of the decoder blocks, for an architecture that is not recognised."""
-    sharding: Literal["none", "tensor", "zero3"] = "none"
-    """For a model larger than a GPU: `tensor` splits every layer over `shards` ranks that decode
-    together; `zero3` spreads the weights over all ranks, which is slower and fits any model."""
-    shards: PositiveInt = 1
-    """Ranks that hold one copy under `tensor`; keep them within a node."""
-    trust_remote_code: bool = False
-    """Run the model repository's own Python code. Off unless you have read that code."""
-
-    @model_validator(mode="after")
-    def _is_shardable(self) -> Self:
-        if (self.sharding == "tensor") != (self.shards > 1):
-            raise ValueError(
-                f"sharding {self.sharding!r} with shards {self.shards}: `tensor` needs shards of 2 "
-                "or more, `none` and `zero3` take no other number than 1"
-            )
-        if self.device == SPREAD and self.sharding != "none":
-            raise ValueError("device: spread and sharding are two ways to hold a model; take one")
-        if self.max_memory and self.device != SPREAD:
-            raise ValueError("max_memory is for device: spread")
-        return self
-
-
-class TaskConfig(FrozenConfig):
-    """Where problems come from and how answers are judged."""
-
-    name: str = "addition"
-    """An embedded family, a public task that is known (`gsm8k`, `math500`, ...), or any label."""
-    source: str | tuple[str, ...] | None = None
-    """Hub id, or a local folder, JSONL, JSON, Parquet or CSV file; or several of them."""
-    revision: str | None = None
-    """Pinned hub revision of the dataset."""
-    subset: str | None = None
-    """Hub configuration name (`main` for GSM8K)."""
-    hub_split: str = "train"
-    """Which of the dataset's own splits to read (`train+test`); ours are cut by content hash."""
-    question_fields: tuple[str, ...] = ("question",)
-    """Columns that may hold the problem, the first present is read; `a.b` looks inside, `a+b` joins."""
-    answer_fields: tuple[str, ...] = ("answer",)
-    """Columns that may hold the gold answer."""
-    choices_fields: tuple[str, ...] = ()
-    """Columns that may hold the options of a multiple-choice problem."""
-    kind_fields: tuple[str, ...] = ()
-    """Columns that may hold a label, for breakdowns and stratified splits."""
-    answer_format: Literal["auto", "verbatim", "after_hashes", "boxed"] = "auto"
-    """Where in its column the gold answer stands; `auto` looks for `####`, then for a box."""
-    template: str = "{question}"
-    """Prompt template; `{question}` is replaced."""
-    system_prompt: str | None = None
-    """System message, when the chat template is used."""
-    chat_template: bool = False
-    """Render the prompt through the tokenizer's chat template."""
-    grader: Literal["exact", "numeric", "choice", "boolean", "math", "regex"] = "exact"
-    """How an answer is compared with the gold one."""
-    answer_marker: str = "Answer:"
-    """The answer follows the last occurrence of this on its line; empty: the whole completion."""
-    answer_regex: str | None = None
-    """For the grader `regex`: its one group, where it last matches, is the answer."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_task_fills_in(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        return {**KNOWN_TASKS.get(str(values.get("name")), {}), **values}
-
-    @model_validator(mode="after")
-    def _is_consistent(self) -> Self:
-        if "{question}" not in self.template:
-            raise ValueError("template must contain {question}")
-        if self.chat_template is False and self.system_prompt is not None:
-            raise ValueError("system_prompt needs chat_template: true")
-        if (self.grader == "regex") != (self.answer_regex is not None):
-            raise ValueError("answer_regex and grader: regex go together")
-        if self.answer_regex is not None:
-            try:
-                groups = re.compile(self.answer_regex).groups
-            except re.error as error:
-                raise ValueError(f"answer_regex is no regular expression: {error}") from error
-            if groups != 1:
-                raise ValueError(f"answer_regex must have one group, it has {groups}")
-        return self
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Every source, in order; empty for an embedded family."""
-        if self.source is None:
-            return ()
-        return (self.source,) if isinstance(self.source, str) else self.source
-
-
-class SplitsConfig(FrozenConfig):
-    """How many problems each split holds; which one a problem is in depends on its content."""
-
-    num_harvest: PositiveInt = 256
-    """Problems for rollouts, the basis, the value head and distillation."""
-    num_tune: PositiveInt = 128
-    """Problems for choosing settings."""
-    num_test: PositiveInt = 512
-    """Problems for the final figures, opened only by `evaluate`."""
-    seed: int = 0
-    """Another seed cuts the splits elsewhere."""
-    stratify: bool = False
-    """Give every split the same share of each kind of problem."""
+VALUE_MODES = frozenset({"value", "hybrid"})
+"""Modes that ask the value head."""
 
 
 class ControlPointConfig(FrozenConfig):
@@ -195,8 +72,8 @@ class RolloutConfig(FrozenConfig):
 class HarvestConfig(FrozenConfig):
     """Contrasting right and wrong rollouts at each control point."""
 
-    depths: tuple[Fraction, ...] = (0.6,)
-    """Depth fractions of the captured blocks: `round(depth * (num_blocks - 1))`."""
+    depths: tuple[Fraction, ...] = (0.6, 0.8, 1.0)
+    """Depth fractions of the captured blocks, of which tuning picks: `round(depth * (num_blocks - 1))`."""
     num_positive: PositiveInt = 2
     """Best-rewarded correct rollouts averaged at a point."""
     num_negative: PositiveInt = 3
@@ -229,11 +106,22 @@ class ValidationConfig(FrozenConfig):
     enabled: bool = True
     """When off, every entry is kept and the value head learns from observed states alone."""
     num_rounds: PositiveInt = 3
-    """After each round entries that cannot help are given up, and half of the arms."""
+    """After each round entries that cannot help are given up, and the worse half of the blocks."""
     trials_per_round: PositiveInt = 2000
     """Continuations per round."""
     strengths: tuple[PositiveFloat, ...] = (1.0, 2.0, 3.0)
     """Strengths tried; with each harvested block an arm."""
+    problems_per_arm: PositiveInt = 128
+    """Harvest problems that every arm's controller answers between rounds."""
+
+    def num_completions(self, num_blocks: int) -> int:
+        """Continuations, and answers between rounds, over the greedy rollouts that all start from."""
+        answers = 0
+        for _ in range(self.num_rounds - 1):
+            if num_blocks > 1:
+                answers += num_blocks * len(self.strengths) * self.problems_per_arm
+            num_blocks = (num_blocks + 1) // 2
+        return self.num_rounds * self.trials_per_round + answers
 
 
 class ValueConfig(FrozenConfig):
@@ -241,9 +129,9 @@ class ValueConfig(FrozenConfig):
 
     hidden_width: PositiveInt = 64
     """Width of the hidden layer."""
-    num_members: PositiveInt = 4
-    """Independently initialised heads; their spread is the doubt."""
-    num_steps: PositiveInt = 400
+    num_members: PositiveInt = 8
+    """Heads that start apart and learn from different problems; their spread is the doubt."""
+    num_steps: PositiveInt = 1000
     """Optimizer steps at most."""
     batch_size: PositiveInt = 512
     """States per step."""
@@ -251,7 +139,7 @@ class ValueConfig(FrozenConfig):
     """AdamW learning rate."""
     weight_decay: NonNegativeFloat = 0.05
     """AdamW weight decay."""
-    tokens_weight: NonNegativeFloat = 0.1
+    tokens_weight: NonNegativeFloat = 0.5
     """Weight of the remaining-tokens loss beside the correctness loss."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of harvest prompts held out for early stopping and calibration."""
@@ -292,10 +180,14 @@ class SteeringConfig(FrozenConfig):
     settings chosen by `P(correct) - token_price * tokens / max_new_tokens`."""
     strength_factors: tuple[PositiveFloat, ...] = (1.0,)
     """`value`: multiples of `strength` among which the head picks."""
-    value_margin: NonNegativeFloat = 0.02
-    """`value`: least predicted gain that is worth an impulse."""
+    value_margin: float = 0.005
+    """`value`: least predicted gain that is worth an impulse; far below 0 there is no gate."""
+    value_doubt: NonNegativeFloat = 1.0
+    """`value`: how many deviations between the head's members are taken off a predicted gain."""
     value_gate: Fraction = 1.0
     """`value`: no impulse where P(correct) is already this high; 1 trusts the predicted gain."""
+    only_familiar: bool = True
+    """`value`: no impulse at a state unlike those that the head learnt from, as on another task."""
     max_relative_norm: PositiveFloat = 1.5
     """`value`: bound of the impulse's norm relative to the state's (kappa)."""
     first_point_only: bool = False
@@ -303,7 +195,7 @@ class SteeringConfig(FrozenConfig):
 
 
 class TuneConfig(FrozenConfig):
-    """A grid on the tune split; `none` is always one of the choices."""
+    """A grid on the tune split, by successive halving; `none` is always one of the choices."""
 
     enabled: bool = True
     """When off, `steering` is used as it stands."""
@@ -313,6 +205,13 @@ class TuneConfig(FrozenConfig):
     """Strengths to try."""
     depths: tuple[Fraction, ...] = ()
     """Depths to try; empty tries every harvested depth."""
+    doubts: tuple[NonNegativeFloat, ...] = (1.0, 2.0)
+    """`steering.value_doubt` to try, in the modes that ask the value head."""
+    num_halvings: Annotated[int, Field(ge=0, le=6)] = 1
+    """How often the worse half of the settings is given up: once means that all answer the first half
+    of the problems and the better half of them (and the best of each mode) the rest."""
+    max_accuracy_loss: Fraction = 0.01
+    """A setting is chosen only if the 95 % interval of its accuracy excludes a greater loss."""
 
 
 class BaselinesConfig(FrozenConfig):
@@ -320,6 +219,8 @@ class BaselinesConfig(FrozenConfig):
 
     methods: tuple[BaselineName, ...] | Literal["all"] = ()
     """Which; none by default. Each says in its docstring what is its paper's and what our choice."""
+    num_halvings: Annotated[int, Field(ge=0, le=6)] = 1
+    """How often the worse half of each method's settings is given up; see `tune.num_halvings`."""
 
     @property
     def names(self) -> tuple[BaselineName, ...]:
@@ -343,6 +244,11 @@ class EvaluateConfig(FrozenConfig):
     """Bootstrap resamples behind every interval."""
     controls: bool = True
     """Add the controls: empty basis, norm-matched random vectors, shuffled keys."""
+    variants: dict[Annotated[str, Field(pattern=r"^[a-z0-9-]+$")], dict[str, Any]] = Field(
+        default_factory=dict
+    )
+    """Ablations by name: the chosen controller with some settings of `steering` changed, on the test
+    split too, as in `{no-gate: {value_margin: -10}}`."""
     num_samples: PositiveInt | None = None
     """Also sample so many completions of each test problem, for avg@n, pass@k and majority@n of
     greedy decoding's model, the chosen controller and every student; None decodes greedily alone."""
@@ -350,6 +256,12 @@ class EvaluateConfig(FrozenConfig):
         default_factory=dict
     )
     """Tasks outside the harvest by name; greedy, the chosen controller and every student answer them."""
+
+    @model_validator(mode="after")
+    def _variants_are_settings(self) -> Self:
+        for changes in self.variants.values():
+            SteeringConfig.model_validate(changes)
+        return self
 
 
 class ClusterConfig(FrozenConfig):

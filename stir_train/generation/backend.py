@@ -129,11 +129,9 @@ TokenListener = Callable[[int, int], None]
 
 @runtime_checkable
 class Controller(Protocol):
-    """Decides at control points. Either inside the pass, or after previews when it asks for them."""
+    """Decides at control points, inside the pass: at no extra pass."""
 
     block: int
-    preview_tokens: int
-    """Tokens per preview; 0 means ``decide`` is called inside the pass, at no extra pass."""
 
     def reset(self) -> None:
         """Forget what was decided: the same requests are about to be started again."""
@@ -142,6 +140,14 @@ class Controller(Protocol):
     def decide(self, states: Float[Tensor, "R D"], batch: ControlBatch) -> ImpulseBatch:
         """Choose impulses from the states alone."""
         ...
+
+
+@runtime_checkable
+class PreviewingController(Controller, Protocol):
+    """A controller that may decide after previews of what it proposes."""
+
+    preview_tokens: int
+    """Tokens per preview; 0 means that ``decide`` is called, as for any other controller."""
 
     def propose(self, states: Float[Tensor, "R D"], batch: ControlBatch) -> Proposal:
         """Choose what to preview."""
@@ -155,6 +161,13 @@ class Controller(Protocol):
     ) -> ImpulseBatch:
         """Choose impulses, given each preview's mean token log-probability over the null's."""
         ...
+
+
+def previewing(controller: Controller | None) -> PreviewingController | None:
+    """The controller, if it wants to see previews before it decides."""
+    if isinstance(controller, PreviewingController) and controller.preview_tokens:
+        return controller
+    return None
 
 
 @dataclass

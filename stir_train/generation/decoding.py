@@ -18,6 +18,7 @@ from stir_train.generation.backend import (
     GenerationResult,
     SamplingParams,
     TokenListener,
+    previewing,
 )
 from stir_train.generation.control_tap import ControlTap, Edits, PassPlan, stack_states
 from stir_train.generation.noise import row_keys, uniforms
@@ -84,12 +85,13 @@ class Decoding:
         self.captured = _Captured()
         self.cost = GenerationCost()
         self.previewer: Previewer | None = None
-        if controller is not None and controller.preview_tokens:
+        self.proposer = previewing(controller)
+        if self.proposer is not None:
             self.previewer = Previewer(
                 forward,
                 self.tap,
-                block=controller.block,
-                num_tokens=controller.preview_tokens,
+                block=self.proposer.block,
+                num_tokens=self.proposer.preview_tokens,
                 stop_token_ids=sampling.stop_token_ids,
                 max_rows=max_rows,
             )
@@ -237,13 +239,13 @@ class Decoding:
 
     def _preview(self, plan: PassPlan, at: ForkPoint, logits: Float[Tensor, "B V"]) -> None:
         """Preview the proposed candidates and commit what the controller then chooses."""
-        assert self.controller is not None
+        assert self.proposer is not None
         assert self.previewer is not None
         assert plan.batch is not None
-        states = plan.states[self.controller.block]
-        proposal = self.controller.propose(states, plan.batch)
+        states = plan.states[self.proposer.block]
+        proposal = self.proposer.propose(states, plan.batch)
         gains, spent = self.previewer.gains(self.cache, at, proposal, self.cost)
-        impulses = self.controller.commit(states, plan.batch, gains)
+        impulses = self.proposer.commit(states, plan.batch, gains)
         plan.impulses = impulses
         fired = impulses.fires.nonzero()[:, 0]
         if len(fired):
@@ -255,7 +257,7 @@ class Decoding:
         for i, slot in enumerate(at.slots.tolist()):
             row = self.slots.rows[slot]
             row.preview_tokens += int(spent[i])
-            row.forward_passes += previewed[i] * self.controller.preview_tokens + fires[i]
+            row.forward_passes += previewed[i] * self.proposer.preview_tokens + fires[i]
 
     def _record_impulses(self, plan: PassPlan) -> None:
         if plan.impulses is None or plan.rows is None or self.controller is None:

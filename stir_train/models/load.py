@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from stir_train.config.stages import SPREAD, ModelConfig
+from stir_train.config.inputs import SPREAD, ModelConfig
 from stir_train.distributed.lockstep import Lockstep
 from stir_train.distributed.world import World, alone
 from stir_train.errors import ModelError

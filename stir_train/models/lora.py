@@ -14,8 +14,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
+from stir_train.config.inputs import ModelConfig
 from stir_train.config.learning import DistillConfig
-from stir_train.config.stages import ModelConfig
 from stir_train.distributed.world import World
 from stir_train.errors import ArtifactError, ModelError
 from stir_train.models.load import LoadedModel, load_model, load_trainable, unsharded

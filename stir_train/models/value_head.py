@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+MOST_AXES = 64
+"""Principal axes by which a state is told from those that a head learnt from."""
 
 
 class ValueHead(nn.Module):
     """An ensemble of two-layer heads evaluated in one batched product.
 
-    Each member sees the standardised state and a learned embedding of the control point.
+    Each member sees the standardised state with its impulse, the impulse by itself, and a learned
+    embedding of the control point. The weights of the impulse by itself begin at zero: a head that
+    never saw one judges the sum, as a state like any other; one that did can tell what the model
+    knows (in the state) from what it is about to do (which the impulse changes).
     """
 
     mean: Tensor
     scale: Tensor
     temperature: Tensor
     max_new_tokens: Tensor
+    reach_axes: Tensor
+    reach_variances: Tensor
+    reach_rest: Tensor
+    reach_limit: Tensor
 
     def __init__(
         self,
@@ -35,6 +45,7 @@ class ValueHead(nn.Module):
             return nn.Parameter(torch.randn(shape, generator=generator) * std)
 
         self.weight_in = normal(num_members, width, hidden_width, std=width**-0.5)
+        self.weight_impulse = nn.Parameter(torch.zeros(num_members, width, hidden_width))
         self.point_bias = normal(num_members, max_points, hidden_width, std=0.1)
         self.weight_out = normal(num_members, hidden_width, 2, std=hidden_width**-0.5)
         self.bias_out = nn.Parameter(torch.zeros(num_members, 1, 2))
@@ -42,28 +53,44 @@ class ValueHead(nn.Module):
         self.register_buffer("scale", torch.ones(width))
         self.register_buffer("temperature", torch.ones(()))
         self.register_buffer("max_new_tokens", torch.tensor(float(max_new_tokens)))
+        num_axes = max(1, min(MOST_AXES, width // 2))
+        self.register_buffer("reach_axes", torch.zeros(num_axes, width))
+        self.register_buffer("reach_variances", torch.ones(num_axes))
+        self.register_buffer("reach_rest", torch.ones(()))
+        self.register_buffer("reach_limit", torch.tensor(torch.inf))
 
     def forward(
-        self, states: Float[Tensor, "B D"], points: Int[Tensor, "B"]
+        self,
+        states: Float[Tensor, "B D"],
+        points: Int[Tensor, "B"],
+        impulses: Float[Tensor, "B D"] | None = None,
     ) -> tuple[Float[Tensor, "E B"], Float[Tensor, "E B"]]:
         """Logits of P(correct), uncalibrated, and log of the tokens left, per member.
 
         Args:
             states: Residual states, as captured.
             points: 1-based control points; later ones share the last embedding.
+            impulses: What is added to the states; None adds nothing.
         """
-        inputs = (states - self.mean) / self.scale
         index = (points - 1).clamp(0, self.max_points - 1)
-        hidden = torch.einsum("bd,edh->ebh", inputs, self.weight_in) + self.point_bias[:, index]
-        outputs = torch.einsum("ebh,eho->ebo", nn.functional.gelu(hidden), self.weight_out)
-        outputs = outputs + self.bias_out
+        there = states if impulses is None else states + impulses
+        hidden = torch.einsum("bd,edh->ebh", (there - self.mean) / self.scale, self.weight_in)
+        if impulses is not None:
+            hidden = hidden + torch.einsum(
+                "bd,edh->ebh", impulses / self.scale, self.weight_impulse
+            )
+        hidden = nn.functional.gelu(hidden + self.point_bias[:, index])
+        outputs = torch.einsum("ebh,eho->ebo", hidden, self.weight_out) + self.bias_out
         return outputs[..., 0], outputs[..., 1]
 
     def p_correct(
-        self, states: Float[Tensor, "B D"], points: Int[Tensor, "B"]
+        self,
+        states: Float[Tensor, "B D"],
+        points: Int[Tensor, "B"],
+        impulses: Float[Tensor, "B D"] | None = None,
     ) -> tuple[Float[Tensor, "B"], Float[Tensor, "B"]]:
         """Calibrated P(correct): mean over members, and their standard deviation."""
-        logits, _ = self(states, points)
+        logits, _ = self(states, points, impulses)
         probabilities = torch.sigmoid(logits / self.temperature)
         deviation = probabilities.std(0, correction=0)
         return probabilities.mean(0), deviation
@@ -72,13 +99,63 @@ class ValueHead(nn.Module):
         self,
         states: Float[Tensor, "B D"],
         points: Int[Tensor, "B"],
+        impulses: Float[Tensor, "B D"] | None = None,
         *,
         token_price: float,
     ) -> Float[Tensor, "E B"]:
         """Each member's ``P(correct) - token_price * tokens left / max_new_tokens``."""
-        logits, log_tokens = self(states, points)
+        logits, log_tokens = self(states, points, impulses)
         share = log_tokens.exp() / self.max_new_tokens
         return torch.sigmoid(logits / self.temperature) - token_price * share
+
+    def gain_bound(
+        self,
+        states: Float[Tensor, "B D"],
+        impulses: Float[Tensor, "B L D"],
+        points: Int[Tensor, "B"],
+        *,
+        token_price: float,
+        doubt: float,
+    ) -> Float[Tensor, "B L"]:
+        """Utility gained by each of ``L`` impulses: the members' mean less ``doubt`` deviations."""
+        num_candidates = impulses.shape[1]
+        now = self.utility(states, points, token_price=token_price)
+        then = self.utility(
+            states.repeat_interleave(num_candidates, 0),
+            points.repeat_interleave(num_candidates),
+            impulses.flatten(0, 1),
+            token_price=token_price,
+        )
+        gains = then.view(-1, *impulses.shape[:2]) - now[:, :, None]
+        return gains.mean(0) - doubt * gains.std(0, correction=0)
+
+    def strangeness(self, states: Float[Tensor, "B D"]) -> Float[Tensor, "B"]:
+        """How unlike the states of its training a state is: 2 for a typical one.
+
+        The mean squared deviation along their principal axes in standard deviations, plus the same
+        for what lies off these axes: the Mahalanobis distance under probabilistic PCA.
+        """
+        inputs = (states - self.mean) / self.scale
+        along = inputs @ self.reach_axes.T
+        off = (inputs - along @ self.reach_axes).square().sum(1) / self.reach_rest
+        return (along.square() / self.reach_variances).mean(1) + off
+
+    def is_familiar(self, states: Float[Tensor, "B D"]) -> Bool[Tensor, "B"]:
+        """Whether the head has learnt from states like these, and so has a say."""
+        return self.strangeness(states) <= self.reach_limit
+
+    @torch.no_grad()
+    def learn_reach(
+        self, seen: Float[Tensor, "R D"], held_out: Float[Tensor, "R2 D"], *, share: float
+    ) -> None:
+        """Set what is familiar: all but a ``1 - share`` of held-out states."""
+        inputs = ((seen - self.mean) / self.scale).double()
+        variances, axes = torch.linalg.eigh(inputs.T @ inputs / len(inputs))
+        kept = len(self.reach_axes)
+        self.reach_axes.copy_(axes[:, -kept:].T)
+        self.reach_variances.copy_(variances[-kept:].clamp_min(1e-6))
+        self.reach_rest.copy_(variances[:-kept].sum().clamp_min(1e-6))
+        self.reach_limit.copy_(self.strangeness(held_out).quantile(share))
 
     def tokens_left(
         self, states: Float[Tensor, "B D"], points: Int[Tensor, "B"]

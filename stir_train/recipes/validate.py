@@ -4,77 +4,43 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from stir_train.artifacts.run_dir import StageDir
-from stir_train.artifacts.tables import load_table, save_table
+from stir_train.artifacts.tables import save_table
 from stir_train.artifacts.tensors import save_tensors
 from stir_train.basis.validate import (
     Arm,
+    Guide,
     PlannedTrial,
-    StatePool,
-    best_arms,
     entry_uplifts,
     plan_trials,
     still_promising,
     validated_basis,
 )
-from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.distributed.claims import Note
-from stir_train.errors import StageError
-from stir_train.generation.backend import GenerationRequest, PlannedImpulse
 from stir_train.monitoring.console import Advance, progress
+from stir_train.recipes.arms import Heads, better_blocks, provisional_heads
 from stir_train.recipes.context import RunContext
 from stir_train.recipes.elastic import make_missing
-from stir_train.recipes.harvest import (
-    BASIS,
-    ROLLOUTS,
-    load_basis,
-    model_metadata,
-    rollout_chunks,
-    save_report,
+from stir_train.recipes.harvest import BASIS, load_basis, model_metadata, save_report
+from stir_train.recipes.replays import (
+    VALIDATE,
+    Replays,
+    greedy_job,
+    load_plan,
+    load_replays,
+    make_trials,
+    plan_file,
+    trials_file,
 )
-from stir_train.recipes.rollouts import (
-    GenerationJob,
-    generate_jobs,
-    grade_rollouts,
-    load_rollouts,
-    load_states,
-    num_chunks,
-    sampling_params,
-)
+from stir_train.recipes.rollouts import generate_jobs
 from stir_train.steering.artifacts import BASIS_FILE
-from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import ControlBasis, Intervention
-from stir_train.types.trajectory import CapturedStates
-
-VALIDATE = STAGE_DIRECTORIES["validate"]
-NULL, ROUND = "null/", "round-"
-LONG = 1.25
-"""A right greedy rollout is long when it takes this many times the shortest right sample."""
-OTHER_WEIGHT = 0.25
-"""How often a state with nothing to gain is tried, relative to one with something: the value head
-must also learn where an impulse does harm."""
-
-
-@dataclass(frozen=True)
-class NullRollouts:
-    """The greedy rollouts of the harvest split with their control-point states.
-
-    Attributes:
-        graded: One a prompt.
-        captured: States of all of them.
-        owner: For each state, its rollout.
-        improvable: For each rollout, whether it is wrong, or right but long.
-    """
-
-    graded: list[GradedRollout]
-    captured: CapturedStates
-    owner: list[int]
-    improvable: list[bool]
 
 
 def run_validate(context: RunContext) -> None:
@@ -82,7 +48,11 @@ def run_validate(context: RunContext) -> None:
     config = context.config
     settings = {
         "validate": config.validation,
-        "token_price": config.steering.token_price,
+        "value": config.value,
+        "max_points": config.control_points.max_points,
+        "steering": config.steering.model_copy(
+            update={"mode": "value", "depth": None, "strength": 1.0}
+        ),
         "generation": config.generation,
         "seed": config.seed,
         "num_threads": config.num_threads,
@@ -116,67 +86,110 @@ def _finish(
     )
 
 
-def load_interventions(context: RunContext) -> list[Intervention]:
-    """Every trial of a finished validation, in order."""
-    files = context.stage(VALIDATE).files(ROUND)
-    return [trial for file in files for trial in load_table(file, Intervention)]
-
-
-def load_null(context: RunContext) -> NullRollouts:
-    """The greedy rollouts that the trials were continued from."""
-    return _read_null(context, context.stage(VALIDATE))
+def finished_replays(context: RunContext) -> Replays | None:
+    """Everything that a finished validation tried, or None if it was off."""
+    if not context.config.validation.enabled:
+        return None
+    stage = context.stage(VALIDATE)
+    stage.require_complete()
+    return load_replays(context, stage, context.config.validation.num_rounds)
 
 
 def _run_trials(context: RunContext, stage: StageDir, basis: ControlBasis) -> list[Intervention]:
     config = context.config.validation
-    price = context.config.steering.token_price
-    budget = context.config.generation.max_new_tokens
-    job = _null_job(context)
-    total = len(job.prompts) + config.num_rounds * config.trials_per_round
+    job = greedy_job(context)
+    total = len(job.prompts) + config.num_completions(len(context.captured_blocks))
+    arms = [
+        Arm(block, strength) for block in context.captured_blocks for strength in config.strengths
+    ]
     with progress(context.console, "validate", total, "replays") as advance:
         generate_jobs(context, stage, [job], advance)
-        null = _read_null(context, stage)
-        pool = StatePool(
-            states=null.captured.states,
-            points=torch.tensor([label.point for label in null.captured.labels]),
-            weights=torch.tensor(
-                [1.0 if null.improvable[owner] else OTHER_WEIGHT for owner in null.owner]
-            ),
-            blocks=null.captured.blocks,
-        )
-        arms = [Arm(block, strength) for block in pool.blocks for strength in config.strengths]
-        trials: list[Intervention] = []
+        replays = load_replays(context, stage, 0)
         for number in range(config.num_rounds):
-            uplifts = entry_uplifts(trials, len(basis), token_price=price, max_new_tokens=budget)
+            source, guide = (replays, basis), None
             if number:
-                arms = best_arms(trials, arms, token_price=price, max_new_tokens=budget)
-            generator = torch.Generator().manual_seed(context.config.seed + number)
-            plans = plan_trials(
-                pool, basis, still_promising(uplifts), arms, config.trials_per_round, generator
-            )
-            trials += _make_round(context, stage, (null, basis), plans, number, advance)
-    return trials
+                heads = provisional_heads(context, stage, replays, arms, number)
+                arms = better_blocks(context, stage, source, (arms, heads), number, advance)
+                guide = _guide(context, heads)
+            _plan_round(context, stage, source, arms, guide, number)
+            _make_round(context, stage, source, number, advance)
+            replays = load_replays(context, stage, number + 1)
+    return replays.trials
+
+
+def _plan_round(
+    context: RunContext,
+    stage: StageDir,
+    source: tuple[Replays, ControlBasis],
+    arms: Sequence[Arm],
+    guide: Guide | None,
+    number: int,
+) -> None:
+    """Write down what a round tries, once for all ranks and attempts."""
+    replays, basis = source
+    price = context.config.steering.token_price
+    budget = context.config.generation.max_new_tokens
+
+    def write() -> None:
+        if stage.has(plan_file(number)):
+            return
+        uplifts = entry_uplifts(
+            replays.trials, len(basis), token_price=price, max_new_tokens=budget
+        )
+        plans = plan_trials(
+            replays.pool(),
+            basis,
+            still_promising(uplifts),
+            arms,
+            context.config.validation.trials_per_round,
+            torch.Generator().manual_seed(context.config.seed + number),
+            guide=guide,
+        )
+        save_table(stage, plan_file(number), PlannedTrial, plans)
+
+    context.world.on_main(f"plan of round {number}", write)
+
+
+def _guide(context: RunContext, heads: Heads) -> Guide:
+    """Scores impulses as the heads would choose."""
+    config = context.config.steering
+
+    def score(
+        block: int, point: int, state: Float[Tensor, "D"], impulses: Float[Tensor, "E D"]
+    ) -> Float[Tensor, "E"]:
+        bound = heads[block].gain_bound(
+            state[None],
+            impulses[None],
+            torch.tensor([point]),
+            token_price=config.token_price,
+            doubt=config.value_doubt,
+        )
+        return bound[0]
+
+    return score
 
 
 def _make_round(
     context: RunContext,
     stage: StageDir,
-    source: tuple[NullRollouts, ControlBasis],
-    plans: Sequence[PlannedTrial],
+    source: tuple[Replays, ControlBasis],
     number: int,
     advance: Advance,
-) -> list[Intervention]:
+) -> None:
     """Generate the trials of a round chunk by chunk, together with the other ranks."""
+    plans = load_plan(stage, number)
     size = context.config.generation.chunk_completions
-    starts = {f"{start // size:05d}": start for start in range(0, len(plans), size)}
-    files = {key: f"{ROUND}{number:02d}/trials-{key}.parquet" for key in starts}
+    chunks = {f"{chunk:05d}": chunk for chunk in range(-(-len(plans) // size))}
+    files = {key: trials_file(number, chunk) for key, chunk in chunks.items()}
     price, budget = context.config.steering.token_price, context.config.generation.max_new_tokens
 
+    def part(key: str) -> list[PlannedTrial]:
+        return plans[chunks[key] * size : (chunks[key] + 1) * size]
+
     def make(key: str) -> dict[str, float]:
-        made = _make_trials(context, source, plans[starts[key] : starts[key] + size], files[key])
+        made = make_trials(context, stage, source, part(key), (number, chunks[key]))
         if not made:
             return {}
-        save_table(stage, files[key], Intervention, made)
         return {
             "mean_uplift": sum(t.uplift(price, budget) for t in made) / len(made),
             "tokens": sum(t.tokens for t in made),
@@ -185,63 +198,10 @@ def _make_round(
     def hear(key: str, note: Note) -> None:
         if note:
             context.metrics.log(VALIDATE, {"round": number, **note}, step=int(key))
-        advance(min(size, len(plans) - starts[key]), f"round {number + 1}")
+        advance(len(part(key)), f"round {number + 1}")
 
     together = context.engine if context.is_sharded else None
     make_missing(context, stage, files, make, hear, together=together)
-    return [t for name in files.values() for t in load_table(stage.path / name, Intervention)]
-
-
-def _make_trials(
-    context: RunContext,
-    source: tuple[NullRollouts, ControlBasis],
-    plans: Sequence[PlannedTrial],
-    name: str,
-) -> list[Intervention]:
-    """Replay trials and judge them; nothing on a rank that only decodes along."""
-    null, basis = source
-    prompts = {prompt.prompt_id: prompt for prompt in context.splits["harvest"]}
-    requests = []
-    for plan in plans:
-        label = null.captured.labels[plan.state]
-        rollout = null.graded[null.owner[plan.state]].rollout
-        impulse = PlannedImpulse(
-            label.token_index, plan.block, plan.strength * basis.directions[plan.entry]
-        )
-        requests.append(
-            GenerationRequest(
-                prompts[label.prompt_id],
-                prefix_token_ids=rollout.token_ids[: label.token_index + 1],
-                planned=(impulse,),
-            )
-        )
-    result = context.engine.generate(
-        requests, sampling_params(context, greedy=True), seed=context.config.seed
-    )
-    if not context.is_mine_to_write(f"{VALIDATE}/{name}", [r.token_ids for r in result.rollouts]):
-        return []
-    graded = grade_rollouts(context, result.rollouts, [r.prompt for r in requests])
-    return [_outcome(null, plan, outcome) for plan, outcome in zip(plans, graded, strict=True)]
-
-
-def _outcome(null: NullRollouts, plan: PlannedTrial, outcome: GradedRollout) -> Intervention:
-    label, owner = null.captured.labels[plan.state], null.owner[plan.state]
-    without = null.graded[owner]
-    return Intervention(
-        prompt_id=label.prompt_id,
-        state=plan.state,
-        point=label.point,
-        token_index=label.token_index,
-        block=plan.block,
-        entry=plan.entry,
-        strength=plan.strength,
-        propensity=plan.propensity,
-        improvable=null.improvable[owner],
-        correct=outcome.grade.correct,
-        tokens=len(outcome.rollout.token_ids),
-        null_correct=without.grade.correct,
-        null_tokens=len(without.rollout.token_ids),
-    )
 
 
 def _keep_helpful(
@@ -289,42 +249,3 @@ def _arm_report(trials: Sequence[Intervention], price: float, budget: int) -> li
                     }
                 )
     return rows
-
-
-def _null_job(context: RunContext) -> GenerationJob:
-    return GenerationJob(
-        prompts=context.splits["harvest"],
-        num_samples=1,
-        sampling=sampling_params(context, greedy=True),
-        capture_blocks=context.captured_blocks,
-        prefix=NULL,
-    )
-
-
-def _read_null(context: RunContext, stage: StageDir) -> NullRollouts:
-    job = _null_job(context)
-    graded: list[GradedRollout] = []
-    parts: list[CapturedStates] = []
-    for chunk in range(num_chunks(context, job)):
-        graded += load_rollouts(stage, NULL, chunk)
-        parts.append(load_states(stage, NULL, chunk))
-    captured = CapturedStates.concatenate(parts)
-    if not captured.labels:
-        raise StageError("greedy rollouts reach no control point; there is nowhere to steer")
-    index = {g.rollout.prompt_id: i for i, g in enumerate(graded)}
-    shortest: dict[str, int] = {}
-    context.stage(ROLLOUTS).require_complete()
-    for sampled, _ in rollout_chunks(context):
-        for item in sampled:
-            if item.grade.correct:
-                length, name = len(item.rollout.token_ids), item.rollout.prompt_id
-                shortest[name] = min(length, shortest.get(name, length))
-    improvable = [
-        not g.grade.correct
-        or len(g.rollout.token_ids)
-        > LONG * shortest.get(g.rollout.prompt_id, len(g.rollout.token_ids))
-        for g in graded
-    ]
-    return NullRollouts(
-        graded, captured, [index[label.prompt_id] for label in captured.labels], improvable
-    )

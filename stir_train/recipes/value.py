@@ -13,31 +13,17 @@ from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.models.value_head import ValueHead
 from stir_train.monitoring.console import progress
 from stir_train.recipes.context import RunContext
-from stir_train.recipes.harvest import (
-    ROLLOUTS,
-    load_basis,
-    model_metadata,
-    rollout_chunks,
-    save_report,
-)
-from stir_train.recipes.validate import VALIDATE, load_interventions, load_null
+from stir_train.recipes.harvest import ROLLOUTS, model_metadata, save_report
+from stir_train.recipes.replays import VALIDATE, value_examples
+from stir_train.recipes.validate import finished_replays
 from stir_train.steering.artifacts import head_file
 from stir_train.train.loop import StepRecord
-from stir_train.types.trajectory import CapturedStates
 from stir_train.value.calibration import auroc, calibration, reliability
 from stir_train.value.fit import TrainSetup, fit_value_head
-from stir_train.value.targets import ValueExamples, build_examples, build_intervened
+from stir_train.value.targets import ValueExamples
 
 VALUE = STAGE_DIRECTORIES["value"]
 LOG_EVERY = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockExamples:
-    """What one block's head learns from, by where it comes from."""
-
-    observed: ValueExamples
-    intervened: ValueExamples | None
 
 
 def run_value(context: RunContext) -> None:
@@ -53,14 +39,14 @@ def run_value(context: RunContext) -> None:
     stage = context.begin(VALUE, settings, upstream=(ROLLOUTS, VALIDATE), decodes=False)
     if stage is None:
         return
-    examples = _all_examples(context)
+    replays = finished_replays(context)
     reports: dict[str, Any] = {}
     heads: dict[int, ValueHead] = {}
-    total = len(examples) * config.value.num_steps
+    total = len(context.captured_blocks) * config.value.num_steps
     with progress(context.console, "value head", total, "steps") as advance:
-        for block, found in examples.items():
-            parts = [found.observed, *([found.intervened] if found.intervened else [])]
-            everything = ValueExamples.concatenate(parts)
+        for block in context.captured_blocks:
+            observed, replayed = value_examples(context, replays, block)
+            everything = ValueExamples.concatenate([observed, *([replayed] if replayed else [])])
             generator = torch.Generator().manual_seed(config.seed)
             train, validation = everything.split_by_prompt(
                 config.value.validation_fraction, generator
@@ -90,9 +76,9 @@ def run_value(context: RunContext) -> None:
             advance(config.value.num_steps - fitted.num_steps)
             held_out = validation.prompt.unique()
             reports[str(block)] = _value_report(heads[block], train, validation)
-            if found.intervened is not None:
-                caused = found.intervened.select(torch.isin(found.intervened.prompt, held_out))
-                predicted, _ = heads[block].p_correct(caused.states, caused.points)
+            if replayed is not None:
+                caused = replayed.select(torch.isin(replayed.prompt, held_out))
+                predicted, _ = heads[block].p_correct(caused.states, caused.points, caused.impulses)
                 reports[str(block)]["intervened"] = dataclasses.asdict(
                     calibration(predicted, caused.correct)
                 )
@@ -119,38 +105,11 @@ def _finish(
     )
 
 
-def _all_examples(context: RunContext) -> dict[int, BlockExamples]:
-    """Observed states of sampled rollouts and, after validation, of greedy ones and of trials."""
-    chunks = rollout_chunks(context)
-    graded = [item for part, _ in chunks for item in part]
-    captured = CapturedStates.concatenate([states for _, states in chunks])
-    prompts = {prompt.prompt_id: i for i, prompt in enumerate(context.splits["harvest"])}
-    trials = load_interventions(context)
-    if not trials:
-        return {
-            block: BlockExamples(build_examples(graded, captured, block, prompts), None)
-            for block in captured.blocks
-        }
-    null, basis = load_null(context), load_basis(context)
-    return {
-        block: BlockExamples(
-            build_examples(graded, captured, block, prompts),
-            ValueExamples.concatenate(
-                [
-                    build_examples(null.graded, null.captured, block, prompts),
-                    build_intervened(trials, null.captured, basis, block, prompts),
-                ]
-            ),
-        )
-        for block in captured.blocks
-    }
-
-
 def _value_report(
     head: ValueHead, train: ValueExamples, validation: ValueExamples
 ) -> dict[str, Any]:
     """Calibration on held-out prompts, over all and per control point, beside the baselines."""
-    predicted, _ = head.p_correct(validation.states, validation.points)
+    predicted, _ = head.p_correct(validation.states, validation.points, validation.impulses)
     rate = float(train.correct.mean())
     per_point = {}
     for point in validation.points.unique().tolist():

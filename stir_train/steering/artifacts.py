@@ -10,12 +10,12 @@ import torch
 from stir_train.artifacts.run_dir import RunDir, StageDir
 from stir_train.artifacts.tensors import load_tensors
 from stir_train.config.pipeline import STAGE_DIRECTORIES
-from stir_train.config.stages import SteeringConfig
+from stir_train.config.stages import VALUE_MODES, SteeringConfig
 from stir_train.errors import ArtifactError
 from stir_train.models.blocks import resolve_depth
 from stir_train.models.load import ModelIdentity
 from stir_train.models.value_head import ValueHead
-from stir_train.steering.controller import VALUE_MODES, BasisController
+from stir_train.steering.controller import BasisController
 from stir_train.steering.static import StaticController
 from stir_train.types.steering import ControlBasis
 
@@ -39,18 +39,9 @@ class SteeringArtifacts:
 
     def head(self, block: int) -> ValueHead:
         """A block's value head, frozen."""
-        tensors, metadata = load_tensors(self._stage("value").file(head_file(block)))
+        head, metadata = load_head(self._stage("value").file(head_file(block)))
         self._require_same_model(metadata)
-        num_members, width, hidden_width = tensors["weight_in"].shape
-        head = ValueHead(
-            width=width,
-            hidden_width=hidden_width,
-            num_members=num_members,
-            max_points=tensors["point_bias"].shape[1],
-            max_new_tokens=int(tensors["max_new_tokens"]),
-        )
-        head.load_state_dict(tensors)
-        return head.eval().requires_grad_(requires_grad=False)
+        return head
 
     def choice(self) -> SteeringConfig:
         """The settings that tuning froze, their depth always given."""
@@ -89,6 +80,21 @@ class SteeringArtifacts:
                 f"({metadata['model_fingerprint'][:12]}...), not for {self._identity.name!r} "
                 f"({expected[:12]}...): other weights, tokenizer or width"
             )
+
+
+def load_head(path: Path) -> tuple[ValueHead, dict[str, str]]:
+    """A value head from its file, frozen, and what the file says of its model."""
+    tensors, metadata = load_tensors(path)
+    num_members, width, hidden_width = tensors["weight_in"].shape
+    head = ValueHead(
+        width=width,
+        hidden_width=hidden_width,
+        num_members=num_members,
+        max_points=tensors["point_bias"].shape[1],
+        max_new_tokens=int(tensors["max_new_tokens"]),
+    )
+    head.load_state_dict(tensors)
+    return head.eval().requires_grad_(requires_grad=False), metadata
 
 
 def head_file(block: int) -> str:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from stir_train.config.stages import SteeringConfig
+from stir_train.config.stages import VALUE_MODES, SteeringConfig
 from stir_train.errors import ArtifactError, StageError
 from stir_train.generation.backend import ControlBatch, ImpulseBatch, Proposal, no_impulses
 from stir_train.generation.noise import row_keys, uniforms
@@ -20,7 +20,6 @@ from stir_train.steering.scoring import Retrieved, Retriever
 from stir_train.types.steering import ControlBasis, SteeringDecision
 
 PREVIEWING_MODES = frozenset({"preview", "hybrid"})
-VALUE_MODES = frozenset({"value", "hybrid"})
 
 
 class BasisController:
@@ -161,17 +160,19 @@ class BasisController:
     ) -> tuple[Float[Tensor, "R L"], Float[Tensor, "R"]]:
         """Predicted gain of every candidate: the members' mean less their spread, in one call."""
         assert self._head is not None
-        num_rows, num_candidates = found.entries.shape
         deltas = self._basis.directions[found.entries] * strengths[..., None]
-        steered = (states[:, None] + deltas).flatten(0, 1)
-        points = batch.points.repeat_interleave(num_candidates)
-        price = self.config.token_price
-        now = self._head.utility(states, batch.points, token_price=price)
-        then = self._head.utility(steered, points, token_price=price)
-        gains = then.view(-1, num_rows, num_candidates) - now[:, :, None]
-        gain = gains.mean(0) - gains.std(0, correction=0)
+        gain = self._head.gain_bound(
+            states,
+            deltas,
+            batch.points,
+            token_price=self.config.token_price,
+            doubt=self.config.value_doubt,
+        )
         gain = torch.where(found.valid, gain, -torch.inf)
-        null = torch.full_like(now[0], self.config.value_margin)
+        null = gain.new_full((len(gain),), self.config.value_margin)
+        if self.config.only_familiar:
+            familiar = self._head.is_familiar(states)
+            gain = torch.where(familiar[:, None], gain, -torch.inf)
         if self.config.value_gate < 1:
             sure = self._head.p_correct(states, batch.points)[0] >= self.config.value_gate
             gain = torch.where(sure[:, None], -torch.inf, gain)

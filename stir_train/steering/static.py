@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stir_train.config.stages import SteeringConfig
-from stir_train.generation.backend import ControlBatch, ImpulseBatch, Proposal, no_impulses
+from stir_train.generation.backend import ControlBatch, ImpulseBatch, no_impulses
 from stir_train.types.steering import ControlBasis, SteeringDecision
 
 
@@ -18,8 +18,6 @@ class StaticController:
     single entries. It is what steering comes to without retrieval, gate or value head; a task that
     it wins needs none of them.
     """
-
-    preview_tokens = 0
 
     def __init__(
         self, basis: ControlBasis, config: SteeringConfig, *, block: int, device: torch.device
@@ -61,16 +59,6 @@ class StaticController:
             entries=impulses.entries,
             strengths=torch.full((num_rows,), self._strength, device=states.device),
         )
-
-    def propose(self, states: Float[Tensor, "R D"], batch: ControlBatch) -> Proposal:
-        """Never called: there is nothing to preview."""
-        raise NotImplementedError
-
-    def commit(
-        self, states: Float[Tensor, "R D"], batch: ControlBatch, gains: Float[Tensor, "R L"]
-    ) -> ImpulseBatch:
-        """Never called: there is nothing to preview."""
-        raise NotImplementedError
 
 
 def mean_direction(basis: ControlBasis, block: int) -> Float[Tensor, "D"]:

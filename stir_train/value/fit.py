@@ -30,6 +30,10 @@ from stir_train.value.targets import ValueExamples
 
 EVERY_STEPS, PATIENCE = 20, 5
 TEMPERATURES = torch.logspace(-1, 1, 81)
+FAMILIAR = 0.999
+"""Share of held-out states that count as like those of the training."""
+BAGGED = 0.75
+"""Each member learns from this share of the prompts, its own: where they differ, data are few."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +58,17 @@ def fit_value_head(
 ) -> tuple[ValueHead, FitResult]:
     """Train on BCE of correctness and Huber loss of log tokens left; stop early; calibrate.
 
+    The head also keeps what states it learnt from look like, to know where it has a say.
+
     Collective: every rank passes all examples, works on its share of each batch, and gets the same
     head. Without a ``setup`` it trains in this process.
 
     Raises:
-        StageError: If the examples are all right or all wrong.
+        StageError: If there are no examples.
     """
-    rate = float(train.correct.mean()) if len(train.correct) else 0.0
-    if not 0 < rate < 1:
+    if not len(train.correct):
         raise StageError(
-            f"the value head needs right and wrong rollouts; {len(train.correct)} states have a "
-            f"correct rate of {rate:.0%}. Use problems the model solves sometimes"
+            "the value head has no states to learn from; no rollout reaches a control point"
         )
     generator = torch.Generator().manual_seed(seed)
     head = ValueHead(
@@ -87,11 +91,20 @@ def fit_value_head(
     setup = setup or TrainSetup(TrainConfig(), alone())
     engine = open_engine(head, optimizer, setup.config, setup.world)
     module = engine.module
+    bags = torch.rand((config.num_members, int(train.prompt.max()) + 1), generator=generator)
     order = generator.get_state()
     result = fit(
         engine,
         lambda step: _batches(train, config.batch_size, order, engine, step),
-        lambda part: part.share * value_loss(module, part.examples, config.tokens_weight),
+        lambda part: (
+            part.share
+            * value_loss(
+                module,
+                part.examples,
+                config.tokens_weight,
+                (bags[:, part.examples.prompt] < BAGGED) / BAGGED,
+            )
+        ),
         FitPlan(
             num_steps=config.num_steps,
             schedule=warmup_then_cosine(config.num_steps, warmup_steps=10),
@@ -107,6 +120,7 @@ def fit_value_head(
         for name, value in engine.parameters().items():
             trained.get_parameter(name).copy_(value)
     trained.temperature.copy_(_best_temperature(trained, validation))
+    trained.learn_reach(train.states, validation.states, share=FAMILIAR)
     return trained.eval().requires_grad_(requires_grad=False), result
 
 
@@ -118,13 +132,20 @@ class _Part:
     share: float
 
 
-def value_loss(head: nn.Module, batch: ValueExamples, tokens_weight: float) -> Tensor:
-    """Mean over members and states of the two losses."""
-    logits, log_tokens = head(batch.states, batch.points)
+def value_loss(
+    head: nn.Module,
+    batch: ValueExamples,
+    tokens_weight: float,
+    weights: Float[Tensor, "E B"] | None = None,
+) -> Tensor:
+    """Mean over members and states of the two losses, weighted."""
+    logits, log_tokens = head(batch.states, batch.points, batch.impulses)
     correct = batch.correct.expand_as(logits)
     tokens = batch.log_tokens_left.expand_as(log_tokens)
-    right = torch.nn.functional.binary_cross_entropy_with_logits(logits, correct)
-    return right + tokens_weight * torch.nn.functional.huber_loss(log_tokens, tokens)
+    right = torch.nn.functional.binary_cross_entropy_with_logits(logits, correct, reduction="none")
+    length = torch.nn.functional.huber_loss(log_tokens, tokens, reduction="none")
+    losses = right + tokens_weight * length
+    return (losses if weights is None else weights * losses).mean()
 
 
 def _validate(head: nn.Module, examples: ValueExamples, tokens_weight: float) -> float:
@@ -154,7 +175,7 @@ def _batches(
 @torch.no_grad()
 def _best_temperature(head: ValueHead, examples: ValueExamples) -> Float[Tensor, ""]:
     """The temperature of least validation BCE, on the members' mean probability."""
-    logits, _ = head(examples.states, examples.points)
+    logits, _ = head(examples.states, examples.points, examples.impulses)
     losses = torch.stack(
         [
             torch.nn.functional.binary_cross_entropy(

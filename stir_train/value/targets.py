@@ -25,6 +25,7 @@ class ValueExamples:
         log_tokens_left: ``Float[R]``, log of the completion tokens after the state.
         tokens_so_far: ``Float[R]``, for the length-only baseline.
         prompt: ``Int[R]``, index of the prompt; a split never cuts through one.
+        impulses: ``Float[R D]``, what was added to the state there; zero for nothing.
     """
 
     states: Float[Tensor, "R D"]
@@ -33,6 +34,7 @@ class ValueExamples:
     log_tokens_left: Float[Tensor, "R"]
     tokens_so_far: Float[Tensor, "R"]
     prompt: Int[Tensor, "R"]
+    impulses: Float[Tensor, "R D"]
 
     @staticmethod
     def concatenate(parts: Sequence[ValueExamples]) -> ValueExamples:
@@ -44,14 +46,7 @@ class ValueExamples:
 
     def select(self, index: Tensor) -> ValueExamples:
         """The examples at ``index`` (integers or a mask)."""
-        return ValueExamples(
-            self.states[index],
-            self.points[index],
-            self.correct[index],
-            self.log_tokens_left[index],
-            self.tokens_so_far[index],
-            self.prompt[index],
-        )
+        return ValueExamples(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
     def split_by_prompt(
         self, fraction: float, generator: torch.Generator
@@ -76,13 +71,15 @@ def build_examples(
     so_far = [label.token_index + 1 for label in captured.labels]
     totals = [len(graded.rollout.token_ids) for graded in joined]
     left = torch.tensor([float(t - s) for t, s in zip(totals, so_far, strict=True)])
+    states = captured.at_block(block)
     return ValueExamples(
-        states=captured.at_block(block),
+        states=states,
         points=torch.tensor([label.point for label in captured.labels], dtype=torch.long),
         correct=torch.tensor([float(graded.grade.correct) for graded in joined]),
         log_tokens_left=left.clamp_min(1).log(),
         tokens_so_far=torch.tensor([float(s) for s in so_far]),
         prompt=torch.tensor([prompts[label.prompt_id] for label in captured.labels]),
+        impulses=torch.zeros_like(states),
     )
 
 
@@ -93,7 +90,7 @@ def build_intervened(
     block: int,
     prompts: Mapping[str, int],
 ) -> ValueExamples:
-    """States as trials steered them, ``h + strength * v``, with the outcome they caused.
+    """States with the impulses that trials added there, and the outcome they caused.
 
     Args:
         trials: Any; those of other blocks are left out.
@@ -108,10 +105,11 @@ def build_intervened(
     strengths = torch.tensor([trial.strength for trial in here])
     left = torch.tensor([float(trial.tokens - trial.token_index - 1) for trial in here])
     return ValueExamples(
-        states=captured.at_block(block)[rows] + strengths[:, None] * basis.directions[entries],
+        states=captured.at_block(block)[rows],
         points=torch.tensor([trial.point for trial in here], dtype=torch.long),
         correct=torch.tensor([float(trial.correct) for trial in here]),
         log_tokens_left=left.clamp_min(1).log(),
         tokens_so_far=torch.tensor([trial.token_index + 1.0 for trial in here]),
         prompt=torch.tensor([prompts[trial.prompt_id] for trial in here], dtype=torch.long),
+        impulses=strengths[:, None] * basis.directions[entries],
     )

@@ -8,14 +8,8 @@ import torch
 
 from stir_train.basis.select import BlockSelection, select_basis
 from stir_train.basis.shards import CandidateShard
-from stir_train.config.stages import (
-    BasisConfig,
-    ControlPointConfig,
-    ModelConfig,
-    RolloutConfig,
-    TaskConfig,
-    ValueConfig,
-)
+from stir_train.config.inputs import ModelConfig, TaskConfig
+from stir_train.config.stages import BasisConfig, ControlPointConfig, RolloutConfig, ValueConfig
 from stir_train.data.control_points import build_automaton
 from stir_train.data.grading import grade_batch, reward
 from stir_train.data.problems import SourceProblem

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from stir_train.config.inputs import ModelConfig
 from stir_train.config.learning import DistillConfig, ObjectiveConfig, TrainConfig
-from stir_train.config.stages import ModelConfig
 from stir_train.distill.objective import DistillLoss
 from stir_train.distill.samples import BatchConfig, sequence_batches
 from stir_train.distributed.engine import open_engine

@@ -23,7 +23,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from stir_train.config.stages import ModelConfig
+from stir_train.config.inputs import ModelConfig
 from stir_train.models.blocks import find_blocks
 from stir_train.models.load import LoadedModel, ModelIdentity, load_tokenizer
 

@@ -1,0 +1,136 @@
+"""What a run is made from: the model, the problems, and how they are split."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from stir_train.config.base import FrozenConfig
+from stir_train.config.tasks import KNOWN_TASKS
+
+SPREAD = "spread"
+
+
+class ModelConfig(FrozenConfig):
+    """Which causal language model, and how to hold it."""
+
+    name: str = "embedded/addition"
+    """Directory, hub id, or `embedded/NAME` for a model shipped with the package."""
+    revision: str | None = None
+    """Pinned hub revision (commit, tag or branch); a commit is the only one that cannot move."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto` is bfloat16 on a GPU and float32 on a CPU."""
+    device: str = "auto"
+    """`auto` is the GPU when there is one; otherwise `cpu`, `cuda:N`, or `spread`: the model's blocks
+    over all GPUs of the host, then its memory, then its disk, for one process that decodes slowly."""
+    max_memory: dict[str, str] = Field(default_factory=dict)
+    """Under `spread`, what may be put where: `{"0": 70GiB, cpu: 200GiB}`; empty takes what is free."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """Attention implementation; the engine builds its own masks, which these two take."""
+    blocks_path: str | None = None
+    """Dotted path of the decoder blocks, for an architecture that is not recognised."""
+    sharding: Literal["none", "tensor", "zero3"] = "none"
+    """For a model larger than a GPU: `tensor` splits every layer over `shards` ranks that decode
+    together; `zero3` spreads the weights over all ranks, which is slower and fits any model."""
+    shards: PositiveInt = 1
+    """Ranks that hold one copy under `tensor`; keep them within a node."""
+    trust_remote_code: bool = False
+    """Run the model repository's own Python code. Off unless you have read that code."""
+
+    @model_validator(mode="after")
+    def _is_shardable(self) -> Self:
+        if (self.sharding == "tensor") != (self.shards > 1):
+            raise ValueError(
+                f"sharding {self.sharding!r} with shards {self.shards}: `tensor` needs shards of 2 "
+                "or more, `none` and `zero3` take no other number than 1"
+            )
+        if self.device == SPREAD and self.sharding != "none":
+            raise ValueError("device: spread and sharding are two ways to hold a model; take one")
+        if self.max_memory and self.device != SPREAD:
+            raise ValueError("max_memory is for device: spread")
+        return self
+
+
+class TaskConfig(FrozenConfig):
+    """Where problems come from and how answers are judged."""
+
+    name: str = "addition"
+    """An embedded family, a public task that is known (`gsm8k`, `math500`, ...), or any label."""
+    source: str | tuple[str, ...] | None = None
+    """Hub id, or a local folder, JSONL, JSON, Parquet or CSV file; or several of them."""
+    revision: str | None = None
+    """Pinned hub revision of the dataset."""
+    subset: str | None = None
+    """Hub configuration name (`main` for GSM8K)."""
+    hub_split: str = "train"
+    """Which of the dataset's own splits to read (`train+test`); ours are cut by content hash."""
+    question_fields: tuple[str, ...] = ("question",)
+    """Columns that may hold the problem, the first present is read; `a.b` looks inside, `a+b` joins."""
+    answer_fields: tuple[str, ...] = ("answer",)
+    """Columns that may hold the gold answer."""
+    choices_fields: tuple[str, ...] = ()
+    """Columns that may hold the options of a multiple-choice problem."""
+    kind_fields: tuple[str, ...] = ()
+    """Columns that may hold a label, for breakdowns and stratified splits."""
+    answer_format: Literal["auto", "verbatim", "after_hashes", "boxed"] = "auto"
+    """Where in its column the gold answer stands; `auto` looks for `####`, then for a box."""
+    template: str = "{question}"
+    """Prompt template; `{question}` is replaced."""
+    system_prompt: str | None = None
+    """System message, when the chat template is used."""
+    chat_template: bool = False
+    """Render the prompt through the tokenizer's chat template."""
+    grader: Literal["exact", "numeric", "choice", "boolean", "math", "regex"] = "exact"
+    """How an answer is compared with the gold one."""
+    answer_marker: str = "Answer:"
+    """The answer follows the last occurrence of this on its line; empty: the whole completion."""
+    answer_regex: str | None = None
+    """For the grader `regex`: its one group, where it last matches, is the answer."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_task_fills_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {**KNOWN_TASKS.get(str(values.get("name")), {}), **values}
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if "{question}" not in self.template:
+            raise ValueError("template must contain {question}")
+        if self.chat_template is False and self.system_prompt is not None:
+            raise ValueError("system_prompt needs chat_template: true")
+        if (self.grader == "regex") != (self.answer_regex is not None):
+            raise ValueError("answer_regex and grader: regex go together")
+        if self.answer_regex is not None:
+            try:
+                groups = re.compile(self.answer_regex).groups
+            except re.error as error:
+                raise ValueError(f"answer_regex is no regular expression: {error}") from error
+            if groups != 1:
+                raise ValueError(f"answer_regex must have one group, it has {groups}")
+        return self
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Every source, in order; empty for an embedded family."""
+        if self.source is None:
+            return ()
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+
+class SplitsConfig(FrozenConfig):
+    """How many problems each split holds; which one a problem is in depends on its content."""
+
+    num_harvest: PositiveInt = 256
+    """Problems for rollouts, the basis, the value head and distillation."""
+    num_tune: PositiveInt = 128
+    """Problems for choosing settings."""
+    num_test: PositiveInt = 512
+    """Problems for the final figures, opened only by `evaluate`."""
+    seed: int = 0
+    """Another seed cuts the splits elsewhere."""
+    stratify: bool = False
+    """Give every split the same share of each kind of problem."""
