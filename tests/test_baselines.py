@@ -28,7 +28,8 @@ from stir_train.baselines.seal import Seal, is_execution
 from stir_train.baselines.self_consistency import SelfConsistency, Vote, elect
 from stir_train.baselines.steer2edit import edit_heads, edit_neurons, shrunk
 from stir_train.baselines.thinkedit import ThinkEdit, contributions, without_direction
-from stir_train.config.stages import BaselineName, TaskConfig
+from stir_train.config.inputs import TaskConfig
+from stir_train.config.stages import BaselineName
 from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.data.grading import grade_batch
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams

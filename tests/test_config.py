@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = [
     path
     for path in sorted(ROOT.glob("configs/**/*.yaml"))
-    if path.parent.name not in ("models", "tasks") and path.name != "common.yaml"  # parts
+    if path.parent.name not in ("models", "tasks")
+    and not path.name.endswith("common.yaml")  # parts
 ]
 
 

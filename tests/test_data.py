@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stir_train.config.stages import ModelConfig, RolloutConfig, SplitsConfig, TaskConfig
+from stir_train.config.inputs import ModelConfig, SplitsConfig, TaskConfig
+from stir_train.config.stages import RolloutConfig
 from stir_train.data.grading import grade_batch, reward
 from stir_train.data.problems import SourceProblem, normalise, read_source
 from stir_train.data.prompts import cut_splits, render_prompts, require_disjoint, split_sha256

@@ -13,8 +13,9 @@ import torch
 from peft.tuners.lora import LoraLayer
 from pydantic import ValidationError
 
+from stir_train.config.inputs import ModelConfig
 from stir_train.config.learning import DistillConfig, ObjectiveConfig
-from stir_train.config.stages import ModelConfig, SteeringConfig
+from stir_train.config.stages import SteeringConfig
 from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.distill.objective import DistillLoss, divergence
 from stir_train.distill.on_policy import StudentSampling, on_policy_batches

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stir_train.artifacts.run_dir import StageDir, StageInputs
+from stir_train.config.inputs import ModelConfig
 from stir_train.config.learning import DistillConfig, ObjectiveConfig
-from stir_train.config.stages import ModelConfig
 from stir_train.distill.objective import DistillLoss
 from stir_train.distill.samples import IGNORED, BatchConfig, choose_samples, sequence_batches
 from stir_train.distributed.engine import PlainEngine

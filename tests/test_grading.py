@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stir_train.config.stages import TaskConfig
+from stir_train.config.inputs import TaskConfig
 from stir_train.data.choices import picked_option
 from stir_train.data.grading import Grader, grade_batch, require_gold
 from stir_train.data.numbers import Number, answer_number, clean

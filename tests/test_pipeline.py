@@ -17,6 +17,11 @@ import pytest
 import torch
 
 from stir_train.artifacts.run_dir import RunDir
+from stir_train.config.load import load_config
+from stir_train.config.run import RunConfig
+from stir_train.recipes.replays import load_plan
+from stir_train.recipes.rollouts import load_rollouts
+from stir_train.types.rollout import GradedRollout
 from tests.support.wandb_records import read_records
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -268,15 +273,13 @@ def test_plain_generate_inside_the_context_gives_the_engines_tokens(finished: Pa
 
 def test_a_users_own_model_and_problems_need_no_code(tmp_path: Path) -> None:
     from stir_train.models.load import EMBEDDED_ROOT
-    from stir_train.tasks.families import FAMILIES
-    from stir_train.tasks.problem import held_out_problems
 
     model, problems = tmp_path / "model", tmp_path / "problems.jsonl"
     shutil.copytree(EMBEDDED_ROOT / "sorting", model)
-    rows = held_out_problems(FAMILIES["sorting"], 80, seed=4)
-    problems.write_text(
-        "".join(json.dumps({"prompt": p.question, "gold": p.answer}) + "\n" for p in rows)
-    )
+    argv = ["tiny", "problems", str(problems), "--family=sorting", "--problems=80"]
+    subprocess.run([sys.executable, "-m", "stir_train", *argv], check=True)
+    renamed = problems.read_text().replace('"question"', '"prompt"').replace('"answer"', '"gold"')
+    problems.write_text(renamed)
     settings = [
         f"model.name={model}",
         "task.name=custom",
@@ -293,13 +296,55 @@ def test_a_users_own_model_and_problems_need_no_code(tmp_path: Path) -> None:
     assert len(used["harvest"]) == 24
 
 
+def test_a_model_that_never_solves_anything_ends_in_a_sentence_not_an_error(tmp_path: Path) -> None:
+    from stir_train.tasks.families import FAMILIES
+    from stir_train.tasks.tiny_model import TinyRecipe, build_model
+    from stir_train.tasks.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer([FAMILIES["addition"]], max_tokens=512)
+    build_model(TinyRecipe(), tokenizer).save_pretrained(tmp_path / "untrained")
+    tokenizer.save_pretrained(tmp_path / "untrained")
+    settings = (f"model.name={tmp_path / 'untrained'}", "distill.enabled=false")
+    for _ in range(2):  # the second time finds the harvest done
+        done = _run(tmp_path, *settings)
+        assert done.returncode == 0, done.stderr
+        said = " ".join(done.stderr.split())
+        assert "no effect: of 96 rollouts 0.0% are correct" in said
+        assert "nothing to steer with" in said
+    assert not (tmp_path / "smoke" / "eval").exists()
+
+
+def test_validation_goes_on_with_the_block_whose_controller_did_best(finished: Path) -> None:
+    stage = RunDir(finished / "smoke").stage("validation")
+    config = load_config(RunConfig, finished / "smoke" / "config.yaml", [])
+    price = config.steering.token_price / config.generation.max_new_tokens
+
+    greedy = load_rollouts(stage, "null/", 0)
+
+    def utility(item: GradedRollout) -> float:
+        return item.grade.correct - price * len(item.rollout.token_ids)
+
+    def gain(block: int) -> float:
+        answers = load_rollouts(stage, f"round-01/block-{block}-strength-3/", 0)
+        assert len(answers) == config.validation.problems_per_arm
+        pairs = list(zip(answers, greedy, strict=False))
+        assert all(a.rollout.prompt_id == g.rollout.prompt_id for a, g in pairs)
+        return sum(max(0.0, utility(a) - utility(g)) for a, g in pairs)
+
+    first, second = ({plan.block for plan in load_plan(stage, number)} for number in range(2))
+    assert first == {3, 4}
+    assert gain(3) != gain(4), "a tie tests nothing"
+    assert second == {max(first, key=gain)}
+
+
 @pytest.mark.slow
 def test_other_methods_and_other_tasks_join_the_comparison(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "smoke", tmp_path / "smoke")
     outside = "evaluate.outside={sums: {task: {name: addition}, num_problems: 16}}"
     methods = "baselines.methods=[nowait, thinkedit]"
     only = ("--only", "baselines,evaluate,report", "--redo")
-    done = _run(tmp_path, methods, outside, "evaluate.num_samples=2", *only)
+    variants = "evaluate.variants={shut: {value_margin: 10}, first: {first_point_only: true}}"
+    done = _run(tmp_path, methods, outside, variants, "evaluate.num_samples=2", *only)
     assert done.returncode == 0, done.stderr
     assert "2 other methods tuned over 11 settings" in done.stderr
     assert "outside the harvest: 16 problems of sums" in done.stderr
@@ -307,6 +352,9 @@ def test_other_methods_and_other_tasks_join_the_comparison(finished: Path, tmp_p
     rows = {row["name"]: row for row in results["methods"]}
     assert rows["nowait"]["chosen_on"] == rows["thinkedit"]["chosen_on"] == "tune"
     assert set(rows["thinkedit"]["settings"]) == {"against", "heads"}
+    assert rows["variant-shut"]["chosen_on"] == "tune, then changed"
+    assert rows["stir"]["intervention_rate"] > rows["variant-shut"]["intervention_rate"] == 0
+    assert rows["variant-first"]["settings"]["first_point_only"] is True
     (sums,) = results["outside"]
     assert [row["name"] for row in sums["methods"]] == [
         "greedy",
@@ -338,7 +386,9 @@ def test_other_methods_and_other_tasks_join_the_comparison(finished: Path, tmp_p
 def test_generations_start_from_the_last_student_and_the_test_split_comes_last(
     tmp_path: Path,
 ) -> None:
-    settings = ("distill.num_steps=60", "distill.also={}", "iterate.max_generations=2")
+    # Enough steps to learn the harvest, enough tune problems to see it.
+    enough = ("distill.num_steps=120", "splits.num_tune=32")
+    settings = (*enough, "distill.also={}", "iterate.max_generations=2")
     done = _run(tmp_path, *settings, verb="iterate")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "smoke"

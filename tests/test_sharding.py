@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from torch.distributed import HashStore  # type: ignore[attr-defined]  # re-exported silently
 
 from stir_train.artifacts.tables import load_table
+from stir_train.config.inputs import ModelConfig
 from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
-from stir_train.config.stages import ModelConfig, SteeringConfig, SteeringMode
+from stir_train.config.stages import SteeringConfig, SteeringMode
 from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.distributed.launch import Launch
 from stir_train.distributed.preemption import StopRequest

@@ -9,6 +9,7 @@ import pytest
 
 from stir_train.evals.compare import (
     bootstrap_interval,
+    describe_change,
     describe_interval,
     mcnemar_p,
     ratio_change_interval,
@@ -90,3 +91,12 @@ def test_sampled_figures_of_a_method() -> None:
     assert found.pass_at[4] == 1
     assert found.majority == pytest.approx(0.5), "ties go to the first: 6, wrong"
     assert not majority_is_right([_sample("c", "", right=False)])
+
+
+def test_the_verdict_is_on_accuracy_first_and_then_on_length() -> None:
+    nothing, up, down = (-0.01, 0.01), (0.02, 0.05), (-0.05, -0.02)
+    assert describe_change(up, down) == describe_change(up, up) == "gain"
+    assert describe_change(down, down) == "loss"
+    assert describe_change(nothing, down) == "shorter"
+    assert describe_change((0.0, 0.0), up) == "longer"
+    assert describe_change(nothing, nothing) == "no effect"

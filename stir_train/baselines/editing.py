@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stir_train.generation.backend import ControlBatch, ImpulseBatch, Proposal, no_impulses
+from stir_train.generation.backend import ControlBatch, ImpulseBatch, no_impulses
 from stir_train.models.hooks import block_hooks
 from stir_train.models.load import LoadedModel
 
@@ -65,8 +65,6 @@ def edited(weights: Mapping[nn.Linear, Tensor]) -> Iterator[None]:
 class VectorAtPoints:
     """A `Controller` that adds one vector at every control point."""
 
-    preview_tokens = 0
-
     def __init__(self, block: int, vector: Float[Tensor, "D"]) -> None:
         self.block = block
         self._vector = vector
@@ -83,16 +81,6 @@ class VectorAtPoints:
             entries=none.entries,
             strengths=torch.ones_like(none.strengths),
         )
-
-    def propose(self, states: Float[Tensor, "R D"], batch: ControlBatch) -> Proposal:
-        """Never called: there is nothing to preview."""
-        raise NotImplementedError
-
-    def commit(
-        self, states: Float[Tensor, "R D"], batch: ControlBatch, gains: Float[Tensor, "R L"]
-    ) -> ImpulseBatch:
-        """Never called: there is nothing to preview."""
-        raise NotImplementedError
 
 
 def token_ids_of_words(loaded: LoadedModel, words: frozenset[str]) -> list[int]:

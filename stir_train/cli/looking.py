@@ -39,8 +39,8 @@ def grade(
 
     A line may also have `choices` (the options' texts) and `truncated`; other keys are kept.
     """
+    from stir_train.config.inputs import TaskConfig
     from stir_train.config.load import parse_config
-    from stir_train.config.stages import TaskConfig
 
     config = parse_config(TaskConfig, {"name": task}, overrides or [], origin=f"--task {task}")
     from stir_train.recipes.grade import grade_file

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from stir_train.config.stages import RolloutConfig, TaskConfig
+from stir_train.config.inputs import TaskConfig
+from stir_train.config.stages import RolloutConfig
 from stir_train.data.checkers import CheckerPool, check_math, search_pattern
 from stir_train.data.choices import last_boolean, last_option, picked_boolean, picked_option
 from stir_train.data.extraction import (

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stir_train.config.stages import TaskConfig
+from stir_train.config.inputs import TaskConfig
 from stir_train.data.choices import LETTERS
 from stir_train.data.extraction import boxed
 from stir_train.data.grading import require_gold

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from stir_train.config.stages import SplitsConfig, TaskConfig
+from stir_train.config.inputs import SplitsConfig, TaskConfig
 from stir_train.data.problems import SourceProblem
 from stir_train.errors import DataError
 from stir_train.types.rollout import Prompt

@@ -49,6 +49,19 @@ def describe_interval(low: float, high: float) -> str:
     return "loss" if high < 0 else "no effect"
 
 
+def describe_change(
+    accuracy: tuple[float, float] | list[float], tokens: tuple[float, float] | list[float]
+) -> str:
+    """The verdict on a method, from the 95 % intervals of its differences from greedy decoding.
+
+    ``gain`` or ``loss`` of accuracy; where neither is clear, ``shorter`` or ``longer``; or ``no effect``.
+    """
+    word = describe_interval(*accuracy)
+    if word != "no effect":
+        return word
+    return {"gain": "longer", "loss": "shorter"}.get(describe_interval(*tokens), word)
+
+
 def _resampled_means(
     values: Float[NDArray[np.float64], "S N"], num_resamples: int, seed: int
 ) -> Float[NDArray[np.float64], "S R"]:

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, select_autoescape
 
 from stir_train.evals import plots
-from stir_train.evals.compare import describe_interval
+from stir_train.evals.compare import describe_change
 from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import SteeringDecision
 
@@ -81,7 +81,7 @@ def render_report(data: ReportData) -> str:
         "interventions": plots.interventions(_by_point(data.decisions)),
     }
     return environment.from_string(template).render(
-        data=data, figures=figures, verdict=lambda interval: describe_interval(*interval)
+        data=data, figures=figures, verdict=describe_change
     )
 
 

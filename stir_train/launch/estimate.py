@@ -171,9 +171,8 @@ def _copies(config: RunConfig, num_ranks: int) -> tuple[int, int]:
 def _completions(config: RunConfig) -> dict[str, int]:
     """Completions of each stage, at most."""
     splits, tune = config.splits, config.tune
-    depths = tune.depths or config.harvest.depths
-    settings = len(tune.modes) * len(tune.strengths) * len(depths) if tune.enabled else 1
-    trials = config.validation.num_rounds * config.validation.trials_per_round
+    settings = len(config.tried_settings) if tune.enabled else 1
+    trials = config.validation.num_completions(len(config.harvest.depths))
     methods = 3 + 3 * config.evaluate.controls + len(tune.modes) - 1
     methods += config.distill.enabled * (1 + len(config.distill.also))
     others = len(config.baselines.names)

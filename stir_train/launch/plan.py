@@ -41,9 +41,7 @@ def _work(config: RunConfig) -> dict[str, str]:
     splits, budget = config.splits, config.generation.max_new_tokens
     rollouts = splits.num_harvest * config.rollout.num_samples
     steered = splits.num_harvest * config.distill.num_samples
-    depths = config.tune.depths or config.harvest.depths
-    trials = len(config.tune.modes) * len(config.tune.strengths) * len(depths)
-    trials = trials if config.tune.enabled else 1
+    trials = len(config.tried_settings) if config.tune.enabled else 1
     methods = 3 + 3 * config.evaluate.controls + config.distill.enabled + len(config.tune.modes) - 1
     methods += len(config.baselines.names)
     captured = ", ".join(f"{depth:g}" for depth in config.harvest.depths)
@@ -58,7 +56,8 @@ def _work(config: RunConfig) -> dict[str, str]:
         if config.validation.enabled
         else "off",
         "value": f"{config.value.num_members} heads a block, at most {config.value.num_steps} steps",
-        "tune": f"{trials} settings x {splits.num_tune} problems, greedy beside them",
+        "tune": f"{trials} settings x {splits.num_tune} problems, greedy beside them"
+        + ("; the worse half answers fewer" if config.tune.num_halvings else ""),
         "steer": f"{splits.num_harvest} problems x {config.distill.num_samples} samples = "
         f"{steered} steered rollouts"
         if config.distill.enabled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stir_train.artifacts.run_dir import StageDir
@@ -29,15 +29,15 @@ from stir_train.recipes.harvest import (
     rollout_chunks,
     save_report,
 )
+from stir_train.recipes.replays import VALIDATE
 from stir_train.recipes.rollouts import (
     GenerationJob,
     generate_jobs,
     load_answers,
     sampling_params,
 )
-from stir_train.recipes.tune import TUNE, price_per_token, tune_job
-from stir_train.recipes.validate import VALIDATE
-from stir_train.types.rollout import Prompt, Rollout
+from stir_train.recipes.tune import TUNE, price_per_token, split_by_halving, tune_job
+from stir_train.types.rollout import GradedRollout, Prompt, Rollout
 from stir_train.types.trajectory import CapturedStates
 
 BASELINES_STAGE = STAGE_DIRECTORIES["baselines"]
@@ -56,6 +56,19 @@ class TunedBaseline:
     def label(self) -> str:
         """Both."""
         return f"{self.name}-{label_of(self.setting)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class BaselineTrial:
+    """A method's setting on the first ``num_problems`` of the tune split."""
+
+    setting: Setting
+    metrics: MethodMetrics
+    num_problems: int
+
+
+Grid = Mapping[str, Sequence[Setting]]
+"""Settings to try, by method."""
 
 
 def run_baselines(context: RunContext) -> None:
@@ -79,17 +92,25 @@ def run_baselines(context: RunContext) -> None:
     if stage is None:
         return
     reasons = context.world.on_main("methods have learnt", lambda: _learn(context, stage))
-    able: list[str] = [name for name in config.baselines.names if name not in reasons]
-    grid = {name: BASELINES[name].settings(context.captured_blocks) for name in able}
-    jobs = {
-        (name, label_of(setting)): baseline_job(context, name, setting, context.splits["tune"])
-        for name, trials in grid.items()
-        for setting in trials
+    grid: Grid = {
+        name: BASELINES[name].settings(context.captured_blocks)
+        for name in config.baselines.names
+        if name not in reasons
     }
-    total = len(context.splits["tune"]) * len(jobs)
-    with progress(context.console, "baselines", total, "problems") as advance:
-        generate_jobs(context, stage, list(jobs.values()), advance)
-    context.world.on_main("baselines tuned", lambda: _finish(context, stage, grid, jobs, reasons))
+    parts = split_by_halving(context.splits["tune"], config.baselines.num_halvings)
+    left = grid
+    for number, part in enumerate(parts):
+        jobs = [
+            _part_job(context, name, setting, part, number)
+            for name, settings in left.items()
+            for setting in settings
+        ]
+        title = f"baselines {number + 1}/{len(parts)}"
+        with progress(context.console, title, len(part) * len(jobs), "problems") as advance:
+            generate_jobs(context, stage, jobs, advance)
+        if number + 1 < len(parts):
+            left = _survivors(context, stage, left, parts[: number + 1])
+    context.world.on_main("baselines tuned", lambda: _finish(context, stage, grid, parts, reasons))
 
 
 def tuned_baselines(context: RunContext) -> list[TunedBaseline]:
@@ -111,6 +132,12 @@ def baseline_job(
         prefix=prefix or f"{name}/{label_of(setting)}/",
         answer=answering(context, name, setting),
     )
+
+
+def _part_job(
+    context: RunContext, name: str, setting: Setting, part: Sequence[Prompt], number: int
+) -> GenerationJob:
+    return baseline_job(context, name, setting, part, f"{name}/{label_of(setting)}/part-{number}/")
 
 
 def answering(
@@ -160,48 +187,100 @@ def _learn(context: RunContext, stage: StageDir) -> dict[str, str]:
     return reasons
 
 
-def _finish(
+def _trials(
     context: RunContext,
     stage: StageDir,
-    grid: dict[str, list[Setting]],
-    jobs: dict[tuple[str, str], GenerationJob],
-    reasons: dict[str, str],
-) -> None:
+    grid: Grid,
+    seen: Sequence[Sequence[Prompt]],
+) -> dict[str, list[BaselineTrial]]:
+    """Figures of every method's settings on the parts they have all seen, the best first."""
     greedy = load_answers(
         context, context.stage(TUNE), tune_job(context, None, context.steering.basis())
     )
 
-    def measure(name: str, setting: Setting) -> MethodMetrics:
-        return compare_to_baseline(
+    def measure(name: str, setting: Setting) -> BaselineTrial:
+        answers: list[GradedRollout] = []
+        for number, part in enumerate(seen):
+            answers += load_answers(context, stage, _part_job(context, name, setting, part, number))
+        metrics = compare_to_baseline(
             f"{name}-{label_of(setting)}",
-            load_answers(context, stage, jobs[name, label_of(setting)]),
-            greedy,
+            answers,
+            greedy[: len(answers)],
             num_resamples=context.config.evaluate.num_bootstrap,
             price_per_token=price_per_token(context),
         )
+        return BaselineTrial(setting, metrics, len(answers))
 
+    return {
+        name: sorted(
+            (measure(name, setting) for setting in settings), key=lambda t: -t.metrics.utility
+        )
+        for name, settings in grid.items()
+    }
+
+
+def _survivors(
+    context: RunContext, stage: StageDir, grid: Grid, seen: Sequence[Sequence[Prompt]]
+) -> Grid:
+    """The better half of every method's settings, the same on every rank."""
+
+    def better_halves() -> dict[str, list[str]]:
+        trials = _trials(context, stage, grid, seen)
+        return {
+            name: [label_of(t.setting) for t in ranked[: (len(ranked) + 1) // 2]]
+            for name, ranked in trials.items()
+        }
+
+    kept = context.world.on_main(f"baselines half {len(seen)}", better_halves)
+    return {
+        name: [setting for setting in settings if label_of(setting) in kept[name]]
+        for name, settings in grid.items()
+    }
+
+
+def _finish(
+    context: RunContext,
+    stage: StageDir,
+    grid: Grid,
+    parts: Sequence[Sequence[Prompt]],
+    reasons: dict[str, str],
+) -> None:
+    """Retrace which settings were given up when, and freeze the best of those that saw everything."""
+    left = grid
+    found: dict[str, list[BaselineTrial]] = {name: [] for name in grid}
+    for number in range(1, len(parts) + 1):
+        trials = _trials(context, stage, left, parts[:number])
+        for name, ranked in trials.items():
+            num_kept = (len(ranked) + 1) // 2 if number < len(parts) else 0
+            found[name] = [*ranked[num_kept:], *found[name]]
+            trials[name] = ranked[:num_kept]
+        left = {name: [trial.setting for trial in kept] for name, kept in trials.items()}
     methods = []
-    for name, settings in grid.items():
-        trials = [(setting, measure(name, setting)) for setting in settings]
-        chosen, best = max(trials, key=lambda trial: trial[1].utility)
-        context.metrics.log(BASELINES_STAGE, {f"{name}/utility": best.utility})
+    for name, ranked in found.items():
+        best = ranked[0]
+        context.metrics.log(BASELINES_STAGE, {f"{name}/utility": best.metrics.utility})
         methods.append(
             {
                 "name": name,
-                "chosen": dict(chosen),
+                "chosen": dict(best.setting),
                 "trials": [
-                    {"setting": dict(setting), "metrics": dataclasses.asdict(metrics)}
-                    for setting, metrics in trials
+                    {
+                        "setting": dict(trial.setting),
+                        "num_problems": trial.num_problems,
+                        "metrics": dataclasses.asdict(trial.metrics),
+                    }
+                    for trial in ranked
                 ],
             }
         )
+    num_trials = sum(len(settings) for settings in grid.values())
     report: dict[str, Any] = {"methods": methods, "not_applicable": reasons}
     save_report(stage, json.loads(json.dumps(report)))
     left_out = "".join(f"; {name} does not apply: {why}" for name, why in reasons.items())
     context.report_done(
         stage,
-        {"num_methods": len(methods), "num_trials": len(jobs)},
-        f"{len(methods)} other methods tuned over {len(jobs)} settings{left_out}",
+        {"num_methods": len(methods), "num_trials": num_trials},
+        f"{len(methods)} other methods tuned over {num_trials} settings{left_out}",
     )
 
 

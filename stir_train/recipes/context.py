@@ -15,8 +15,8 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from stir_train.artifacts.run_dir import RunDir, StageDir, StageInputs
+from stir_train.config.inputs import TaskConfig
 from stir_train.config.run import RunConfig
-from stir_train.config.stages import TaskConfig
 from stir_train.data.control_points import ControlPointAutomaton, build_automaton
 from stir_train.data.grading import Grader
 from stir_train.data.prompts import (

@@ -31,9 +31,9 @@ from stir_train.recipes.lessons import (
     plan_lessons,
     steered_job,
 )
+from stir_train.recipes.replays import VALIDATE
 from stir_train.recipes.rollouts import generate_jobs
 from stir_train.recipes.tune import TUNE
-from stir_train.recipes.validate import VALIDATE
 from stir_train.recipes.value import VALUE
 from stir_train.train.loop import FitPlan, FitResult, StepRecord, fit, warmup_then_cosine
 

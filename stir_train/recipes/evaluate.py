@@ -36,6 +36,7 @@ from stir_train.recipes.outside import (
     outside_prompts,
     outside_results,
 )
+from stir_train.recipes.replays import VALIDATE
 from stir_train.recipes.rollouts import (
     GenerationJob,
     generate_jobs,
@@ -46,7 +47,6 @@ from stir_train.recipes.tune import (
     TUNE,
     price_per_token,
 )
-from stir_train.recipes.validate import VALIDATE
 from stir_train.recipes.value import VALUE
 from stir_train.types.rollout import GradedRollout
 

@@ -19,9 +19,9 @@ from stir_train.recipes.distill import ADAPTER, run_verify
 from stir_train.recipes.harvest import BASIS, HARVEST, ROLLOUTS
 from stir_train.recipes.lessons import STEERED
 from stir_train.recipes.methods import EVAL, GREEDY, STEERED_METHOD, STUDENT
+from stir_train.recipes.replays import VALIDATE
 from stir_train.recipes.result_tables import load_results
 from stir_train.recipes.tune import TUNE, best_of_each_mode
-from stir_train.recipes.validate import VALIDATE
 from stir_train.recipes.value import VALUE
 from stir_train.steering.static import mean_direction
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from stir_train.config.stages import TaskConfig
+from stir_train.config.inputs import TaskConfig
 from stir_train.data.grading import Grader, require_gold
 from stir_train.errors import DataError
 from stir_train.types.rollout import Gold

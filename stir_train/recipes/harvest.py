@@ -18,7 +18,6 @@ from stir_train.basis.shards import CandidateShard, is_held
 from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.distributed.claims import Note
 from stir_train.distributed.world import World
-from stir_train.errors import StageError
 from stir_train.harvest.contrast import contrast_rollouts
 from stir_train.monitoring.console import progress
 from stir_train.recipes.context import RunContext
@@ -143,12 +142,6 @@ def _finish_harvest(context: RunContext, stage: StageDir, files: list[str]) -> N
     points = {point for _, shard in columns for point in shard.points.tolist()}
     num_contrasts = sum(len(prompts) for prompts, _ in columns)
     num_saving = sum(int(shard.saves_tokens.sum()) for _, shard in columns)
-    if not num_contrasts:
-        raise StageError(
-            "the harvest found no control point with both right and wrong rollouts; see the correct "
-            "rate above. Use harder or easier problems, more rollout.num_samples, or a higher "
-            "rollout.temperature"
-        )
     context.report_done(
         stage,
         {
@@ -158,6 +151,21 @@ def _finish_harvest(context: RunContext, stage: StageDir, files: list[str]) -> N
         },
         f"{num_contrasts} contrasts ({num_saving} short against long) from {len(prompt_ids)} "
         f"problems at {len(points)} control points",
+    )
+
+
+def no_effect(context: RunContext) -> str | None:
+    """Why nothing can be steered, once the harvest is there and has nothing to contrast."""
+    stage = context.stage(HARVEST)
+    if not stage.is_complete or stage.summary()["num_contrasts"]:
+        return None
+    found = context.stage(ROLLOUTS).summary()
+    return (
+        f"no effect: of {found['num_rollouts']} rollouts {found['correct_rate']:.1%} are correct "
+        f"({found['pass_at_n']:.1%} of the problems are solved in some sample), and no problem has "
+        "samples that differ in outcome or in length at a control point. There is nothing to "
+        "contrast, so nothing to steer with. Problems that the model solves sometimes, a higher "
+        "rollout.temperature or more rollout.num_samples would change that"
     )
 
 

@@ -18,7 +18,7 @@ from stir_train.distill.samples import (
 from stir_train.distill.validation import validation_loss
 from stir_train.distributed.engine import TrainEngine
 from stir_train.errors import StageError
-from stir_train.generation.backend import ControlSpec
+from stir_train.generation.backend import ControlSpec, previewing
 from stir_train.models.lora import Student
 from stir_train.recipes.context import RunContext
 from stir_train.recipes.harvest import ROLLOUTS, rollout_job
@@ -126,7 +126,7 @@ def _student_sampling(context: RunContext, lesson: Lesson, student: Student) -> 
     """
     choice = context.steering.choice()
     controller = controller_for(context, choice, context.steering.basis())
-    if controller.preview_tokens:
+    if previewing(controller) is not None:
         raise StageError(
             f"distill.objective.on_policy: the chosen controller ({choice.mode}) previews before it "
             "acts, and cannot judge a finished completion in one pass; tune among value, similarity "

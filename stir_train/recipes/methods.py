@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.config.stages import SteeringConfig
@@ -90,6 +91,10 @@ def build_methods(context: RunContext) -> list[Method]:
         if settings != choice
     ]
     methods += [
+        steered(f"variant-{name}", _changed(choice, changes), basis, "tune, then changed")
+        for name, changes in context.config.evaluate.variants.items()
+    ]
+    methods += [
         Method(other.name, None, "tune", baseline=other) for other in tuned_baselines(context)
     ]
     if not context.config.distill.enabled:
@@ -104,6 +109,11 @@ def build_methods(context: RunContext) -> list[Method]:
             for label, name in students.items()
         ),
     ]
+
+
+def _changed(choice: SteeringConfig, changes: Mapping[str, Any]) -> SteeringConfig:
+    """The chosen settings with some changed, and checked again."""
+    return SteeringConfig.model_validate({**choice.model_dump(), **changes})
 
 
 def published_rule() -> SteeringConfig:

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from stir_train.artifacts.run_dir import StageDir
+from stir_train.config.inputs import SplitsConfig
 from stir_train.config.run import RunConfig
-from stir_train.config.stages import SplitsConfig
 from stir_train.data.prompts import cut_splits, render_prompts, require_unseen, split_sha256
 from stir_train.evals.metrics import compare_to_baseline
 from stir_train.recipes.context import RunContext

@@ -7,7 +7,7 @@ import json
 from rich.box import SIMPLE
 from rich.table import Table
 
-from stir_train.evals.compare import describe_interval
+from stir_train.evals.compare import describe_change
 from stir_train.recipes.compare import RESULTS_FILE
 from stir_train.recipes.context import RunContext
 from stir_train.recipes.methods import EVAL, GREEDY, STEERED_METHOD, STUDENT
@@ -38,7 +38,7 @@ def results_table(results: dict[str, object]) -> Table:
             f"{row['tokens_mean']:.1f}",
             _change(row["delta_tokens_fraction"], row["delta_tokens_ci95"]),
             f"{row['forward_passes_mean']:.1f}",
-            describe_interval(*row["delta_accuracy_ci95"]),
+            describe_change(row["delta_accuracy_ci95"], row["delta_tokens_ci95"]),
         )
         if row["name"] == GREEDY:
             figures = (figures[0], "", figures[2], "", figures[4], "")

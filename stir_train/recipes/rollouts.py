@@ -11,7 +11,7 @@ import torch
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tables import load_table, save_table
 from stir_train.artifacts.tensors import load_tensors, save_tensors
-from stir_train.config.stages import TaskConfig
+from stir_train.config.inputs import TaskConfig
 from stir_train.data.grading import reward
 from stir_train.distributed.claims import Note
 from stir_train.errors import ArtifactError
@@ -209,7 +209,7 @@ def _generate_chunk(
         return {}
     graded = grade_rollouts(context, result.rollouts, [r.prompt for r in requests], job.task)
     if result.states is not None:
-        _save_states(context, stage, states_file(job.prefix, chunk), result.rollouts, result.states)
+        save_states(context, stage, states_file(job.prefix, chunk), result.rollouts, result.states)
     if controller is not None:
         save_table(stage, decisions_file(job.prefix, chunk), SteeringDecision, controller.decisions)
     # The rollout table comes last: a chunk counts as made when it is there.
@@ -274,13 +274,14 @@ def grade_rollouts(
     ]
 
 
-def _save_states(
+def save_states(
     context: RunContext,
     stage: StageDir,
     name: str,
     rollouts: Sequence[Rollout],
     captured: CapturedStates,
 ) -> None:
+    """Write captured states, each with the place of its rollout in the chunk."""
     index = {(r.prompt_id, r.sample): i for i, r in enumerate(rollouts)}
     labels = captured.labels
     save_tensors(

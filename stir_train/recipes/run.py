@@ -32,7 +32,7 @@ from stir_train.recipes.compare import RESULTS_FILE
 from stir_train.recipes.context import RunContext, set_threads
 from stir_train.recipes.distill import run_distill, run_steered
 from stir_train.recipes.evaluate import run_evaluate
-from stir_train.recipes.harvest import run_basis, run_harvest, run_rollout
+from stir_train.recipes.harvest import no_effect, run_basis, run_harvest, run_rollout
 from stir_train.recipes.report import PAGE, run_report
 from stir_train.recipes.result_tables import (
     load_results,
@@ -58,6 +58,7 @@ class Stage:
     run: Callable[[RunContext], None]
 
 
+BEFORE_BASIS = frozenset({"rollout", "harvest"})
 STAGES = tuple(
     Stage(verb, STAGE_DIRECTORIES[verb], run)
     for verb, run in (
@@ -181,14 +182,22 @@ def _record_failure(attempt: Path, world: World, error: Exception) -> None:
 
 
 def run_stages(context: RunContext, verbs: Sequence[str], *, redo: bool) -> None:
-    """Run the named stages in pipeline order; with ``redo`` they and all later ones are remade."""
+    """Run the named stages in pipeline order; with ``redo`` they and all later ones are remade.
+
+    After a harvest without any contrast the rest is left out, and the console says why.
+    """
     if redo:
         first = min(i for i, stage in enumerate(STAGES) if stage.verb in verbs)
         later = [stage.directory for stage in STAGES[first:]]
         context.world.on_main("redo", lambda: context.run_dir.discard(later))
     for stage in STAGES:
-        if stage.verb in verbs:
-            stage.run(context)
+        if stage.verb not in verbs:
+            continue
+        reason = no_effect(context) if stage.verb not in BEFORE_BASIS else None
+        if reason is not None:
+            context.console.print(f"[yellow]! {reason}[/]")
+            return
+        stage.run(context)
 
 
 def provenance(argv: Sequence[str]) -> dict[str, object]:

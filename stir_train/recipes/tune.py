@@ -4,45 +4,51 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.config.pipeline import STAGE_DIRECTORIES
-from stir_train.config.stages import SteeringConfig
+from stir_train.config.stages import VALUE_MODES, SteeringConfig
 from stir_train.evals.metrics import MethodMetrics, compare_to_baseline
 from stir_train.monitoring.console import progress
 from stir_train.recipes.context import RunContext
 from stir_train.recipes.harvest import load_report, save_report
+from stir_train.recipes.replays import VALIDATE
 from stir_train.recipes.rollouts import (
     GenerationJob,
     generate_jobs,
     load_answers,
     sampling_params,
 )
-from stir_train.recipes.validate import VALIDATE
 from stir_train.recipes.value import VALUE
 from stir_train.steering.artifacts import SteeringController
+from stir_train.types.rollout import GradedRollout, Prompt
 from stir_train.types.steering import ControlBasis
 
 TUNE = STAGE_DIRECTORIES["tune"]
-TOLERATED_ACCURACY_LOSS = 0.01
-"""However many tokens it saves, a setting that loses more accuracy than this is not chosen."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting and its figures on the tune split."""
+    """One setting and its figures on the first problems of the tune split, or on all of them.
+
+    Attributes:
+        settings: What was tried.
+        metrics: Its figures, paired with greedy on the same problems.
+        num_problems: How many these are; fewer than all for a setting that was given up early.
+    """
 
     settings: SteeringConfig
     metrics: MethodMetrics
+    num_problems: int
 
-    @property
-    def is_gain(self) -> bool:
-        """Whether its utility beats greedy's by the interval, at no loss of accuracy to speak of."""
+    def is_gain(self, max_accuracy_loss: float) -> bool:
+        """Whether its utility beats greedy's by the interval, and its accuracy may not be much worse."""
         return (
             self.metrics.delta_utility_ci95[0] > 0
-            and self.metrics.delta_accuracy >= -TOLERATED_ACCURACY_LOSS
+            and self.metrics.delta_accuracy_ci95[0] >= -max_accuracy_loss
         )
 
 
@@ -74,14 +80,22 @@ def run_tune(context: RunContext) -> None:
     stage = context.begin(TUNE, settings, upstream=(VALIDATE, VALUE), splits=("tune",))
     if stage is None:
         return
-    grid = trial_grid(context)
     basis = context.steering.basis()
-    jobs = {"greedy": tune_job(context, None, basis)}
-    jobs |= {trial_name(trial): tune_job(context, trial, basis) for trial in grid}
-    total = len(context.splits["tune"]) * len(jobs)
-    with progress(context.console, "tune", total, "problems") as advance:
-        generate_jobs(context, stage, list(jobs.values()), advance)
-    context.world.on_main("tuned", lambda: _finish(context, stage, grid, jobs))
+    parts = split_by_halving(context.splits["tune"], config.tune.num_halvings)
+    grid, left = trial_grid(context), trial_grid(context)
+    seen: list[Sequence[Prompt]] = []
+    for part in parts:
+        jobs = [_part_job(context, trial, basis, part, len(seen)) for trial in left]
+        if not seen:
+            jobs.insert(0, tune_job(context, None, basis))
+        seen.append(part)
+        total = sum(len(job.prompts) for job in jobs)
+        title = f"tune {len(seen)}/{len(parts)}" if len(parts) > 1 else "tune"
+        with progress(context.console, title, total, "problems") as advance:
+            generate_jobs(context, stage, jobs, advance)
+        if len(seen) < len(parts):
+            left = _survivors(context, stage, left, seen)
+    context.world.on_main("tuned", lambda: _finish(context, stage, grid, parts))
 
 
 def tune_job(
@@ -99,38 +113,109 @@ def tune_job(
     )
 
 
+def _part_job(
+    context: RunContext,
+    settings: SteeringConfig,
+    basis: ControlBasis,
+    part: Sequence[Prompt],
+    number: int,
+) -> GenerationJob:
+    whole = tune_job(context, settings, basis)
+    return dataclasses.replace(whole, prompts=part, prefix=f"{whole.prefix}part-{number}/")
+
+
+def split_by_halving(prompts: Sequence[Prompt], num_halvings: int) -> list[Sequence[Prompt]]:
+    """Cut problems so that every cut but the first doubles how many there are so far."""
+    ends = [len(prompts) >> i for i in range(num_halvings, -1, -1)]
+    starts = [0, *ends[:-1]]
+    return [prompts[a:b] for a, b in zip(starts, ends, strict=True) if b > a]
+
+
+def _trials(
+    context: RunContext,
+    stage: StageDir,
+    settings: Sequence[SteeringConfig],
+    seen: Sequence[Sequence[Prompt]],
+) -> list[Trial]:
+    """Figures of settings on the parts they have all seen."""
+    basis = context.steering.basis()
+    greedy = load_answers(context, stage, tune_job(context, None, basis))
+    trials = []
+    for tried in settings:
+        answers: list[GradedRollout] = []
+        for number, part in enumerate(seen):
+            answers += load_answers(context, stage, _part_job(context, tried, basis, part, number))
+        trials.append(
+            Trial(
+                tried,
+                compare_to_baseline(
+                    trial_name(tried),
+                    answers,
+                    greedy[: len(answers)],
+                    num_resamples=context.config.evaluate.num_bootstrap,
+                    price_per_token=price_per_token(context),
+                ),
+                len(answers),
+            )
+        )
+    return trials
+
+
+def _survivors(
+    context: RunContext,
+    stage: StageDir,
+    settings: Sequence[SteeringConfig],
+    seen: Sequence[Sequence[Prompt]],
+) -> list[SteeringConfig]:
+    """The settings that go on to the next part, the same on every rank."""
+    kept = context.world.on_main(
+        f"half {len(seen)}",
+        lambda: _better_half(_trials(context, stage, settings, seen)),
+    )
+    return [tried for tried in settings if trial_name(tried) in kept]
+
+
+def _better_half(trials: Sequence[Trial]) -> list[str]:
+    """Names of the better half by utility, and of the best of every mode."""
+    ranked = sorted(trials, key=lambda trial: -trial.metrics.utility)
+    kept = [trial_name(trial.settings) for trial in ranked[: (len(ranked) + 1) // 2]]
+    best: dict[str, str] = {}
+    for trial in ranked:
+        best.setdefault(trial.settings.mode, trial_name(trial.settings))
+    return [*kept, *(name for name in best.values() if name not in kept)]
+
+
 def _finish(
     context: RunContext,
     stage: StageDir,
-    grid: list[SteeringConfig],
-    jobs: dict[str, GenerationJob],
+    grid: Sequence[SteeringConfig],
+    parts: Sequence[Sequence[Prompt]],
 ) -> None:
-    greedy = load_answers(context, stage, jobs["greedy"])
-    trials = [
-        Trial(
-            trial,
-            compare_to_baseline(
-                trial_name(trial),
-                load_answers(context, stage, jobs[trial_name(trial)]),
-                greedy,
-                num_resamples=context.config.evaluate.num_bootstrap,
-                price_per_token=price_per_token(context),
-            ),
-        )
-        for trial in grid
-    ]
-    chosen = choose(trials, with_depth(context, context.config.steering))
+    """Retrace who was given up when, from the answers that are there, and freeze the choice."""
+    left, trials = list(grid), []
+    for number in range(1, len(parts) + 1):
+        found = _trials(context, stage, left, parts[:number])
+        kept = _better_half(found) if number < len(parts) else []
+        trials += [trial for trial in found if trial_name(trial.settings) not in kept]
+        left = [settings for settings in left if trial_name(settings) in kept]
+    whole = [trial for trial in trials if trial.num_problems == len(context.splits["tune"])]
+    chosen = choose(
+        whole,
+        with_depth(context, context.config.steering),
+        max_accuracy_loss=context.config.tune.max_accuracy_loss,
+    )
     _save_choice(stage, trials, chosen)
     for trial in trials:
         name = trial_name(trial.settings)
         context.metrics.log(TUNE, {f"{name}/utility": trial.metrics.utility})
-    best = max(trials, key=lambda trial: trial.metrics.utility)
+    best = max(whole, key=lambda trial: trial.metrics.utility)
     gain = best.metrics.delta_accuracy
+    given_up = f", {len(trials) - len(whole)} given up early" if len(whole) < len(trials) else ""
     context.report_done(
         stage,
         {"num_trials": len(trials), "best_delta_accuracy": gain, "mode": chosen.mode},
-        f"{len(trials)} settings on {len(greedy)} problems; best {trial_name(best.settings)} "
-        f"({gain:+.1%} accuracy); chosen: {trial_name(chosen)}",
+        f"{len(trials)} settings on {len(context.splits['tune'])} problems{given_up}; best "
+        f"{trial_name(best.settings)} ({gain:+.1%} accuracy); chosen: {trial_name(chosen)}",
     )
 
 
@@ -140,19 +225,13 @@ def price_per_token(context: RunContext) -> float:
 
 
 def trial_grid(context: RunContext) -> list[SteeringConfig]:
-    """Every combination of mode, depth and strength; one per block."""
+    """What tuning tries, one depth per block."""
     config = context.config
     if not config.tune.enabled:
         return [with_depth(context, config.steering)]
-    depths = {
-        context.block_at(depth): depth for depth in config.tune.depths or config.harvest.depths
-    }
-    return [
-        config.steering.model_copy(update={"mode": mode, "strength": strength, "depth": depth})
-        for mode in config.tune.modes
-        for depth in depths.values()
-        for strength in config.tune.strengths
-    ]
+    depths = config.tune.depths or config.harvest.depths
+    depth_of = {context.block_at(depth): depth for depth in depths}
+    return [tried for tried in config.tried_settings if tried.depth in depth_of.values()]
 
 
 def trial_name(settings: SteeringConfig) -> str:
@@ -160,12 +239,15 @@ def trial_name(settings: SteeringConfig) -> str:
     if settings.mode == "none":
         return "none"
     depth = "" if settings.depth is None else f"-depth{settings.depth:g}"
-    return f"{settings.mode}{depth}-strength{settings.strength:g}"
+    doubt = f"-doubt{settings.value_doubt:g}" if settings.mode in VALUE_MODES else ""
+    return f"{settings.mode}{depth}-strength{settings.strength:g}{doubt}"
 
 
-def choose(trials: list[Trial], base: SteeringConfig) -> SteeringConfig:
+def choose(
+    trials: Sequence[Trial], base: SteeringConfig, *, max_accuracy_loss: float
+) -> SteeringConfig:
     """The setting of most utility among those that beat greedy by an interval, or ``none``."""
-    gains = [trial for trial in trials if trial.is_gain]
+    gains = [trial for trial in trials if trial.is_gain(max_accuracy_loss)]
     if not gains:
         return base.model_copy(update={"mode": "none"})
     best = max(gains, key=lambda trial: trial.metrics.utility)
@@ -175,8 +257,9 @@ def choose(trials: list[Trial], base: SteeringConfig) -> SteeringConfig:
 def best_of_each_mode(context: RunContext) -> list[SteeringConfig]:
     """The setting of most utility of every mode tried; those that gained nothing included."""
     trials = load_report(context.stage(TUNE))["trials"]
+    whole = [t for t in trials if t["num_problems"] == len(context.splits["tune"])]
     best: dict[str, Any] = {}
-    for trial in sorted(trials, key=lambda t: -t["metrics"]["utility"]):
+    for trial in sorted(whole, key=lambda t: -t["metrics"]["utility"]):
         best.setdefault(
             trial["settings"]["mode"], trial["settings"]
         )  # of equals the first, as chosen
@@ -194,6 +277,7 @@ def _save_choice(stage: StageDir, trials: list[Trial], chosen: SteeringConfig) -
                         {
                             "settings": trial.settings.model_dump(mode="json"),
                             "metrics": dataclasses.asdict(trial.metrics),
+                            "num_problems": trial.num_problems,
                         }
                         for trial in trials
                     ],

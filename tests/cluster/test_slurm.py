@@ -209,13 +209,17 @@ def test_an_array_of_workers_then_another_number_of_nodes(alone: Path, tmp_path:
 
 
 def test_a_failing_job_stops_the_chain_and_status_shows_whose_error(tmp_path: Path) -> None:
-    run = _submit(tmp_path, _site(tmp_path), "run", "rollout.temperature=0.0001")
-    # Greedy in all but name: every sample of a problem is the same, and nothing can be contrasted.
+    where = f"output_dir={tmp_path}"
+    _stir_train(tmp_path, "run", str(SMOKE), where, *SETTINGS, "--only", "rollout")
+    damaged = min((tmp_path / "smoke" / "rollouts").glob("rollouts-*.parquet"))
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    run = _submit(tmp_path, _site(tmp_path), "run")
     jobs = {job.name: job.job_id for job in submitted_jobs(RunDir(run))}
     _until(lambda: job_state(jobs["harvest"]) == "FAILED", run)
     _until(lambda: job_state(jobs["evaluate"]) == "CANCELLED", run)
     shown = " ".join(_stir_train(tmp_path, "status", str(run)).stderr.split())
-    assert "rank 0 on n1: StageError" in shown
+    assert "rank 0 on n1: ArtifactError" in shown
+    assert damaged.name in shown
     assert "mend what failed" in shown
 
 

@@ -1,0 +1,78 @@
+"""Tuning: who is given up, who is chosen, and when nobody is."""
+
+from __future__ import annotations
+
+import pytest
+
+from stir_train.config.stages import SteeringConfig
+from stir_train.evals.metrics import compare_to_baseline
+from stir_train.recipes.tune import Trial, choose, split_by_halving, trial_name
+from stir_train.types.rollout import Grade, GradedRollout, Prompt, Rollout
+
+BUDGET = 100
+
+
+def _answers(correct: list[bool], tokens: int) -> list[GradedRollout]:
+    return [
+        GradedRollout(
+            Rollout(f"p{i}", 0, (1,), tuple(range(tokens)), (0.0,) * tokens, (), "stop"),
+            "",
+            Grade(right, "", ""),
+            0.0,
+        )
+        for i, right in enumerate(correct)
+    ]
+
+
+def _trial(strength: float, correct: list[bool], tokens: int, greedy: list[bool]) -> Trial:
+    metrics = compare_to_baseline(
+        f"value-{strength}",
+        _answers(correct, tokens),
+        _answers(greedy, 50),
+        num_resamples=2000,
+        price_per_token=0.5 / BUDGET,
+    )
+    return Trial(SteeringConfig(strength=strength, depth=0.6), metrics, len(correct))
+
+
+@pytest.mark.parametrize(("count", "halvings"), [(300, 0), (300, 1), (300, 2), (7, 3), (1, 2)])
+def test_halving_cuts_every_problem_once_and_doubles_what_was_seen(
+    count: int, halvings: int
+) -> None:
+    prompts = [Prompt(str(i), "", "", (1,), "") for i in range(count)]
+    parts = split_by_halving(prompts, halvings)
+    assert [p for part in parts for p in part] == prompts
+    assert all(len(part) > 0 for part in parts)
+    seen = len(parts[0])
+    for part in parts[1:]:
+        assert abs(len(part) - seen) <= 1
+        seen += len(part)
+
+
+def test_the_most_useful_setting_without_a_likely_loss_is_chosen() -> None:
+    greedy = [True] * 200 + [False] * 100
+    safe = _trial(1.0, [True] * 230 + [False] * 70, 50, greedy)
+    short_but_worse = _trial(2.0, [False] * 4 + [True] * 196 + [False] * 100, 20, greedy)
+    useless = _trial(3.0, greedy, 60, greedy)
+    assert short_but_worse.metrics.utility > safe.metrics.utility
+    everything = [safe, short_but_worse, useless]
+    base = SteeringConfig(depth=0.6)
+    assert choose(everything, base, max_accuracy_loss=0.01) == safe.settings
+    assert choose(everything, base, max_accuracy_loss=0.05) == short_but_worse.settings
+    assert choose([useless], base, max_accuracy_loss=0.01).mode == "none"
+    # One loss in 300 could be one in a hundred, not more; three could.
+    one = _trial(4.0, [False] + [True] * 199 + [False] * 100, 40, greedy)
+    three = _trial(5.0, [False] * 3 + [True] * 197 + [False] * 100, 40, greedy)
+    assert one.is_gain(0.01)
+    assert not three.is_gain(0.01)
+
+
+def test_every_setting_of_a_grid_has_a_name_of_its_own() -> None:
+    grid = [
+        SteeringConfig(mode=mode, strength=strength, depth=depth, value_doubt=doubt)
+        for mode, doubts in (("value", (1.0, 2.0)), ("hybrid", (1.0, 2.0)), ("preview", (1.0,)))
+        for strength in (1.0, 1.5)
+        for depth in (0.6, 0.8)
+        for doubt in doubts
+    ]
+    assert len({trial_name(settings) for settings in grid}) == len(grid)
