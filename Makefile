@@ -47,12 +47,30 @@ distill-results: $(STAMP) ## students and other methods, docs/distillation.md (a
 	  $(BIN)/stir-train run configs/results/$$family.yaml || exit 1; \
 	done
 
-results: $(STAMP) ## the held-out comparison of docs/results.md (an hour on two cores)
+BRIEFLY = tune.modes=[value] baselines.methods=[] evaluate.controls=false 'evaluate.variants={}'
+results: $(STAMP) ## the held-out comparison of docs/results.md (hours on two cores)
 	for family in haste waste mixed; do \
 	  $(BIN)/stir-train run configs/results/$$family.yaml || exit 1; \
 	  $(BIN)/stir-train run configs/results/$$family.yaml name=$$family-unvalidated \
-	    validation.enabled=false tune.modes=[value] evaluate.controls=false || exit 1; \
+	    validation.enabled=false $(BRIEFLY) || exit 1; \
+	  for seed in 1 2; do \
+	    $(BIN)/stir-train run configs/results/$$family.yaml name=$$family-seed$$seed seed=$$seed \
+	      $(BRIEFLY) || exit 1; \
+	  done; \
 	done
+	test -d runs/models/addition-blind-4 || $(BIN)/stir-train tiny train runs/models/addition-blind-4 \
+	  --family addition-blind --seed 4 --steps 3600
+	test -d runs/models/sorting-2 || $(BIN)/stir-train tiny train runs/models/sorting-2 \
+	  --family sorting --seed 2
+	test -d runs/models/sorting-waste-3 || $(BIN)/stir-train tiny train \
+	  runs/models/sorting-waste-3 --family sorting-waste --seed 3
+	for pair in haste:addition-blind-4 waste:sorting-waste-3 mixed:sorting-2; do \
+	  family=$${pair%%:*}; \
+	  $(BIN)/stir-train run configs/results/$$family.yaml name=$$family-model2 \
+	    model.name=runs/models/$${pair#*:} $(BRIEFLY) || exit 1; \
+	done
+	$(BIN)/stir-train tiny problems runs/models/problems.jsonl --family addition-blind --seed 7
+	$(BIN)/stir-train run configs/results/own.yaml
 	$(BIN)/stir-train compare runs/results/*
 
 format: $(STAMP) ## format and mend what lint can mend

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stir_train.config.stages import ControlPointConfig, ModelConfig, SteeringConfig
+from stir_train.config.inputs import ModelConfig
+from stir_train.config.stages import ControlPointConfig, SteeringConfig
 from stir_train.data.control_points import build_automaton
 from stir_train.generation.backend import (
     ControlSpec,

@@ -27,8 +27,9 @@ from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
+from stir_train.config.inputs import ModelConfig, TaskConfig
 from stir_train.config.learning import DistillConfig, ObjectiveConfig
-from stir_train.config.stages import ControlPointConfig, ModelConfig, SteeringConfig, TaskConfig
+from stir_train.config.stages import ControlPointConfig, SteeringConfig
 from stir_train.data.control_points import ControlPointAutomaton, build_automaton
 from stir_train.data.problems import SourceProblem
 from stir_train.data.prompts import render_prompts

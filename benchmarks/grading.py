@@ -11,7 +11,7 @@ import time
 from contextlib import closing
 from typing import Any
 
-from stir_train.config.stages import TaskConfig
+from stir_train.config.inputs import TaskConfig
 from stir_train.data.grading import Grader
 from stir_train.types.rollout import Gold
 
