@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stir_train.config.stages import SteeringConfig
+from stir_train.config.run import RunConfig
+from stir_train.config.stages import SteeringConfig, TuneConfig
 from stir_train.evals.metrics import compare_to_baseline
 from stir_train.recipes.tune import Trial, choose, split_by_halving, trial_name
 from stir_train.types.rollout import Grade, GradedRollout, Prompt, Rollout
@@ -67,12 +68,21 @@ def test_the_most_useful_setting_without_a_likely_loss_is_chosen() -> None:
     assert not three.is_gain(0.01)
 
 
-def test_every_setting_of_a_grid_has_a_name_of_its_own() -> None:
-    grid = [
-        SteeringConfig(mode=mode, strength=strength, depth=depth, value_doubt=doubt)
-        for mode, doubts in (("value", (1.0, 2.0)), ("hybrid", (1.0, 2.0)), ("preview", (1.0,)))
-        for strength in (1.0, 1.5)
-        for depth in (0.6, 0.8)
-        for doubt in doubts
-    ]
+def test_every_setting_of_a_grid_is_tried_once_under_a_name_of_its_own() -> None:
+    config = RunConfig(
+        name="grid",
+        tune=TuneConfig(
+            modes=("value", "hybrid", "preview"),
+            strengths=(1.0, 1.5),
+            depths=(0.6, 0.8),
+            doubts=(1.0, 2.0),
+            margins=(0.0, 0.005),
+            candidates=(4, 16),
+        ),
+    )
+    grid = config.tried_settings
+    assert len(grid) == 2 * (2 * 2 * 2 * 2 * 2) + 2 * 2
     assert len({trial_name(settings) for settings in grid}) == len(grid)
+    # More candidates than the nearest entries could not be offered.
+    assert {(s.num_candidates, s.num_nearest) for s in grid} == {(4, 8), (16, 32)}
+    assert {s.value_margin for s in grid if s.mode == "preview"} == {config.steering.value_margin}

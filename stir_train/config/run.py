@@ -95,16 +95,24 @@ class RunConfig(FrozenConfig):
 
     @property
     def tried_settings(self) -> list[SteeringConfig]:
-        """What tuning tries: mode, depth, strength and, where a head decides, doubt, each with each."""
-        tune = self.tune
+        """What tuning tries: every mode, depth and strength; with a head, all of its thresholds too."""
+        tune, steering = self.tune, self.steering
+        offered: list[dict[str, int]] = [
+            {"num_candidates": number, "num_nearest": max(steering.num_nearest, 2 * number)}
+            for number in tune.candidates
+        ]
+        judged = [
+            {"value_doubt": doubt, "value_margin": margin, **candidates}
+            for candidates in offered or [{}]
+            for margin in tune.margins or (steering.value_margin,)
+            for doubt in tune.doubts
+        ]
         return [
-            self.steering.model_copy(
-                update={"mode": mode, "strength": strength, "depth": depth, "value_doubt": doubt}
-            )
+            steering.model_copy(update={"mode": mode, "strength": strength, "depth": depth, **rest})
             for mode in tune.modes
             for depth in tune.depths or self.harvest.depths
             for strength in tune.strengths
-            for doubt in (tune.doubts if mode in VALUE_MODES else (self.steering.value_doubt,))
+            for rest in (judged if mode in VALUE_MODES else [{}])
         ]
 
     @property

@@ -207,6 +207,11 @@ class TuneConfig(FrozenConfig):
     """Depths to try; empty tries every harvested depth."""
     doubts: tuple[NonNegativeFloat, ...] = (1.0, 2.0)
     """`steering.value_doubt` to try, in the modes that ask the value head."""
+    margins: tuple[float, ...] = ()
+    """`steering.value_margin` to try, in the same modes; empty keeps the given one."""
+    candidates: tuple[PositiveInt, ...] = ()
+    """`steering.num_candidates` to try, in the same modes, of twice as many nearest entries (or
+    `steering.num_nearest`, if more); empty keeps the given one."""
     num_halvings: Annotated[int, Field(ge=0, le=6)] = 1
     """How often the worse half of the settings is given up: once means that all answer the first half
     of the problems and the better half of them (and the best of each mode) the rest."""

@@ -238,9 +238,17 @@ def trial_name(settings: SteeringConfig) -> str:
     """A short label, also the trial's directory."""
     if settings.mode == "none":
         return "none"
-    depth = "" if settings.depth is None else f"-depth{settings.depth:g}"
-    doubt = f"-doubt{settings.value_doubt:g}" if settings.mode in VALUE_MODES else ""
-    return f"{settings.mode}{depth}-strength{settings.strength:g}{doubt}"
+    parts: list[str] = [settings.mode]
+    if settings.depth is not None:
+        parts.append(f"depth{settings.depth:g}")
+    parts.append(f"strength{settings.strength:g}")
+    if settings.mode in VALUE_MODES:
+        parts.append(f"doubt{settings.value_doubt:g}")
+        for field, word in (("value_margin", "margin"), ("num_candidates", "candidates")):
+            value = getattr(settings, field)
+            if value != SteeringConfig.model_fields[field].default:
+                parts.append(f"{word}{value:g}")
+    return "-".join(parts)
 
 
 def choose(
