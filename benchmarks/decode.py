@@ -224,7 +224,7 @@ class ModeBench:
                 random_basis(width, self.block, 4),
                 settings,
                 block=self.block,
-                head=random_head(width),
+                head=random_head(width, self.block),
                 device=self.loaded.device,
             )
         automaton = build_automaton(
@@ -241,10 +241,11 @@ class ModeBench:
         )
 
 
-def random_head(width: int) -> ValueHead:
-    """An untrained head; one member, so that its lower bound is its mean and impulses happen."""
+def random_head(width: int, block: int) -> ValueHead:
+    """An untrained head that reads three blocks; one member, so that its lower bound is its mean and impulses happen."""
     generator = torch.Generator().manual_seed(0)
     head = ValueHead(
+        reads=range(block + 1),
         width=width,
         hidden_width=256,
         num_members=1,
@@ -352,7 +353,7 @@ def against_published(device: str, quick: bool) -> None:
         for mode in ("preview", "value"):
             settings = SteeringConfig(mode=mode, value_margin=0.0)  # type: ignore[arg-type]
             controller = BasisController(
-                basis, settings, block=block, head=random_head(width), device=loaded.device
+                basis, settings, block=block, head=random_head(width, block), device=loaded.device
             )
             start = time.perf_counter()
             # One token more, so that the last segment's control point is fed and decided too.

@@ -116,18 +116,18 @@ class Segmenter:
             for course in courses
         ]
         max_points = self.context.config.control_points.max_points
-        block = self.controller.block
-        read = teacher_force(self.context.loaded, prefixes, (block,), max_points=max_points).states
+        reads = self.controller.reads
+        read = teacher_force(self.context.loaded, prefixes, reads, max_points=max_points).states
         last = {label.prompt_id: row for row, label in enumerate(read.labels)}
         for course in courses:
             row = last[course.prompt.prompt_id]
             assert read.labels[row].token_index == course.length - 1
-            course.state, course.impulses = read.at_block(block)[row], ()
+            course.state, course.impulses = read.side_by_side(reads)[row], ()
 
     def _generate(
         self, courses: list[Course]
     ) -> tuple[list[Rollout], dict[str, dict[int, tuple[int, Tensor]]]]:
-        context, block = self.context, self.controller.block
+        context, reads = self.context, self.controller.reads
         requests = [
             GenerationRequest(
                 course.prompt,
@@ -137,13 +137,13 @@ class Segmenter:
             for course in courses
         ]
         max_points = context.config.control_points.max_points
-        spec = ControlSpec(context.automaton, max_points, (block,))
+        spec = ControlSpec(context.automaton, max_points, reads)
         result = context.engine.generate(
             requests, sampling_params(context, greedy=True), seed=0, control=spec
         )
         states: dict[str, dict[int, tuple[int, Tensor]]] = {}
         if result.states is not None:
-            rows = zip(result.states.labels, result.states.at_block(block), strict=True)
+            rows = zip(result.states.labels, result.states.side_by_side(reads), strict=True)
             for label, state in rows:
                 states.setdefault(label.prompt_id, {})[label.token_index] = (label.point, state)
         return list(result.rollouts), states

@@ -47,19 +47,23 @@ LOGITS = ObjectiveConfig(sequence=0.0, logits=1.0, beta=0.0)
 STATES = ObjectiveConfig(sequence=0.0, states=1.0)
 
 
+def _teacher() -> BasisController:
+    """Decides by states of two blocks."""
+    settings = SteeringConfig(mode="value", strength=3.0, value_doubt=0.0)
+    return BasisController(bases.basis(), settings, block=bases.BLOCK, head=bases.value_head())
+
+
 @pytest.fixture(scope="module")
 def steered(
     loaded: LoadedModel, prompts: list[Prompt], automaton: ControlPointAutomaton
 ) -> list[Rollout]:
     """Sampled completions under a controller, most of them with impulses."""
-    settings = SteeringConfig(mode="similarity", strength=3.0)
-    controller = BasisController(bases.basis(), settings, block=bases.BLOCK)
     result = DecodeEngine(loaded, max_rows=12).generate(
         [GenerationRequest(prompt) for prompt in prompts[:12]],
         SamplingParams(96, loaded.stop_token_ids, temperature=0.7, top_p=0.95),
         seed=0,
         control=ControlSpec(automaton, bases.MAX_POINTS),
-        controller=controller,
+        controller=_teacher(),
     )
     assert sum(bool(r.impulses) for r in result.rollouts) >= 8
     assert any(len(r.control_points) > len(r.impulses) for r in result.rollouts)
@@ -223,15 +227,12 @@ def test_objectives_without_meaning_are_refused(steered: list[Rollout]) -> None:
 def _sampling(
     automaton: ControlPointAutomaton, prompts: list[Prompt], stop: tuple[int, ...]
 ) -> StudentSampling:
-    controller = BasisController(
-        bases.basis(), SteeringConfig(mode="similarity", strength=3.0), block=bases.BLOCK
-    )
     return StudentSampling(
         student=_student(),
         prompts={prompt.prompt_id: prompt for prompt in prompts},
         sampling=SamplingParams(96, stop, temperature=0.7, top_p=0.95),
         control=ControlSpec(automaton, bases.MAX_POINTS),
-        controller=controller,
+        controller=_teacher(),
         seed=0,
         share=1.0,
     )

@@ -136,7 +136,7 @@ class _Constant:
     """Injects one delta at every control point."""
 
     def __init__(self, block: int, delta: torch.Tensor, *, fires: bool = True) -> None:
-        self.block, self.delta, self.fires = block, delta, fires
+        self.block, self.reads, self.delta, self.fires = block, (block,), delta, fires
 
     def decide(self, states: torch.Tensor, batch: ControlBatch) -> ImpulseBatch:
         quiet = no_impulses(states)

@@ -160,7 +160,8 @@ def test_value_mode_gates_bounds_and_respects_the_first_point(prompts: list[Prom
     assert not bool(gated.decide(states, batch).fires.any())
     tight = _controller(SteeringConfig(mode="value", strength=3.0, max_relative_norm=0.1))
     bounded = tight.decide(states, batch)
-    ratio = bounded.deltas.norm(dim=-1) / states.norm(dim=-1)
+    width = bounded.deltas.shape[1]
+    ratio = bounded.deltas.norm(dim=-1) / states[:, -width:].norm(dim=-1)
     assert float(ratio.max()) <= 0.1 + 1e-5
     first = _controller(SteeringConfig(mode="value", strength=3.0, first_point_only=True))
     fires = first.decide(states, batch).fires
@@ -170,7 +171,7 @@ def test_value_mode_gates_bounds_and_respects_the_first_point(prompts: list[Prom
 def _some_states() -> tuple[torch.Tensor, ControlBatch]:
     _, captured = bases.harvest()
     labels = captured.labels[:64]
-    return captured.at_block(bases.BLOCK)[:64], ControlBatch(
+    return captured.side_by_side(bases.READS)[:64], ControlBatch(
         tuple(label.prompt_id for label in labels),
         tuple(label.sample for label in labels),
         torch.tensor([label.point for label in labels]),
@@ -208,7 +209,9 @@ def test_the_dearer_tokens_are_the_more_the_controller_saves_them() -> None:
             SteeringConfig(mode="value", strength=3.0, token_price=price, value_margin=0.0)
         ).decide(states, batch)
         now = head.tokens_left(states, batch.points)
-        then = head.tokens_left(states + impulses.deltas, batch.points)
+        steered = states.clone()
+        steered[:, -impulses.deltas.shape[1] :] += impulses.deltas
+        then = head.tokens_left(steered, batch.points)
         saved.append(float((now - then).mean()))
     assert saved == sorted(saved)
     assert saved[2] > saved[0]
@@ -242,6 +245,8 @@ def test_bad_bases_are_refused_before_decoding() -> None:
         BasisController(
             dataclasses.replace(basis, directions=directions), SETTINGS["similarity"], block=4
         )
+    with pytest.raises(ArtifactError, match="judges impulses in block 4, not in 3"):
+        BasisController(basis, SETTINGS["value"], block=3, head=bases.value_head())
     with pytest.raises(StageError, match="needs a value head"):
         BasisController(basis, SETTINGS["value"], block=4)
     # In tests jaxtyping sees the mismatch first (a TypeError); without it the record itself does.

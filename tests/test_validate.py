@@ -318,9 +318,10 @@ def test_the_head_learns_from_the_states_that_trials_steered() -> None:
         _trial(entry, True, 50, state=6, prompt_id=owner.prompt_id, block=3),
     ]
     numbers = bases.prompt_numbers(graded)
-    examples = build_intervened(trials, captured, basis, bases.BLOCK, numbers)
+    examples = build_intervened(trials, captured, basis, bases.READS, numbers)
     assert len(examples.correct) == 1
-    assert torch.equal(examples.states[0], captured.at_block(bases.BLOCK)[5])
+    both = [captured.at_block(block)[5] for block in bases.READS]
+    assert torch.equal(examples.states[0], torch.cat(both)), "its own block comes last"
     assert torch.equal(examples.impulses[0], 2.0 * basis.directions[entry])
     assert float(examples.log_tokens_left.exp()) == pytest.approx(40)
     assert examples.prompt.tolist() == [numbers[owner.prompt_id]]

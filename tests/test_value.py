@@ -26,7 +26,7 @@ from tests.support import bases
 
 def test_prompts_are_never_on_both_sides_and_targets_are_right() -> None:
     graded, captured = bases.harvest()
-    examples = build_examples(graded, captured, bases.BLOCK, bases.prompt_numbers(graded))
+    examples = build_examples(graded, captured, bases.READS, bases.prompt_numbers(graded))
     train, validation = examples.split_by_prompt(0.25, torch.Generator().manual_seed(0))
     assert not set(train.prompt.tolist()) & set(validation.prompt.tolist())
     assert len(train.correct) + len(validation.correct) == len(captured.labels)
@@ -41,7 +41,7 @@ def test_prompts_are_never_on_both_sides_and_targets_are_right() -> None:
 
 def test_it_predicts_held_out_outcomes_better_than_length_does() -> None:
     graded, captured = bases.harvest()
-    examples = build_examples(graded, captured, bases.BLOCK, bases.prompt_numbers(graded))
+    examples = build_examples(graded, captured, bases.READS, bases.prompt_numbers(graded))
     _, validation = examples.split_by_prompt(0.2, torch.Generator().manual_seed(0))
     head = bases.value_head()
     predicted, deviation = head.p_correct(validation.states, validation.points)
@@ -57,7 +57,7 @@ def test_it_predicts_held_out_outcomes_better_than_length_does() -> None:
 
 def test_a_head_knows_states_like_its_own_from_others() -> None:
     graded, captured = bases.harvest()
-    examples = build_examples(graded, captured, bases.BLOCK, bases.prompt_numbers(graded))
+    examples = build_examples(graded, captured, bases.READS, bases.prompt_numbers(graded))
     _, validation = examples.split_by_prompt(0.2, torch.Generator().manual_seed(0))
     head = bases.value_head()
     assert float(head.is_familiar(validation.states).float().mean()) > 0.99
@@ -70,17 +70,31 @@ def test_a_head_knows_states_like_its_own_from_others() -> None:
 
 def test_where_every_rollout_is_right_the_head_is_sure_and_still_tells_lengths_apart() -> None:
     graded, captured = bases.harvest()
-    examples = build_examples(graded, captured, bases.BLOCK, bases.prompt_numbers(graded))
+    examples = build_examples(graded, captured, bases.READS, bases.prompt_numbers(graded))
     always = dataclasses.replace(examples, correct=torch.ones_like(examples.correct))
     head, _ = fit_value_head(
-        always, always, ValueConfig(), max_points=8, max_new_tokens=128, seed=0
+        always,
+        always,
+        ValueConfig(),
+        reads=bases.READS,
+        max_points=8,
+        max_new_tokens=128,
+        seed=0,
     )
     assert float(head.p_correct(always.states, always.points)[0].min()) > 0.95
     left = head.tokens_left(always.states, always.points).log()
     assert float(torch.corrcoef(torch.stack([left, always.log_tokens_left]))[0, 1]) > 0.5
     nothing = always.select(torch.zeros(len(always.correct), dtype=torch.bool))
     with pytest.raises(StageError, match="no states to learn from"):
-        fit_value_head(nothing, always, ValueConfig(), max_points=8, max_new_tokens=128, seed=0)
+        fit_value_head(
+            nothing,
+            always,
+            ValueConfig(),
+            reads=bases.READS,
+            max_points=8,
+            max_new_tokens=128,
+            seed=0,
+        )
 
 
 def test_auroc_and_reliability_on_cases_done_by_hand() -> None:

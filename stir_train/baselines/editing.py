@@ -67,6 +67,7 @@ class VectorAtPoints:
 
     def __init__(self, block: int, vector: Float[Tensor, "D"]) -> None:
         self.block = block
+        self.reads: tuple[int, ...] = (block,)
         self._vector = vector
 
     def reset(self) -> None:

@@ -63,8 +63,8 @@ class PlannedTrial:
     propensity: float
 
 
-Guide = Callable[[int, int, Float[Tensor, "D"], Float[Tensor, "E D"]], Float[Tensor, "E"]]
-"""Scores candidates: (block, control point, state, an impulse of each) to a score each."""
+Guide = Callable[[int, int, Float[Tensor, "L D"], Float[Tensor, "E D"]], Float[Tensor, "E"]]
+"""Scores candidates: (block, control point, state in every captured block, impulses) to scores."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def plan_trials(
         pick = int(torch.multinomial(probabilities, 1, generator=generator))
         if guide is not None:
             impulses = arm.strength * basis.directions[entries]
-            best = int(guide(arm.block, point, at, impulses).argmax())
+            best = int(guide(arm.block, point, pool.states[state], impulses).argmax())
             pick = best if guide_draw < GUIDED else pick
             probabilities = (1 - GUIDED) * probabilities
             probabilities[best] += GUIDED

@@ -127,6 +127,9 @@ class ValidationConfig(FrozenConfig):
 class ValueConfig(FrozenConfig):
     """Training the value head on control-point states."""
 
+    reads_below: bool = True
+    """Also read the states of the harvested blocks below the head's own: they are there when it
+    decides, at no pass more."""
     hidden_width: PositiveInt = 64
     """Width of the hidden layer."""
     num_members: PositiveInt = 8

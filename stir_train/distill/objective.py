@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,7 +15,7 @@ from torch.nn import functional
 
 from stir_train.config.learning import ObjectiveConfig
 from stir_train.distill.samples import IGNORED, SequenceBatch
-from stir_train.models.hooks import block_hooks
+from stir_train.models.hooks import BlockEdit, block_hooks
 from stir_train.models.lora import Student
 
 
@@ -76,10 +78,24 @@ class DistillLoss:
     def _teach(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None]:
         """The frozen base under the recorded impulses, in one teacher-forced pass."""
         with self.student.without_adapter():
-            return self._run(batch, batch.replayed.inject)
+            below: dict[int, Tensor] = {}
+            points = batch.replayed
+
+            def read(block: int, states: Tensor) -> None:
+                below[block] = points.at(states)
+
+            reading = {block: partial(read, block) for block in points.reads[:-1]}
+            return self._run(
+                batch,
+                lambda states: points.inject(states, [below[b] for b in reading]),
+                reading,
+            )
 
     def _run(
-        self, batch: SequenceBatch, edit: Callable[[Tensor], Tensor | None]
+        self,
+        batch: SequenceBatch,
+        edit: Callable[[Tensor], Tensor | None],
+        reading: Mapping[int, BlockEdit] = MappingProxyType({}),
     ) -> tuple[Tensor, Tensor | None]:
         """Logits, and the states at control points after the edit."""
         found: dict[str, Tensor] = {}
@@ -89,7 +105,7 @@ class DistillLoss:
             found["states"] = batch.replayed.at(states if edited is None else edited)
             return edited
 
-        hooks = {batch.replayed.block: on_block} if self.objective.needs_teacher else {}
+        hooks = {**reading, batch.replayed.block: on_block} if self.objective.needs_teacher else {}
         device = next(self.module.parameters()).device
         with block_hooks(self.student.base.blocks, hooks):
             logits = self.module(

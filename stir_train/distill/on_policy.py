@@ -90,6 +90,7 @@ class StudentSampling:
                 sample.control_points[: self.control.max_points], start=1
             )
         ]
+        none = torch.zeros(len(found), self.student.base.identity.width)
         batch = ControlBatch(
             prompt_ids=tuple(sample.prompt_id for _, sample, _, _ in found),
             samples=tuple(sample.sample for _, sample, _, _ in found),
@@ -97,9 +98,9 @@ class StudentSampling:
             token_indices=tuple(token_index for _, _, _, token_index in found),
         )
 
-        def decide(states: Float[Tensor, "P D"]) -> Float[Tensor, "P D"]:
+        def decide(states: Float[Tensor, "P W"]) -> Float[Tensor, "P D"]:
             if not found:
-                return torch.zeros_like(states)
+                return none
             here = dataclasses.replace(batch, points=batch.points.to(states.device))
             impulses = self.controller.decide(states.float(), here)
             self.controller.reset()
@@ -110,8 +111,10 @@ class StudentSampling:
             [len(sample.prompt_token_ids) + index for _, sample, _, index in found],
             dtype=torch.long,
         )
-        none = torch.zeros(len(found), self.student.base.identity.width)
-        return ControlPoints(self.controller.block, rows, columns, none, count, decide)
+        controller = self.controller
+        return ControlPoints(
+            controller.block, rows, columns, none, count, decide, reads=controller.reads
+        )
 
 
 def on_policy_batches(

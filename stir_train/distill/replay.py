@@ -22,8 +22,9 @@ class ControlPoints:
         rows, columns: ``Int[P]``.
         deltas: ``Float[P D]``; zero where the controller did nothing.
         count: Control points of the whole batch, of which this may be one rank's part.
-        decide: Chooses the deltas from the teacher's states ``Float[P D]`` instead, where nobody has
+        decide: Chooses the deltas from the teacher's states ``Float[P W]`` instead, where nobody has
             steered yet: completions of a student.
+        reads: The blocks of those states, side by side; the last is ``block``.
     """
 
     block: int
@@ -32,12 +33,19 @@ class ControlPoints:
     deltas: Float[Tensor, "P D"]
     count: int
     decide: Callable[[Tensor], Tensor] | None = None
+    reads: tuple[int, ...] = ()
 
-    def inject(self, states: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """Add the impulses to the block's output."""
+    def inject(
+        self, states: Float[Tensor, "B T D"], below: Sequence[Float[Tensor, "P D"]] = ()
+    ) -> Float[Tensor, "B T D"]:
+        """Add the impulses to the block's output; ``below`` is what was read before it."""
         device = states.device
         place = (self.rows.to(device), self.columns.to(device))
-        deltas = self.deltas if self.decide is None else self.decide(self.at(states))
+        deltas = self.deltas
+        if self.decide is not None:
+            deltas = self.decide(
+                torch.cat([*(b.to(device) for b in below), self.at(states)], dim=1)
+            )
         return states.index_put(place, deltas.to(states), accumulate=True)
 
     def at(self, states: Float[Tensor, "B T D"]) -> Float[Tensor, "P D"]:

@@ -129,15 +129,22 @@ TokenListener = Callable[[int, int], None]
 
 @runtime_checkable
 class Controller(Protocol):
-    """Decides at control points, inside the pass: at no extra pass."""
+    """Decides at control points, inside the pass: at no extra pass.
+
+    Attributes:
+        block: The block it injects into.
+        reads: The blocks whose states it is given, ascending; the last is ``block``. ``Float[R W]``
+            holds them side by side, so of one that reads its own block alone ``W`` is ``D``.
+    """
 
     block: int
+    reads: tuple[int, ...]
 
     def reset(self) -> None:
         """Forget what was decided: the same requests are about to be started again."""
         ...
 
-    def decide(self, states: Float[Tensor, "R D"], batch: ControlBatch) -> ImpulseBatch:
+    def decide(self, states: Float[Tensor, "R W"], batch: ControlBatch) -> ImpulseBatch:
         """Choose impulses from the states alone."""
         ...
 
@@ -149,13 +156,13 @@ class PreviewingController(Controller, Protocol):
     preview_tokens: int
     """Tokens per preview; 0 means that ``decide`` is called, as for any other controller."""
 
-    def propose(self, states: Float[Tensor, "R D"], batch: ControlBatch) -> Proposal:
+    def propose(self, states: Float[Tensor, "R W"], batch: ControlBatch) -> Proposal:
         """Choose what to preview."""
         ...
 
     def commit(
         self,
-        states: Float[Tensor, "R D"],
+        states: Float[Tensor, "R W"],
         batch: ControlBatch,
         gains: Float[Tensor, "R L"],
     ) -> ImpulseBatch:

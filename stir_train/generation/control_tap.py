@@ -56,8 +56,8 @@ class ControlTap:
 
     def __init__(self, controller: Controller | None, capture_blocks: tuple[int, ...]) -> None:
         self._controller = controller
-        steered = () if controller is None else (controller.block,)
-        self._read_blocks = frozenset((*capture_blocks, *steered))
+        reads = () if controller is None else controller.reads
+        self._read_blocks = frozenset((*capture_blocks, *reads))
         self.plan = PassPlan()
 
     @contextmanager
@@ -91,13 +91,19 @@ class ControlTap:
         controller = self._controller
         if not plan.decide or controller is None or controller.block != block:
             return changed
-        plan.impulses = controller.decide(found, plan.batch)
+        # The blocks below have run: what the controller reads of them is there.
+        plan.impulses = controller.decide(side_by_side(plan.states, controller.reads), plan.batch)
         fires = plan.impulses.fires
         if not bool(fires.any()):
             return changed
         changed = current.clone() if changed is None else changed
         changed[rows[fires.to(states.device)], 0] += plan.impulses.deltas[fires].to(states)
         return changed
+
+
+def side_by_side(states: dict[int, Tensor], blocks: tuple[int, ...]) -> Float[Tensor, "R W"]:
+    """One pass's states of some blocks, as a controller reads them."""
+    return torch.cat([states[block] for block in blocks], dim=1)
 
 
 def stack_states(states: dict[int, Tensor], blocks: tuple[int, ...]) -> Float[Tensor, "R L D"]:

@@ -20,7 +20,13 @@ from stir_train.generation.backend import (
     TokenListener,
     previewing,
 )
-from stir_train.generation.control_tap import ControlTap, Edits, PassPlan, stack_states
+from stir_train.generation.control_tap import (
+    ControlTap,
+    Edits,
+    PassPlan,
+    side_by_side,
+    stack_states,
+)
 from stir_train.generation.noise import row_keys, uniforms
 from stir_train.generation.preview import ForkPoint, Previewer
 from stir_train.generation.sampling import next_tokens
@@ -242,7 +248,7 @@ class Decoding:
         assert self.proposer is not None
         assert self.previewer is not None
         assert plan.batch is not None
-        states = plan.states[self.proposer.block]
+        states = side_by_side(plan.states, self.proposer.reads)
         proposal = self.proposer.propose(states, plan.batch)
         gains, spent = self.previewer.gains(self.cache, at, proposal, self.cost)
         impulses = self.proposer.commit(states, plan.batch, gains)

@@ -1,6 +1,8 @@
-"""The value head: P(correct) and tokens left, from one control-point state."""
+"""The value head: P(correct) and tokens left, from the states at one control point."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,12 +15,15 @@ MOST_AXES = 64
 class ValueHead(nn.Module):
     """An ensemble of two-layer heads evaluated in one batched product.
 
-    Each member sees the standardised state with its impulse, the impulse by itself, and a learned
-    embedding of the control point. The weights of the impulse by itself begin at zero: a head that
+    A head judges impulses in one block. Its input is the state there and, since they are known by then,
+    the states of blocks below, side by side: ``W`` wide, the last ``D`` of them its own block's.
+    Each member sees the standardised states, its own with the impulse, the impulse by itself, and a
+    learned embedding of the control point. The weights of the impulse by itself begin at zero: a head that
     never saw one judges the sum, as a state like any other; one that did can tell what the model
     knows (in the state) from what it is about to do (which the impulse changes).
     """
 
+    reads: Tensor
     mean: Tensor
     scale: Tensor
     temperature: Tensor
@@ -31,6 +36,7 @@ class ValueHead(nn.Module):
     def __init__(
         self,
         *,
+        reads: Sequence[int],
         width: int,
         hidden_width: int,
         num_members: int,
@@ -38,19 +44,32 @@ class ValueHead(nn.Module):
         max_new_tokens: int,
         generator: torch.Generator | None = None,
     ) -> None:
+        """Start from random weights.
+
+        Args:
+            reads: The blocks whose states it sees, ascending; the last is the one that it judges.
+            width: The residual width ``D``.
+            hidden_width: Width of the hidden layer.
+            num_members: Heads of the ensemble.
+            max_points: Control points told apart.
+            max_new_tokens: Token budget.
+            generator: For the weights.
+        """
         super().__init__()
-        self.max_points = max_points
+        self.max_points, self.width = max_points, width
+        inputs = width * len(reads)
 
         def normal(*shape: int, std: float) -> nn.Parameter:
             return nn.Parameter(torch.randn(shape, generator=generator) * std)
 
-        self.weight_in = normal(num_members, width, hidden_width, std=width**-0.5)
+        self.weight_in = normal(num_members, inputs, hidden_width, std=inputs**-0.5)
         self.weight_impulse = nn.Parameter(torch.zeros(num_members, width, hidden_width))
         self.point_bias = normal(num_members, max_points, hidden_width, std=0.1)
         self.weight_out = normal(num_members, hidden_width, 2, std=hidden_width**-0.5)
         self.bias_out = nn.Parameter(torch.zeros(num_members, 1, 2))
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("scale", torch.ones(width))
+        self.register_buffer("reads", torch.tensor(list(reads), dtype=torch.long))
+        self.register_buffer("mean", torch.zeros(inputs))
+        self.register_buffer("scale", torch.ones(inputs))
         self.register_buffer("temperature", torch.ones(()))
         self.register_buffer("max_new_tokens", torch.tensor(float(max_new_tokens)))
         num_axes = max(1, min(MOST_AXES, width // 2))
@@ -61,23 +80,25 @@ class ValueHead(nn.Module):
 
     def forward(
         self,
-        states: Float[Tensor, "B D"],
+        states: Float[Tensor, "B W"],
         points: Int[Tensor, "B"],
         impulses: Float[Tensor, "B D"] | None = None,
     ) -> tuple[Float[Tensor, "E B"], Float[Tensor, "E B"]]:
         """Logits of P(correct), uncalibrated, and log of the tokens left, per member.
 
         Args:
-            states: Residual states, as captured.
+            states: Residual states of the blocks it reads, as captured.
             points: 1-based control points; later ones share the last embedding.
-            impulses: What is added to the states; None adds nothing.
+            impulses: What is added to its own block's states; None adds nothing.
         """
         index = (points - 1).clamp(0, self.max_points - 1)
-        there = states if impulses is None else states + impulses
+        there = states
+        if impulses is not None:
+            there = states + nn.functional.pad(impulses, (states.shape[1] - self.width, 0))
         hidden = torch.einsum("bd,edh->ebh", (there - self.mean) / self.scale, self.weight_in)
         if impulses is not None:
             hidden = hidden + torch.einsum(
-                "bd,edh->ebh", impulses / self.scale, self.weight_impulse
+                "bd,edh->ebh", impulses / self.scale[-self.width :], self.weight_impulse
             )
         hidden = nn.functional.gelu(hidden + self.point_bias[:, index])
         outputs = torch.einsum("ebh,eho->ebo", hidden, self.weight_out) + self.bias_out
@@ -85,7 +106,7 @@ class ValueHead(nn.Module):
 
     def p_correct(
         self,
-        states: Float[Tensor, "B D"],
+        states: Float[Tensor, "B W"],
         points: Int[Tensor, "B"],
         impulses: Float[Tensor, "B D"] | None = None,
     ) -> tuple[Float[Tensor, "B"], Float[Tensor, "B"]]:
@@ -97,7 +118,7 @@ class ValueHead(nn.Module):
 
     def utility(
         self,
-        states: Float[Tensor, "B D"],
+        states: Float[Tensor, "B W"],
         points: Int[Tensor, "B"],
         impulses: Float[Tensor, "B D"] | None = None,
         *,
@@ -110,7 +131,7 @@ class ValueHead(nn.Module):
 
     def gain_bound(
         self,
-        states: Float[Tensor, "B D"],
+        states: Float[Tensor, "B W"],
         impulses: Float[Tensor, "B L D"],
         points: Int[Tensor, "B"],
         *,
@@ -129,27 +150,27 @@ class ValueHead(nn.Module):
         gains = then.view(-1, *impulses.shape[:2]) - now[:, :, None]
         return gains.mean(0) - doubt * gains.std(0, correction=0)
 
-    def strangeness(self, states: Float[Tensor, "B D"]) -> Float[Tensor, "B"]:
-        """How unlike the states of its training a state is: 2 for a typical one.
+    def strangeness(self, states: Float[Tensor, "B W"]) -> Float[Tensor, "B"]:
+        """How unlike the states of its training a state of its own block is: 2 for a typical one.
 
         The mean squared deviation along their principal axes in standard deviations, plus the same
         for what lies off these axes: the Mahalanobis distance under probabilistic PCA.
         """
-        inputs = (states - self.mean) / self.scale
+        inputs = self._own(states)
         along = inputs @ self.reach_axes.T
         off = (inputs - along @ self.reach_axes).square().sum(1) / self.reach_rest
         return (along.square() / self.reach_variances).mean(1) + off
 
-    def is_familiar(self, states: Float[Tensor, "B D"]) -> Bool[Tensor, "B"]:
+    def is_familiar(self, states: Float[Tensor, "B W"]) -> Bool[Tensor, "B"]:
         """Whether the head has learnt from states like these, and so has a say."""
         return self.strangeness(states) <= self.reach_limit
 
     @torch.no_grad()
     def learn_reach(
-        self, seen: Float[Tensor, "R D"], held_out: Float[Tensor, "R2 D"], *, share: float
+        self, seen: Float[Tensor, "R W"], held_out: Float[Tensor, "R2 W"], *, share: float
     ) -> None:
         """Set what is familiar: all but a ``1 - share`` of held-out states."""
-        inputs = ((seen - self.mean) / self.scale).double()
+        inputs = self._own(seen).double()
         variances, axes = torch.linalg.eigh(inputs.T @ inputs / len(inputs))
         kept = len(self.reach_axes)
         self.reach_axes.copy_(axes[:, -kept:].T)
@@ -157,8 +178,12 @@ class ValueHead(nn.Module):
         self.reach_rest.copy_(variances[:-kept].sum().clamp_min(1e-6))
         self.reach_limit.copy_(self.strangeness(held_out).quantile(share))
 
+    def _own(self, states: Float[Tensor, "B W"]) -> Float[Tensor, "B D"]:
+        """Its own block's states, standardised."""
+        return ((states - self.mean) / self.scale)[:, -self.width :]
+
     def tokens_left(
-        self, states: Float[Tensor, "B D"], points: Int[Tensor, "B"]
+        self, states: Float[Tensor, "B W"], points: Int[Tensor, "B"]
     ) -> Float[Tensor, "B"]:
         """Expected tokens until the completion ends."""
         _, log_tokens = self(states, points)

@@ -19,7 +19,7 @@ from stir_train.models.value_head import ValueHead
 from stir_train.monitoring.console import Advance
 from stir_train.recipes.context import RunContext
 from stir_train.recipes.harvest import model_metadata
-from stir_train.recipes.replays import Replays, round_prefix, value_examples
+from stir_train.recipes.replays import Replays, read_blocks, round_prefix, value_examples
 from stir_train.recipes.rollouts import (
     GenerationJob,
     generate_jobs,
@@ -144,6 +144,7 @@ def _fit(context: RunContext, replays: Replays, block: int) -> ValueHead:
         train,
         validation,
         config.value.model_copy(update=briefly),
+        reads=read_blocks(context, block),
         max_points=config.control_points.max_points,
         max_new_tokens=config.generation.max_new_tokens,
         seed=config.seed,

@@ -221,19 +221,29 @@ def value_examples(
 ) -> tuple[ValueExamples, ValueExamples | None]:
     """What a block's head learns from: states of sampled rollouts, and those of replays.
 
+    It reads the blocks of `read_blocks`.
+
     A state that was reached by impulses counts for the block that they were made in.
     """
     chunks = rollout_chunks(context)
     graded = [item for part, _ in chunks for item in part]
     captured = CapturedStates.concatenate([states for _, states in chunks])
     prompts = {prompt.prompt_id: i for i, prompt in enumerate(context.splits["harvest"])}
-    observed = build_examples(graded, captured, block, prompts)
+    reads = read_blocks(context, block)
+    observed = build_examples(graded, captured, reads, prompts)
     if replays is None:
         return observed, None
     mine = torch.tensor([by in (UNSTEERED, block) for by in replays.steered])
-    reached = build_examples(replays.graded, replays.captured, block, prompts).select(mine)
-    caused = build_intervened(replays.trials, replays.captured, load_basis(context), block, prompts)
+    reached = build_examples(replays.graded, replays.captured, reads, prompts).select(mine)
+    caused = build_intervened(replays.trials, replays.captured, load_basis(context), reads, prompts)
     return observed, ValueExamples.concatenate([reached, caused])
+
+
+def read_blocks(context: RunContext, block: int) -> tuple[int, ...]:
+    """The blocks that a block's head reads: itself, and the captured ones below, which ran before it."""
+    if not context.config.value.reads_below:
+        return (block,)
+    return tuple(captured for captured in sorted(context.captured_blocks) if captured <= block)
 
 
 def _impulse(token_index: int, plan: PlannedTrial) -> Impulse:

@@ -36,6 +36,7 @@ from stir_train.recipes.replays import (
     load_replays,
     make_trials,
     plan_file,
+    read_blocks,
     trials_file,
 )
 from stir_train.recipes.rollouts import generate_jobs
@@ -155,10 +156,11 @@ def _guide(context: RunContext, heads: Heads) -> Guide:
     config = context.config.steering
 
     def score(
-        block: int, point: int, state: Float[Tensor, "D"], impulses: Float[Tensor, "E D"]
+        block: int, point: int, states: Float[Tensor, "L D"], impulses: Float[Tensor, "E D"]
     ) -> Float[Tensor, "E"]:
+        rows = [context.captured_blocks.index(read) for read in read_blocks(context, block)]
         bound = heads[block].gain_bound(
-            state[None],
+            states[rows].flatten()[None],
             impulses[None],
             torch.tensor([point]),
             token_price=config.token_price,

@@ -14,7 +14,7 @@ from stir_train.models.value_head import ValueHead
 from stir_train.monitoring.console import progress
 from stir_train.recipes.context import RunContext
 from stir_train.recipes.harvest import ROLLOUTS, model_metadata, save_report
-from stir_train.recipes.replays import VALIDATE, value_examples
+from stir_train.recipes.replays import VALIDATE, read_blocks, value_examples
 from stir_train.recipes.validate import finished_replays
 from stir_train.steering.artifacts import head_file
 from stir_train.train.loop import StepRecord
@@ -63,6 +63,7 @@ def run_value(context: RunContext) -> None:
                 train,
                 validation,
                 config.value,
+                reads=read_blocks(context, block),
                 max_points=config.control_points.max_points,
                 max_new_tokens=config.generation.max_new_tokens,
                 seed=config.seed,

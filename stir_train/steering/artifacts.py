@@ -85,8 +85,9 @@ class SteeringArtifacts:
 def load_head(path: Path) -> tuple[ValueHead, dict[str, str]]:
     """A value head from its file, frozen, and what the file says of its model."""
     tensors, metadata = load_tensors(path)
-    num_members, width, hidden_width = tensors["weight_in"].shape
+    num_members, width, hidden_width = tensors["weight_impulse"].shape
     head = ValueHead(
+        reads=tensors["reads"].tolist(),
         width=width,
         hidden_width=hidden_width,
         num_members=num_members,

@@ -38,13 +38,20 @@ class BasisController:
 
         Raises:
             StageError: If the mode needs a value head and there is none.
-            ArtifactError: If a direction or key is not finite.
+            ArtifactError: If a direction or key is not finite, or the head is of another block.
         """
         if config.mode in VALUE_MODES and head is None:
             raise StageError(f"steering.mode={config.mode} needs a value head; run `value` first")
+        if head is not None and int(head.reads[-1]) != block:
+            raise ArtifactError(
+                f"the value head judges impulses in block {int(head.reads[-1])}, not in {block}"
+            )
         if not bool(torch.isfinite(basis.directions).all() and torch.isfinite(basis.keys).all()):
             raise ArtifactError("the control basis holds values that are not finite; remake it")
         self.block = block
+        self.reads: tuple[int, ...] = (block,)
+        if config.mode in VALUE_MODES and head is not None:
+            self.reads = tuple(head.reads.tolist())
         self.config = config
         self.decisions: list[SteeringDecision] = []
         device = device or torch.device("cpu")
@@ -66,20 +73,21 @@ class BasisController:
         self.decisions.clear()
         self._pending = None
 
-    def decide(self, states: Float[Tensor, "R D"], batch: ControlBatch) -> ImpulseBatch:
+    def decide(self, states: Float[Tensor, "R W"], batch: ControlBatch) -> ImpulseBatch:
         """Choose impulses from the states alone (``none``, ``similarity`` and ``value``)."""
+        own = self._own(states)
         if not self._acts:
-            return no_impulses(states)
-        found, strengths = self._retrieve(states, batch)
+            return no_impulses(own)
+        found, strengths = self._retrieve(own, batch)
         if self.config.mode == "value":
             scores, null = self._value_scores(states, batch, found, strengths)
         else:
             scores, null = self._similarity_scores(found)
-        return self._choose(states, batch, found, strengths, scores, null)
+        return self._choose(own, batch, found, strengths, scores, null)
 
-    def propose(self, states: Float[Tensor, "R D"], batch: ControlBatch) -> Proposal:
+    def propose(self, states: Float[Tensor, "R W"], batch: ControlBatch) -> Proposal:
         """Retrieve what to preview, at the preview strength."""
-        found, strengths = self._retrieve(states, batch)
+        found, strengths = self._retrieve(self._own(states), batch)
         self._pending = found, strengths, states
         shown = strengths
         if self.config.preview_strength is not None:
@@ -88,7 +96,7 @@ class BasisController:
         return Proposal(deltas=deltas, valid=found.valid)
 
     def commit(
-        self, states: Float[Tensor, "R D"], batch: ControlBatch, gains: Float[Tensor, "R L"]
+        self, states: Float[Tensor, "R W"], batch: ControlBatch, gains: Float[Tensor, "R L"]
     ) -> ImpulseBatch:
         """Choose impulses, given the previews' gains."""
         assert self._pending is not None, "propose() comes before commit()"
@@ -100,7 +108,11 @@ class BasisController:
         else:
             scores, null = self._similarity_scores(found)
         scores = scores + self.config.preview_weight * gains
-        return self._choose(states, batch, found, strengths, scores, null)
+        return self._choose(self._own(states), batch, found, strengths, scores, null)
+
+    def _own(self, states: Float[Tensor, "R W"]) -> Float[Tensor, "R D"]:
+        """Of the states that it reads, those of the block that it steers."""
+        return states[:, -self._basis.directions.shape[1] :]
 
     def _retrieve(
         self, states: Float[Tensor, "R D"], batch: ControlBatch
@@ -153,7 +165,7 @@ class BasisController:
 
     def _value_scores(
         self,
-        states: Float[Tensor, "R D"],
+        states: Float[Tensor, "R W"],
         batch: ControlBatch,
         found: Retrieved,
         strengths: Float[Tensor, "R L"],

@@ -23,6 +23,7 @@ class StaticController:
         self, basis: ControlBasis, config: SteeringConfig, *, block: int, device: torch.device
     ) -> None:
         self.block = block
+        self.reads: tuple[int, ...] = (block,)
         self.decisions: list[SteeringDecision] = []
         self._strength = config.strength
         self._direction = mean_direction(basis, block).to(device)

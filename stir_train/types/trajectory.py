@@ -76,3 +76,11 @@ class CapturedStates:
         if block not in self.blocks:
             raise ValueError(f"block {block} was not captured; captured: {self.blocks}")
         return self.states[:, self.blocks.index(block)]
+
+    def side_by_side(self, blocks: Sequence[int]) -> Float[Tensor, "R W"]:
+        """The states of several blocks, ``W`` the residual width times their number.
+
+        Raises:
+            ValueError: If one was not captured.
+        """
+        return torch.cat([self.at_block(block) for block in blocks], dim=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +51,7 @@ def fit_value_head(
     validation: ValueExamples,
     config: ValueConfig,
     *,
+    reads: Sequence[int],
     max_points: int,
     max_new_tokens: int,
     seed: int,
@@ -72,7 +73,8 @@ def fit_value_head(
         )
     generator = torch.Generator().manual_seed(seed)
     head = ValueHead(
-        width=train.states.shape[1],
+        reads=reads,
+        width=train.impulses.shape[1],
         hidden_width=config.hidden_width,
         num_members=config.num_members,
         max_points=max_points,

@@ -16,19 +16,19 @@ from stir_train.types.trajectory import CapturedStates
 
 @dataclass(frozen=True)
 class ValueExamples:
-    """States of one block with their outcomes.
+    """States with their outcomes, as one block's head reads them.
 
     Attributes:
-        states: ``Float[R D]``.
+        states: ``Float[R W]``, of the blocks that the head reads, side by side; its own comes last.
         points: ``Int[R]``, 1-based.
         correct: ``Float[R]``, 0 or 1.
         log_tokens_left: ``Float[R]``, log of the completion tokens after the state.
         tokens_so_far: ``Float[R]``, for the length-only baseline.
         prompt: ``Int[R]``, index of the prompt; a split never cuts through one.
-        impulses: ``Float[R D]``, what was added to the state there; zero for nothing.
+        impulses: ``Float[R D]``, what was added to its own block's state there; zero for nothing.
     """
 
-    states: Float[Tensor, "R D"]
+    states: Float[Tensor, "R W"]
     points: Int[Tensor, "R"]
     correct: Float[Tensor, "R"]
     log_tokens_left: Float[Tensor, "R"]
@@ -62,24 +62,30 @@ class ValueExamples:
 def build_examples(
     rollouts: Sequence[GradedRollout],
     captured: CapturedStates,
-    block: int,
+    reads: Sequence[int],
     prompts: Mapping[str, int],
 ) -> ValueExamples:
-    """Join captured states with the outcome of their rollouts; ``prompts`` numbers the problems."""
+    """Join captured states with the outcome of their rollouts.
+
+    Args:
+        rollouts: Graded.
+        captured: Their states.
+        reads: The blocks that the head reads.
+        prompts: Numbers the problems.
+    """
     outcome = {(g.rollout.prompt_id, g.rollout.sample): g for g in rollouts}
     joined = [outcome[label.prompt_id, label.sample] for label in captured.labels]
     so_far = [label.token_index + 1 for label in captured.labels]
     totals = [len(graded.rollout.token_ids) for graded in joined]
     left = torch.tensor([float(t - s) for t, s in zip(totals, so_far, strict=True)])
-    states = captured.at_block(block)
     return ValueExamples(
-        states=states,
+        states=captured.side_by_side(reads),
         points=torch.tensor([label.point for label in captured.labels], dtype=torch.long),
         correct=torch.tensor([float(graded.grade.correct) for graded in joined]),
         log_tokens_left=left.clamp_min(1).log(),
         tokens_so_far=torch.tensor([float(s) for s in so_far]),
         prompt=torch.tensor([prompts[label.prompt_id] for label in captured.labels]),
-        impulses=torch.zeros_like(states),
+        impulses=torch.zeros_like(captured.at_block(reads[-1])),
     )
 
 
@@ -87,25 +93,25 @@ def build_intervened(
     trials: Sequence[Intervention],
     captured: CapturedStates,
     basis: ControlBasis,
-    block: int,
+    reads: Sequence[int],
     prompts: Mapping[str, int],
 ) -> ValueExamples:
     """States with the impulses that trials added there, and the outcome they caused.
 
     Args:
-        trials: Any; those of other blocks are left out.
+        trials: Any; those of other blocks than the head's own are left out.
         captured: The pool of states that trials started from.
         basis: What was injected.
-        block: Whose states.
+        reads: The blocks that the head reads; the last is its own.
         prompts: Numbers the problems.
     """
-    here = [trial for trial in trials if trial.block == block]
+    here = [trial for trial in trials if trial.block == reads[-1]]
     entries = torch.tensor([trial.entry for trial in here], dtype=torch.long)
     rows = torch.tensor([trial.state for trial in here], dtype=torch.long)
     strengths = torch.tensor([trial.strength for trial in here])
     left = torch.tensor([float(trial.tokens - trial.token_index - 1) for trial in here])
     return ValueExamples(
-        states=captured.at_block(block)[rows],
+        states=captured.side_by_side(reads)[rows],
         points=torch.tensor([trial.point for trial in here], dtype=torch.long),
         correct=torch.tensor([float(trial.correct) for trial in here]),
         log_tokens_left=left.clamp_min(1).log(),

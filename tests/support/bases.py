@@ -29,6 +29,8 @@ from stir_train.value.fit import fit_value_head
 from stir_train.value.targets import build_examples
 
 BLOCK, MAX_POINTS, BUDGET = 4, 8, 128
+READS = (3, BLOCK)
+"""What the head sees: the steered block and the one below."""
 
 
 @cache
@@ -88,10 +90,16 @@ def prompt_numbers(graded: tuple[GradedRollout, ...]) -> dict[str, int]:
 def value_head() -> ValueHead:
     """A value head for the steered block."""
     graded, states = harvest()
-    examples = build_examples(graded, states, BLOCK, prompt_numbers(graded))
+    examples = build_examples(graded, states, READS, prompt_numbers(graded))
     train, validation = examples.split_by_prompt(0.2, torch.Generator().manual_seed(0))
     config = ValueConfig(num_steps=60, hidden_width=32, num_members=2)
     head, _ = fit_value_head(
-        train, validation, config, max_points=MAX_POINTS, max_new_tokens=BUDGET, seed=0
+        train,
+        validation,
+        config,
+        reads=READS,
+        max_points=MAX_POINTS,
+        max_new_tokens=BUDGET,
+        seed=0,
     )
     return head

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -43,7 +44,8 @@ class SlowSteering:
     def _decide(
         self, prompt: Prompt, completion: list[int], impulses: dict[int, Tensor], point: int
     ) -> None:
-        _, state = self._forward(prompt, completion, impulses)
+        _, states = self._forward(prompt, completion, impulses)
+        state = torch.cat([states[block] for block in self.controller.reads])
         batch = ControlBatch(
             (prompt.prompt_id,), (0,), torch.tensor([point]), (len(completion) - 1,)
         )
@@ -83,20 +85,24 @@ class SlowSteering:
     @torch.no_grad()
     def _forward(
         self, prompt: Prompt, completion: list[int], impulses: dict[int, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Last logits, and the last state at the steered block before its own impulse."""
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Last logits, and the last states of the blocks read, before the last position's impulse."""
         start = len(prompt.token_ids)
-        seen: list[Tensor] = []
+        seen: dict[int, Tensor] = {}
+
+        def read(block: int, states: Tensor) -> None:
+            seen[block] = states[0, -1].clone()
 
         def edit(states: Tensor) -> Tensor:
+            read(self.controller.block, states)
             states = states.clone()
-            seen.append(states[0, -1].clone())
             for index, delta in impulses.items():
                 states[0, start + index] += delta
             return states
 
-        with block_hooks(self.loaded.blocks, {self.controller.block: edit}):
+        hooks = {block: partial(read, block) for block in self.controller.reads}
+        with block_hooks(self.loaded.blocks, {**hooks, self.controller.block: edit}):
             output = self.loaded.model(
                 input_ids=torch.tensor([[*prompt.token_ids, *completion]]), use_cache=False
             )
-        return output.logits[0, -1], seen[0]
+        return output.logits[0, -1], seen
