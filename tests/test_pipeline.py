@@ -17,11 +17,14 @@ import pytest
 import torch
 
 from stir_train.artifacts.run_dir import RunDir
+from stir_train.artifacts.tables import load_table
+from stir_train.basis.validate import Arm, mean_gain
 from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
 from stir_train.recipes.replays import load_plan
 from stir_train.recipes.rollouts import load_rollouts
 from stir_train.types.rollout import GradedRollout
+from stir_train.types.steering import Intervention
 from tests.support.wandb_records import read_records
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -229,7 +232,6 @@ def test_redo_remakes_a_stage_and_those_after_it(finished: Path, tmp_path: Path)
 def test_plain_generate_inside_the_context_gives_the_engines_tokens(finished: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from stir_train.artifacts.tables import load_table
     from stir_train.config.stages import SteeringConfig
     from stir_train.errors import ArtifactError, StageError
     from stir_train.models.load import EMBEDDED_ROOT
@@ -324,17 +326,31 @@ def test_validation_goes_on_with_the_block_whose_controller_did_best(finished: P
     def utility(item: GradedRollout) -> float:
         return item.grade.correct - price * len(item.rollout.token_ids)
 
-    def gain(block: int) -> float:
+    alone = [
+        trial
+        for path in sorted(stage.path.glob("round-00/trials-*.parquet"))
+        for trial in load_table(path, Intervention)
+    ]
+
+    def score(block: int) -> tuple[float, float]:
         answers = load_rollouts(stage, f"round-01/block-{block}-strength-3/", 0)
         assert len(answers) == config.validation.problems_per_arm
         pairs = list(zip(answers, greedy, strict=False))
         assert all(a.rollout.prompt_id == g.rollout.prompt_id for a, g in pairs)
-        return sum(max(0.0, utility(a) - utility(g)) for a, g in pairs)
+        gained = sum(max(0.0, utility(a) - utility(g)) for a, g in pairs)
+        # Equally good controllers are told apart by what single trials gained.
+        single = mean_gain(
+            alone,
+            Arm(block, 3.0),
+            token_price=config.steering.token_price,
+            max_new_tokens=config.generation.max_new_tokens,
+        )
+        return gained, single
 
     first, second = ({plan.block for plan in load_plan(stage, number)} for number in range(2))
     assert first == {3, 4}
-    assert gain(3) != gain(4), "a tie tests nothing"
-    assert second == {max(first, key=gain)}
+    assert score(3) != score(4), "a tie tests nothing"
+    assert second == {max(first, key=score)}
 
 
 @pytest.mark.slow

@@ -186,7 +186,7 @@ class SteeringConfig(FrozenConfig):
     value_margin: float = 0.005
     """`value`: least predicted gain that is worth an impulse; far below 0 there is no gate."""
     value_doubt: NonNegativeFloat = 1.0
-    """`value`: how many deviations between the head's members are taken off a predicted gain."""
+    """`value`: how many deviations between its members' gains in P(correct) are taken off a gain."""
     value_gate: Fraction = 1.0
     """`value`: no impulse where P(correct) is already this high; 1 trusts the predicted gain."""
     only_familiar: bool = True
@@ -208,11 +208,11 @@ class TuneConfig(FrozenConfig):
     """Strengths to try."""
     depths: tuple[Fraction, ...] = ()
     """Depths to try; empty tries every harvested depth."""
-    doubts: tuple[NonNegativeFloat, ...] = (1.0, 2.0)
+    doubts: tuple[NonNegativeFloat, ...] = (1.0, 3.0)
     """`steering.value_doubt` to try, in the modes that ask the value head."""
     margins: tuple[float, ...] = ()
     """`steering.value_margin` to try, in the same modes; empty keeps the given one."""
-    candidates: tuple[PositiveInt, ...] = ()
+    candidates: tuple[PositiveInt, ...] = (4, 16)
     """`steering.num_candidates` to try, in the same modes, of twice as many nearest entries (or
     `steering.num_nearest`, if more); empty keeps the given one."""
     num_halvings: Annotated[int, Field(ge=0, le=6)] = 1

@@ -125,9 +125,18 @@ class ValueHead(nn.Module):
         token_price: float,
     ) -> Float[Tensor, "E B"]:
         """Each member's ``P(correct) - token_price * tokens left / max_new_tokens``."""
+        right, tokens = self._outlook(states, points, impulses)
+        return right - token_price * tokens
+
+    def _outlook(
+        self,
+        states: Float[Tensor, "B W"],
+        points: Int[Tensor, "B"],
+        impulses: Float[Tensor, "B D"] | None,
+    ) -> tuple[Float[Tensor, "E B"], Float[Tensor, "E B"]]:
+        """Each member's calibrated P(correct), and tokens left as a share of the budget."""
         logits, log_tokens = self(states, points, impulses)
-        share = log_tokens.exp() / self.max_new_tokens
-        return torch.sigmoid(logits / self.temperature) - token_price * share
+        return torch.sigmoid(logits / self.temperature), log_tokens.exp() / self.max_new_tokens
 
     def gain_bound(
         self,
@@ -138,17 +147,22 @@ class ValueHead(nn.Module):
         token_price: float,
         doubt: float,
     ) -> Float[Tensor, "B L"]:
-        """Utility gained by each of ``L`` impulses: the members' mean less ``doubt`` deviations."""
+        """Utility gained by each of ``L`` impulses, by the members' mean, less what may be lost.
+
+        That is ``doubt`` deviations between the members' gains in P(correct): a wrong answer costs many
+        tokens' worth, so optimism there is what does harm, while errors about tokens are small and
+        even out.
+        """
         num_candidates = impulses.shape[1]
-        now = self.utility(states, points, token_price=token_price)
-        then = self.utility(
+        right_now, tokens_now = self._outlook(states, points, None)
+        right, tokens = self._outlook(
             states.repeat_interleave(num_candidates, 0),
             points.repeat_interleave(num_candidates),
             impulses.flatten(0, 1),
-            token_price=token_price,
         )
-        gains = then.view(-1, *impulses.shape[:2]) - now[:, :, None]
-        return gains.mean(0) - doubt * gains.std(0, correction=0)
+        gained = right.view(-1, *impulses.shape[:2]) - right_now[:, :, None]
+        spent = tokens.view(-1, *impulses.shape[:2]) - tokens_now[:, :, None]
+        return (gained - token_price * spent).mean(0) - doubt * gained.std(0, correction=0)
 
     def strangeness(self, states: Float[Tensor, "B W"]) -> Float[Tensor, "B"]:
         """How unlike the states of its training a state of its own block is: 2 for a typical one.

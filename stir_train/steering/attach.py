@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ def steering(
     tracker = _Tracker(automaton.to(model.device), controller, points.max_points)
     handle = model.register_forward_pre_hook(tracker.before_forward, with_kwargs=True)
     try:
-        with block_hooks(find_blocks(model), {controller.block: tracker.on_block}):
+        below = {block: partial(tracker.on_block_below, block) for block in controller.reads[:-1]}
+        with block_hooks(find_blocks(model), {**below, controller.block: tracker.on_block}):
             yield controller
     finally:
         handle.remove()
@@ -85,6 +87,7 @@ class _Tracker:
         self._fed = 0
         self._call = -1
         self._rows: Int[Tensor, "R"] | None = None
+        self._below: dict[int, Float[Tensor, "R D"]] = {}
 
     def before_forward(
         self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -114,18 +117,25 @@ class _Tracker:
         rows = (hits & (self._points <= self._max_points)).nonzero()[:, 0]
         self._rows = rows if len(rows) else None
 
+    def on_block_below(self, block: int, states: Float[Tensor, "B T D"]) -> None:
+        """Keep what the controller reads before its own block."""
+        if self._rows is not None:
+            self._below[block] = states[self._rows, 0].float()
+
     def on_block(self, states: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"] | None:
         """Let the controller act on the rows at a control point."""
         if self._rows is None:
             return None
         rows = self._rows
+        here = states[rows, 0].float()
+        below = [self._below[block].to(here) for block in self._controller.reads[:-1]]
         batch = ControlBatch(
             prompt_ids=tuple(f"call-{self._call}-row-{row}" for row in rows.tolist()),
             samples=(0,) * len(rows),
             points=self._points[rows],
             token_indices=(self._fed - 1,) * len(rows),
         )
-        impulses = self._controller.decide(states[rows, 0].float(), batch)
+        impulses = self._controller.decide(torch.cat([*below, here], dim=1), batch)
         if not bool(impulses.fires.any()):
             return None
         edited = states.clone()
