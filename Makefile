@@ -62,9 +62,9 @@ results: $(STAMP) ## the held-out comparison of docs/results.md (hours on two co
 	  --family addition-blind --seed 4 --steps 3600
 	test -d runs/models/sorting-2 || $(BIN)/stir-train tiny train runs/models/sorting-2 \
 	  --family sorting --seed 2
-	test -d runs/models/sorting-waste-3 || $(BIN)/stir-train tiny train \
-	  runs/models/sorting-waste-3 --family sorting-waste --seed 3
-	for pair in haste:addition-blind-4 waste:sorting-waste-3 mixed:sorting-2; do \
+	test -d runs/models/sorting-waste-4 || $(BIN)/stir-train tiny train \
+	  runs/models/sorting-waste-4 --family sorting-waste --seed 4
+	for pair in haste:addition-blind-4 waste:sorting-waste-4 mixed:sorting-2; do \
 	  family=$${pair%%:*}; \
 	  $(BIN)/stir-train run configs/results/$$family.yaml name=$$family-model2 \
 	    model.name=runs/models/$${pair#*:} $(BRIEFLY) || exit 1; \
