@@ -28,7 +28,7 @@ from stir_train.artifacts.atomic import (
 )
 from stir_train.errors import ArtifactError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 CHECKSUMS = ".checksums"
 TEST_OPENINGS = "test_openings.json"
 PROGRESS = ".progress"
