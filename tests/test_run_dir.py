@@ -86,6 +86,14 @@ def test_what_a_killed_writer_left_is_gone_when_the_stage_goes_on(tmp_path: Path
     assert stage.has("part/a.safetensors")
 
 
+def test_what_one_killed_while_opening_a_stage_left_is_gone_too(tmp_path: Path) -> None:
+    left = tmp_path / "basis" / "stage.json.host-1.partial"
+    left.parent.mkdir()
+    left.write_text("{")
+    assert StageDir(left.parent).begin(INPUTS)
+    assert not left.exists()
+
+
 def test_a_failed_write_leaves_nothing_and_a_damaged_chunk_is_made_again(tmp_path: Path) -> None:
     stage = _stage(tmp_path)
 

@@ -81,6 +81,11 @@ class StageDir:
             "config": json.loads(json.dumps(inputs.config)),
             "sources": dict(inputs.sources),
         }
+        if alone:
+            # Before anything else: the process may have been killed while it opened the stage.
+            for pattern in (f"*{TEMPORARY_SUFFIX}", SAFETENSORS_TEMPORARY):
+                for leftover in self.path.rglob(pattern):
+                    leftover.unlink()
         file = self.path / STAGE_FILE
         if not file.is_file():
             write_json(file, wanted)
@@ -93,10 +98,6 @@ class StageDir:
                 f"{self.path} was made with other settings:\n{listed}\n"
                 "Use another run name, or --redo to remake this stage and those after it."
             )
-        if alone:
-            for pattern in (f"*{TEMPORARY_SUFFIX}", SAFETENSORS_TEMPORARY):
-                for leftover in self.path.rglob(pattern):
-                    leftover.unlink()
         if self.is_complete:
             self.require_complete()
             return False
