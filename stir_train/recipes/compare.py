@@ -42,12 +42,15 @@ def read_results(run: Path) -> dict[str, Any]:
 
 
 def result_rows(runs: Sequence[Path]) -> list[tuple[str, ...]]:
-    """One row a run and method; deltas are against the run's own greedy decoding."""
+    """One row a run and method, tasks outside the harvest last; deltas are from greedy decoding."""
     rows = []
     for run in runs:
         results = read_results(run)
         for method in results["methods"]:
             rows.append((run.name, *_figures(method)))
+        for outside in results["outside"]:
+            for method in outside["methods"]:
+                rows.append((f"{run.name} on {outside['task']}", *_figures(method)))
     return rows
 
 

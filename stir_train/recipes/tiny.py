@@ -18,12 +18,13 @@ from stir_train.data.problems import SourceProblem
 from stir_train.data.prompts import render_prompts
 from stir_train.distributed.engine import PlainEngine
 from stir_train.distributed.world import alone
+from stir_train.errors import ConfigError
 from stir_train.generation.backend import GenerationRequest, SamplingParams
 from stir_train.generation.engine import DecodeEngine
 from stir_train.models.load import load_model
 from stir_train.monitoring.console import progress
 from stir_train.tasks.families import HELD_OUT_POOL, embedded_family
-from stir_train.tasks.problem import TaskFamily, held_out_problems
+from stir_train.tasks.problem import Problem, TaskFamily, held_out_problems
 from stir_train.tasks.tiny_model import (
     TinyRecipe,
     build_model,
@@ -142,15 +143,26 @@ def measure_competence(family_name: str, model_path: str, num_problems: int) -> 
 
 
 def write_problems(family_name: str, num_problems: int, seed: int, path: Path) -> None:
-    """Write reserved problems as JSONL with columns ``question`` and ``answer``."""
-    rows = held_out_problems(embedded_family(family_name), num_problems, seed=seed)
+    """Write reserved problems of no embedded split as JSONL: columns ``question`` and ``answer``."""
+    rows = _fresh_problems(embedded_family(family_name), num_problems, seed)
     lines = [json.dumps({"question": row.question, "answer": row.answer}) for row in rows]
     write_text(path, "\n".join(lines) + "\n")
 
 
 def _problems(family: TaskFamily, count: int) -> list[SourceProblem]:
+    return [
+        SourceProblem(p.question, p.answer, content=p.content, kind=p.kind)
+        for p in _fresh_problems(family, count, COMPETENCE_SEED)
+    ]
+
+
+def _fresh_problems(family: TaskFamily, count: int, seed: int) -> list[Problem]:
+    """Reserved problems that no run on the embedded family has in a split."""
     used = {problem.content for problem in held_out_problems(family, HELD_OUT_POOL)}
-    drawn = held_out_problems(family, 2 * count, seed=COMPETENCE_SEED)
+    drawn = held_out_problems(family, 2 * count, seed=seed)
     problems = [problem for problem in drawn if problem.content not in used][:count]
-    assert len(problems) == count, "the family has too few reserved problems for this check"
-    return [SourceProblem(p.question, p.answer, content=p.content, kind=p.kind) for p in problems]
+    if len(problems) < count:
+        raise ConfigError(
+            f"{family.name} has too few reserved problems for {count} fresh ones; ask for fewer"
+        )
+    return problems

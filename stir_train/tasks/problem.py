@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from stir_train.errors import ConfigError
+
 RESERVED_TENTHS = 4
 """Tenths of the problem space that the training corpus never sees, kept for experiments."""
 
@@ -64,7 +66,7 @@ def held_out_problems(family: TaskFamily, num_problems: int, *, seed: int = 0) -
     """Return the first reserved problems of a seeded stream, no two with the same content.
 
     Raises:
-        ValueError: If the reserved part of the family is too small.
+        ConfigError: If the reserved part of the family is too small.
     """
     rng = random.Random(f"held-out/{family.name}/{seed}")
     seen: set[str] = set()
@@ -76,4 +78,6 @@ def held_out_problems(family: TaskFamily, num_problems: int, *, seed: int = 0) -
         if problem.reserved and problem.content not in seen:
             seen.add(problem.content)
             problems.append(problem)
-    raise ValueError(f"{family.name} has too few reserved problems for {num_problems}")
+    raise ConfigError(
+        f"{family.name} has too few reserved problems for {num_problems}; ask for fewer"
+    )
