@@ -21,6 +21,7 @@ from stir_train.artifacts.tables import load_table
 from stir_train.basis.validate import Arm, mean_gain
 from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
+from stir_train.recipes.compare import result_rows
 from stir_train.recipes.replays import load_plan
 from stir_train.recipes.rollouts import load_rollouts
 from stir_train.types.rollout import GradedRollout
@@ -380,6 +381,8 @@ def test_other_methods_and_other_tasks_join_the_comparison(finished: Path, tmp_p
     ]
     assert [row["name"] for row in results["sampled"]] == [row["name"] for row in sums["methods"]]
     assert set(results["sampled"][0]["pass_at"]) == {"1", "2"}
+    compared = [row[:2] for row in result_rows([tmp_path / "smoke"])]
+    assert ("smoke on sums", "stir") in compared
     page = (tmp_path / "smoke/report/report.html").read_text()
     assert "majority@2" in page
     assert "Outside the harvest: sums" in page

@@ -19,9 +19,12 @@ from stir_train.config.tasks import KNOWN_TASKS
 from stir_train.data.duplicates import near_duplicates
 from stir_train.data.grading import Grader, grade_batch
 from stir_train.data.problems import SourceProblem, read_source
-from stir_train.data.prompts import cut_splits, render_prompts, require_unseen
+from stir_train.data.prompts import cut_splits, first_problems, render_prompts, require_unseen
 from stir_train.errors import ConfigError, DataError
 from stir_train.models.load import LoadedModel
+from stir_train.recipes.tiny import write_problems
+from stir_train.tasks.families import FAMILIES, HELD_OUT_POOL
+from stir_train.tasks.problem import held_out_problems
 from stir_train.types.rollout import Gold
 
 SAMPLES = Path(__file__).parent / "data" / "tasks"
@@ -124,6 +127,15 @@ def test_sources_may_be_several_and_a_question_in_two_is_one(tmp_path: Path) -> 
         cut_splits(problems, SplitsConfig(num_harvest=4, num_tune=3, num_test=3))
 
 
+def test_the_first_problems_are_those_of_the_test_split_and_may_be_all() -> None:
+    problems = [SourceProblem(f"q{i}", "1", f"q{i}") for i in range(12)]
+    cut = cut_splits(problems, SplitsConfig(num_harvest=4, num_tune=3, num_test=5, seed=3))
+    assert first_problems(problems[::-1], 5, seed=3) == cut["test"]
+    assert len(first_problems(problems * 2, 12, seed=3)) == 12
+    with pytest.raises(DataError, match=r"13 problems are asked for, the source has 12 distinct"):
+        first_problems(problems, 13, seed=3)
+
+
 def test_stratified_splits_share_the_kinds_alike_and_stay_stable() -> None:
     problems = [
         SourceProblem(f"q{i}", "1", f"q{i}", kind="rare" if i % 5 == 0 else "common")
@@ -190,3 +202,19 @@ def test_a_known_task_keeps_what_a_configuration_sets() -> None:
         "numeric",
         "Q: {question}",
     )
+
+
+def test_problems_written_to_a_file_are_in_no_embedded_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_problems("sorting-waste", 200, 0, tmp_path / "fresh.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "fresh.jsonl").read_text().splitlines()]
+    contents = [row["question"].rsplit(",", 1)[0] for row in rows]
+    assert len(set(contents)) == 200
+    family = FAMILIES["sorting-waste"]
+    drawn = [problem.content for problem in held_out_problems(family, 400)]
+    assert set(drawn[:200]) != set(contents), "seed 0 is the seed of the embedded splits"
+    assert not set(contents) & {p.content for p in held_out_problems(family, HELD_OUT_POOL)}
+    monkeypatch.setattr("stir_train.tasks.problem.DRAWS_IN_VAIN", 1)
+    with pytest.raises(ConfigError, match="too few reserved problems"):
+        write_problems("sorting-waste", 200, 0, tmp_path / "many.jsonl")

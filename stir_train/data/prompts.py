@@ -56,6 +56,23 @@ def cut_splits(
     return splits
 
 
+def first_problems(
+    problems: Sequence[SourceProblem], count: int, *, seed: int
+) -> list[SourceProblem]:
+    """The first distinct problems in the order in which splits of this seed would be cut.
+
+    Raises:
+        DataError: If there are fewer.
+    """
+    distinct = {problem.problem_id: problem for problem in reversed(problems)}
+    if count > len(distinct):
+        raise DataError(
+            f"{count} problems are asked for, the source has {len(distinct)} distinct ones "
+            f"({len(problems)} rows); ask for fewer"
+        )
+    return sorted(distinct.values(), key=lambda p: _place(p.problem_id, seed))[:count]
+
+
 def render_prompts(
     problems: Sequence[SourceProblem], config: TaskConfig, tokenizer: PreTrainedTokenizerBase
 ) -> list[Prompt]:

@@ -6,9 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from stir_train.artifacts.run_dir import StageDir
-from stir_train.config.inputs import SplitsConfig
 from stir_train.config.run import RunConfig
-from stir_train.data.prompts import cut_splits, render_prompts, require_unseen, split_sha256
+from stir_train.data.prompts import first_problems, render_prompts, require_unseen, split_sha256
 from stir_train.evals.metrics import compare_to_baseline
 from stir_train.recipes.context import RunContext
 from stir_train.recipes.methods import GREEDY, STEERED_METHOD, Method
@@ -32,10 +31,9 @@ def outside_prompts(context: RunContext) -> dict[str, list[Prompt]]:
     found = {}
     for name, outside in context.config.evaluate.outside.items():
         config: RunConfig = context.config.model_copy(update={"task": outside.task})
-        splits = SplitsConfig(
-            num_test=outside.num_problems, num_tune=1, num_harvest=1, seed=config.splits.seed
+        problems = first_problems(
+            read_problems(config), outside.num_problems, seed=config.splits.seed
         )
-        problems = cut_splits(read_problems(config), splits)["test"]
         found[name] = render_prompts(problems, outside.task, context.described.tokenizer)
         used = {
             split: {p.prompt_id for p in context.splits[split]} for split in ("harvest", "tune")

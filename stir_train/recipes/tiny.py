@@ -18,7 +18,6 @@ from stir_train.data.problems import SourceProblem
 from stir_train.data.prompts import render_prompts
 from stir_train.distributed.engine import PlainEngine
 from stir_train.distributed.world import alone
-from stir_train.errors import ConfigError
 from stir_train.generation.backend import GenerationRequest, SamplingParams
 from stir_train.generation.engine import DecodeEngine
 from stir_train.models.load import load_model
@@ -159,10 +158,4 @@ def _problems(family: TaskFamily, count: int) -> list[SourceProblem]:
 def _fresh_problems(family: TaskFamily, count: int, seed: int) -> list[Problem]:
     """Reserved problems that no run on the embedded family has in a split."""
     used = {problem.content for problem in held_out_problems(family, HELD_OUT_POOL)}
-    drawn = held_out_problems(family, 2 * count, seed=seed)
-    problems = [problem for problem in drawn if problem.content not in used][:count]
-    if len(problems) < count:
-        raise ConfigError(
-            f"{family.name} has too few reserved problems for {count} fresh ones; ask for fewer"
-        )
-    return problems
+    return held_out_problems(family, count, seed=seed, without=used)

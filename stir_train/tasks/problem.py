@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +12,8 @@ from stir_train.errors import ConfigError
 
 RESERVED_TENTHS = 4
 """Tenths of the problem space that the training corpus never sees, kept for experiments."""
+DRAWS_IN_VAIN = 10_000
+"""After so many draws without a new problem, there are taken to be no more."""
 
 
 @dataclass(frozen=True)
@@ -62,22 +64,33 @@ def corpus(family: TaskFamily, rng: random.Random) -> Iterator[tuple[Problem, st
             yield problem, family.write_solution(problem, rng)
 
 
-def held_out_problems(family: TaskFamily, num_problems: int, *, seed: int = 0) -> list[Problem]:
+def held_out_problems(
+    family: TaskFamily, num_problems: int, *, seed: int = 0, without: Collection[str] = ()
+) -> list[Problem]:
     """Return the first reserved problems of a seeded stream, no two with the same content.
+
+    Args:
+        family: Where problems come from.
+        num_problems: How many.
+        seed: Seed of the stream; embedded splits are cut from that of 0.
+        without: Contents to leave out.
 
     Raises:
         ConfigError: If the reserved part of the family is too small.
     """
     rng = random.Random(f"held-out/{family.name}/{seed}")
-    seen: set[str] = set()
+    seen = set(without)
     problems: list[Problem] = []
-    for _ in range(200 * num_problems + 1000):
-        if len(problems) == num_problems:
-            return problems
+    in_vain = 0
+    while len(problems) < num_problems and in_vain < DRAWS_IN_VAIN:
         problem = family.make_problem(rng)
+        in_vain += 1
         if problem.reserved and problem.content not in seen:
             seen.add(problem.content)
             problems.append(problem)
+            in_vain = 0
+    if len(problems) == num_problems:
+        return problems
     raise ConfigError(
         f"{family.name} has too few reserved problems for {num_problems}; ask for fewer"
     )
