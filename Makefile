@@ -51,7 +51,7 @@ BRIEFLY = tune.modes=[value] baselines.methods=[] evaluate.controls=false 'evalu
 results: $(STAMP) ## the held-out comparison of docs/results.md (hours on two cores)
 	for pair in haste:addition-blind waste:sorting-waste mixed:sorting; do \
 	  $(BIN)/stir-train tiny problems runs/models/$${pair%%:*}-fresh.jsonl \
-	    --family $${pair#*:} --seed 20261122 || exit 1; \
+	    --family $${pair#*:} --seed 20261123 || exit 1; \
 	done
 	for family in haste waste mixed; do \
 	  $(BIN)/stir-train run configs/results/$$family.yaml || exit 1; \

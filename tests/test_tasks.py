@@ -212,9 +212,14 @@ def test_problems_written_to_a_file_are_in_no_embedded_split(
     contents = [row["question"].rsplit(",", 1)[0] for row in rows]
     assert len(set(contents)) == 200
     family = FAMILIES["sorting-waste"]
-    drawn = [problem.content for problem in held_out_problems(family, 400)]
-    assert set(drawn[:200]) != set(contents), "seed 0 is the seed of the embedded splits"
-    assert not set(contents) & {p.content for p in held_out_problems(family, HELD_OUT_POOL)}
+    pool = held_out_problems(family, HELD_OUT_POOL)
+    assert not set(contents) & {problem.content for problem in pool}
+    assert {problem.content for problem in pool[:200]} != set(contents), "both of seed 0"
+    # A fifth of `distinct` problems are in the pool, hardly any of the others: their mix is kept.
+    used = {problem.content for problem in pool}
+    kinds = Counter(p.kind for p in held_out_problems(family, 2000, seed=3, without=used))
+    plain = Counter(p.kind for p in held_out_problems(family, 2000, seed=3))
+    assert abs(kinds["distinct"] - plain["distinct"]) < 30  # a standard deviation is 19
     monkeypatch.setattr("stir_train.tasks.problem.DRAWS_IN_VAIN", 1)
     with pytest.raises(ConfigError, match="too few reserved problems"):
         write_problems("sorting-waste", 200, 0, tmp_path / "many.jsonl")

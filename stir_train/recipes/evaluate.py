@@ -70,11 +70,11 @@ def run_evaluate(context: RunContext) -> None:
     stage = context.begin(EVAL, settings, upstream=upstream, splits=("test",))
     if stage is None:
         return
+    outside = outside_prompts(context)  # may refuse its source, and then nothing was opened
     openings = int(context.world.on_main("open the test split", lambda: _open_test(context)))
     methods = build_methods(context)
     if config.distill.enabled and config.model.sharding != "none":
         context.world.on_main("merge the students", lambda: merge_students(context))
-    outside = outside_prompts(context)
     jobs = {method.name: _job(context, method) for method in methods}
     outside_jobs = {
         (name, method.name): outside_job(context, name, prompts, method)

@@ -73,19 +73,24 @@ def held_out_problems(
         family: Where problems come from.
         num_problems: How many.
         seed: Seed of the stream; embedded splits are cut from that of 0.
-        without: Contents to leave out.
+        without: Contents to leave out; the next of the same kind takes the place of each, so that what
+            is drawn has the family's mix of kinds whatever is left out.
 
     Raises:
         ConfigError: If the reserved part of the family is too small.
     """
     rng = random.Random(f"held-out/{family.name}/{seed}")
-    seen = set(without)
+    seen: set[str] = set()
     problems: list[Problem] = []
+    kind: str | None = None
     in_vain = 0
     while len(problems) < num_problems and in_vain < DRAWS_IN_VAIN:
         problem = family.make_problem(rng)
         in_vain += 1
-        if problem.reserved and problem.content not in seen:
+        if not problem.reserved or problem.content in seen or kind not in (None, problem.kind):
+            continue
+        kind = problem.kind if problem.content in without else None
+        if kind is None:
             seen.add(problem.content)
             problems.append(problem)
             in_vain = 0
