@@ -62,17 +62,12 @@ results: $(STAMP) ## the held-out comparison of docs/results.md (hours on two co
 	      $(BRIEFLY) || exit 1; \
 	  done; \
 	done
-	test -d runs/models/addition-blind-4 || $(BIN)/stir-train tiny train runs/models/addition-blind-4 \
-	  --family addition-blind --seed 4 --steps 3600
-	test -d runs/models/sorting-2 || $(BIN)/stir-train tiny train runs/models/sorting-2 \
-	  --family sorting --seed 2
-	test -d runs/models/sorting-waste-4 || $(BIN)/stir-train tiny train \
-	  runs/models/sorting-waste-4 --family sorting-waste --seed 4
-	for pair in haste:addition-blind-4 waste:sorting-waste-4 mixed:sorting-2; do \
+	for pair in haste:addition-blind-4 waste:sorting-waste-4 mixed:sorting-3; do \
 	  family=$${pair%%:*}; \
 	  $(BIN)/stir-train run configs/results/$$family.yaml name=$$family-model2 \
-	    model.name=runs/models/$${pair#*:} $(BRIEFLY) || exit 1; \
+	    model.name=embedded/$${pair#*:} $(BRIEFLY) || exit 1; \
 	done
+	cp -r stir_train/tasks/models/addition-blind-4 runs/models/
 	$(BIN)/stir-train tiny problems runs/models/problems.jsonl --family addition-blind --seed 7
 	$(BIN)/stir-train run configs/results/own.yaml
 	$(BIN)/stir-train compare runs/results/*
