@@ -29,6 +29,7 @@ def _results(items: str, *methods: str, openings: int = 1) -> dict[str, object]:
             "accuracy": 0.5,
             "accuracy_ci95": [0.4, 0.6],
             "tokens_mean": 70.0,
+            "forward_passes_mean": 70.0,
             "delta_accuracy": 0.1,
             "delta_accuracy_ci95": [0.05, 0.15],
             "delta_tokens_fraction": -0.2,
@@ -45,6 +46,22 @@ def _results(items: str, *methods: str, openings: int = 1) -> dict[str, object]:
         "model": {"name": "<tiny>"},
         "methods": rows,
     }
+
+
+def test_tasks_outside_the_harvest_have_rows_under_the_settings_of_their_methods(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    results = _results("aa", "greedy", "stir")
+    elsewhere = [
+        {key: value for key, value in row.items() if key != "label"} | {"accuracy": 0.25}
+        for row in _results("bb", "greedy", "stir")["methods"]  # type: ignore[attr-defined]
+    ]
+    results["outside"] = [{"task": "lists", "methods": elsewhere}]
+    monkeypatch.setattr("stir_train.recipes.compare.read_results", lambda run: results)
+    rows = [row[:4] for row in result_rows([Path("runs/one"), Path("runs/two")])]
+    assert rows[1] == ("one", "stir", "stir-label", "50.0")
+    assert rows[3] == ("one on lists", "stir", "stir-label", "25.0")
+    assert [row[0] for row in rows[4:]] == ["two", "two", "two on lists", "two on lists"]
 
 
 def test_a_page_of_several_runs_stands_alone_and_warns_of_what_cannot_be_compared() -> None:

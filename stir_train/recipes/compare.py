@@ -43,14 +43,14 @@ def read_results(run: Path) -> dict[str, Any]:
 
 def result_rows(runs: Sequence[Path]) -> list[tuple[str, ...]]:
     """One row a run and method, tasks outside the harvest last; deltas are from greedy decoding."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for run in runs:
         results = read_results(run)
-        for method in results["methods"]:
-            rows.append((run.name, *_figures(method)))
-        for outside in results["outside"]:
-            for method in outside["methods"]:
-                rows.append((f"{run.name} on {outside['task']}", *_figures(method)))
+        labels = {method["name"]: method["label"] for method in results["methods"]}
+        tables = [(run.name, results["methods"])]
+        tables += [(f"{run.name} on {o['task']}", o["methods"]) for o in results["outside"]]
+        for name, methods in tables:
+            rows += [(name, *_figures(method, labels[method["name"]])) for method in methods]
     return rows
 
 
@@ -80,13 +80,13 @@ def as_markdown(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _figures(method: Mapping[str, Any]) -> tuple[str, ...]:
+def _figures(method: Mapping[str, Any], label: str) -> tuple[str, ...]:
     is_baseline = method["name"] == "greedy"
     points = "" if is_baseline else _change(method["delta_accuracy"], method["delta_accuracy_ci95"])
     tokens = (
         "" if is_baseline else _change(method["delta_tokens_fraction"], method["delta_tokens_ci95"])
     )
-    settings = "" if method["label"] == method["name"] else method["label"]
+    settings = "" if label == method["name"] else label
     return (
         method["name"],
         settings,
