@@ -62,12 +62,14 @@ results: $(STAMP) ## the held-out comparison of docs/results.md (hours on two co
 	      $(BRIEFLY) || exit 1; \
 	  done; \
 	done
-	for pair in haste:addition-blind-4 waste:sorting-waste-4 mixed:sorting-3; do \
+	test -d runs/models/addition-blind-4 || $(BIN)/stir-train tiny train runs/models/addition-blind-4 \
+	  --family addition-blind --seed 4 --steps 3600
+	for pair in haste:runs/models/addition-blind-4 waste:embedded/sorting-waste-4 \
+	  mixed:embedded/sorting-3; do \
 	  family=$${pair%%:*}; \
 	  $(BIN)/stir-train run configs/results/$$family.yaml name=$$family-model2 \
-	    model.name=embedded/$${pair#*:} $(BRIEFLY) || exit 1; \
+	    model.name=$${pair#*:} $(BRIEFLY) || exit 1; \
 	done
-	cp -r stir_train/tasks/models/addition-blind-4 runs/models/
 	$(BIN)/stir-train tiny problems runs/models/problems.jsonl --family addition-blind --seed 7
 	$(BIN)/stir-train run configs/results/own.yaml
 	$(BIN)/stir-train compare runs/results/*
