@@ -70,7 +70,8 @@ results: $(STAMP) ## the held-out comparison of docs/results.md (hours on two co
 	  $(BIN)/stir-train run configs/results/$$family.yaml name=$$family-model2 \
 	    model.name=$${pair#*:} $(BRIEFLY) || exit 1; \
 	done
-	$(BIN)/stir-train tiny problems runs/models/problems.jsonl --family addition-blind --seed 7
+	rm -rf runs/models/own && cp -r stir_train/tasks/models/sorting-3 runs/models/own
+	$(BIN)/stir-train tiny problems runs/models/problems.jsonl --family sorting --seed 7
 	$(BIN)/stir-train run configs/results/own.yaml
 	$(BIN)/stir-train compare runs/results/*
 
