@@ -62,17 +62,20 @@ results: $(STAMP) ## the held-out comparison of docs/results.md (hours on two co
 	      $(BRIEFLY) || exit 1; \
 	  done; \
 	done
-	test -d runs/models/addition-blind-4 || $(BIN)/stir-train tiny train runs/models/addition-blind-4 \
-	  --family addition-blind --seed 4 --steps 3600
-	for pair in haste:runs/models/addition-blind-4 waste:embedded/sorting-waste-4 \
+	for pair in haste:embedded/addition-blind-5 waste:embedded/sorting-waste-4 \
 	  mixed:embedded/sorting-3; do \
 	  family=$${pair%%:*}; \
 	  $(BIN)/stir-train run configs/results/$$family.yaml name=$$family-model2 \
 	    model.name=$${pair#*:} $(BRIEFLY) || exit 1; \
 	done
-	rm -rf runs/models/own && cp -r stir_train/tasks/models/sorting-3 runs/models/own
+	rm -rf runs/models/own runs/models/own-blind
+	cp -r stir_train/tasks/models/sorting-3 runs/models/own
+	cp -r stir_train/tasks/models/addition-blind-5 runs/models/own-blind
 	$(BIN)/stir-train tiny problems runs/models/problems.jsonl --family sorting --seed 7
+	$(BIN)/stir-train tiny problems runs/models/blind-problems.jsonl --family addition-blind --seed 7
 	$(BIN)/stir-train run configs/results/own.yaml
+	$(BIN)/stir-train run configs/results/own.yaml name=own-blind \
+	  model.name=runs/models/own-blind task.source=runs/models/blind-problems.jsonl
 	$(BIN)/stir-train compare runs/results/*
 
 format: $(STAMP) ## format and mend what lint can mend
