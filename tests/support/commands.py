@@ -1,0 +1,31 @@
+"""The command line, run in this process: it spares every test the import of torch and its company."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from unittest import mock
+
+from stir_train.cli import main
+
+
+def stir_train(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """What a process of its own would have answered."""
+    argv = ["stir-train", *arguments]
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", argv),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            main()
+        except SystemExit as left:
+            status = left.code
+    assert status is None or isinstance(status, int), status
+    return subprocess.CompletedProcess(argv, status or 0, out.getvalue(), err.getvalue())
