@@ -25,14 +25,12 @@ from stir_train.distill.samples import (
     BatchConfig,
     SequenceBatch,
     batch_indices,
-    choose_samples,
     sequence_batches,
 )
 from stir_train.distill.validation import validation_loss
 from stir_train.distributed.engine import PlainEngine
 from stir_train.distributed.world import alone
 from stir_train.errors import StageError
-from stir_train.evals.retention import compare_students
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
 from stir_train.generation.engine import DecodeEngine
 from stir_train.models.load import LoadedModel
@@ -40,7 +38,7 @@ from stir_train.models.lora import Student, make_whole_student
 from stir_train.steering.controller import BasisController
 from stir_train.train.checkpoint import CheckpointFile
 from stir_train.train.loop import FitPlan, StepRecord, fit, sum_of
-from stir_train.types.rollout import Grade, GradedRollout, Impulse, Prompt, Rollout
+from stir_train.types.rollout import Impulse, Prompt, Rollout
 from tests.support import bases
 
 LOGITS = ObjectiveConfig(sequence=0.0, logits=1.0, beta=0.0)
@@ -387,54 +385,3 @@ def test_rank_stabilised_lora_scales_by_the_root_of_the_rank() -> None:
 
     assert scale(DistillConfig(rank=16, alpha=32)) == 2
     assert scale(DistillConfig(rank=16, alpha=32, use_rslora=True)) == 8
-
-
-def _answers(correct: list[bool], num_tokens: list[int]) -> list[GradedRollout]:
-    return [
-        GradedRollout(
-            Rollout(str(i), 0, (1,), (2,) * tokens, (0.0,) * tokens, (), "stop"),
-            "",
-            Grade(right, "1", ""),
-            float(right),
-        )
-        for i, (right, tokens) in enumerate(zip(correct, num_tokens, strict=True))
-    ]
-
-
-def test_hard_problems_keep_one_sample_of_middle_length_beside_the_shortest() -> None:
-    def sample(prompt: str, number: int, length: int, *, right: bool) -> GradedRollout:
-        rollout = Rollout(prompt, number, (1,), (number + 2,) * length, (0.0,) * length, (), "stop")
-        return GradedRollout(rollout, "", Grade(right, "", ""), 0.0)
-
-    lengths = (9, 3, 5, 7, 4)
-    graded = [
-        *(sample("easy", i, length, right=True) for i, length in enumerate(lengths)),
-        *(sample("hard", i, length, right=True) for i, length in enumerate(lengths)),
-        *(sample("hard", i, 4, right=False) for i in range(5, 20)),
-    ]
-
-    def kept(hard_below: float, keep: int = 1) -> list[tuple[str, int]]:
-        chosen = choose_samples(graded, keep_per_prompt=keep, hard_below=hard_below)
-        return [(r.prompt_id, len(r.token_ids)) for r in chosen]
-
-    assert kept(0.0) == [("easy", 3), ("hard", 3)]
-    assert kept(0.3) == [("easy", 3), ("hard", 3), ("hard", 5)]
-    assert kept(0.2) == [("easy", 3), ("hard", 3)], "a quarter is solved"
-    everything = sorted(lengths)
-    assert kept(0.3, keep=5) == [(p, n) for p in ("easy", "hard") for n in everything]
-
-
-def test_retention_is_the_share_of_the_teachers_gain_where_it_has_one() -> None:
-    size = 40
-    answers = {
-        "greedy": _answers([False] * 20 + [True] * 20, [10] * size),
-        "stir": _answers([True] * size, [10] * size),
-        "half": _answers([True] * 10 + [False] * 10 + [True] * 20, [5] * size),
-    }
-    names = {"base": "greedy", "teacher": "stir", "other": "stir"}
-    (half,) = compare_students(answers, ["half"], **names, num_resamples=200)
-    assert half.retention_accuracy == pytest.approx(0.5)
-    assert half.retention_tokens is None, "the teacher saves nothing"
-    assert half.delta_accuracy == pytest.approx(-0.25)
-    assert half.delta_accuracy_ci95[1] < 0
-    assert half.delta_tokens_fraction == pytest.approx(-0.5)

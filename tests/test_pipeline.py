@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -27,50 +25,14 @@ from stir_train.recipes.rollouts import load_rollouts
 from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import Intervention
 from tests.support.commands import stir_train
+from tests.support.smoke import PYTHON, STAGES, digests, run_smoke, smoke_arguments
 from tests.support.wandb_records import read_records
-
-ROOT = Path(__file__).resolve().parent.parent
-SMOKE = ROOT / "configs" / "tiny" / "smoke.yaml"
-STAGES = [
-    "rollouts",
-    "harvest",
-    "basis",
-    "validation",
-    "value",
-    "tune",
-    "steered",
-    "adapter",
-    "eval",
-    "report",
-]
-
-
-PYTHON = [sys.executable, "-W", "ignore", "-m", "stir_train"]
-
-
-def _arguments(output: Path, *arguments: str, verb: str = "run") -> list[str]:
-    return [verb, str(SMOKE), f"output_dir={output}", *arguments]
-
-
-def _run(output: Path, *arguments: str, verb: str = "run") -> subprocess.CompletedProcess[str]:
-    return stir_train(*_arguments(output, *arguments, verb=verb))
-
-
-def _digests(output: Path) -> dict[str, str]:
-    """Hash of every artifact; logs and metrics are about attempts, not about results."""
-    run = output / "smoke"
-    return {
-        str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for stage in STAGES
-        for path in sorted((run / stage).rglob("*"))
-        if path.is_file() and stage != "report"
-    }
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("finished")
-    argv = [*PYTHON, *_arguments(output, "tracking.wandb=offline")]
+    argv = [*PYTHON, *smoke_arguments(output, "tracking.wandb=offline")]
     completed = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert completed.returncode == 0, completed.stderr
     assert "held-out problems" in completed.stderr
@@ -80,7 +42,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_stage_is_whole_and_a_second_run_does_nothing(finished: Path) -> None:
     run = finished / "smoke"
-    before = _digests(finished)
+    before = digests(finished)
     for stage in STAGES:
         assert (run / stage / "complete").is_file(), stage
         manifest = json.loads((run / stage / "manifest.json").read_text())
@@ -91,10 +53,10 @@ def test_every_stage_is_whole_and_a_second_run_does_nothing(finished: Path) -> N
             if p.is_file() and ".checksums" not in p.parts
         }
         assert present == listed, stage
-    again = _run(finished)
+    again = run_smoke(finished)
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("nothing to do") == len(STAGES)
-    assert _digests(finished) == before
+    assert digests(finished) == before
 
 
 def test_wandb_holds_what_is_promised(finished: Path) -> None:
@@ -153,7 +115,7 @@ def test_every_export_is_written_where_it_was_asked_for(finished: Path, tmp_path
     }
     for form, files in expected.items():
         target = tmp_path / form
-        done = _run(finished, "--format", form, "--to", str(target), verb="export")
+        done = run_smoke(finished, "--format", form, "--to", str(target), verb="export")
         assert done.returncode == 0, done.stderr
         assert {path.name for path in target.iterdir()} == files
         assert str(target) in done.stderr
@@ -180,7 +142,7 @@ def test_the_adapter_is_two_files_that_plain_peft_loads(finished: Path) -> None:
     }
     base = AutoModelForCausalLM.from_pretrained(EMBEDDED_ROOT / "addition")
     assert PeftModel.from_pretrained(base, adapter).active_adapter == "default"
-    verified = _run(finished, verb="verify")
+    verified = run_smoke(finished, verb="verify")
     assert verified.returncode == 0, verified.stderr
 
 
@@ -189,17 +151,17 @@ def test_a_prompt_is_answered_and_decisions_are_shown(finished: Path, method: st
     table = json.loads((finished / "smoke" / "eval" / "results.json").read_text())
     assert method in {row["name"] for row in table["methods"]}
     question = "a3, b4, c1, d9: ones sum, exam\\n"
-    answered = _run(finished, "--method", method, "--prompt", question, verb="generate")
+    answered = run_smoke(finished, "--method", method, "--prompt", question, verb="generate")
     assert answered.returncode == 0, answered.stderr
     assert "Answer: " in answered.stdout
-    shown = _run(finished, "--method", method, "--index", "1", verb="preview")
+    shown = run_smoke(finished, "--method", method, "--index", "1", verb="preview")
     assert shown.returncode == 0, shown.stderr
     assert "point 1" in shown.stdout
     assert "gold answer" in shown.stdout
 
 
 def test_an_unknown_method_is_refused(finished: Path) -> None:
-    wrong = _run(finished, "--method", "magic", verb="preview")
+    wrong = run_smoke(finished, "--method", "magic", verb="preview")
     assert wrong.returncode == 1
     assert "is none of greedy, stir" in wrong.stderr
 
@@ -209,14 +171,14 @@ def test_other_settings_or_a_damaged_file_stop_with_what_to_do(
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
-    changed = _run(copy, "harvest.num_positive=1")
+    changed = run_smoke(copy, "harvest.num_positive=1")
     assert changed.returncode == 1
     assert "harvest.num_positive: 2 then, 1 now" in changed.stderr
     assert "--redo" in changed.stderr
     shard = next((copy / "smoke" / "rollouts").glob("states-*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-100])
     shutil.rmtree(copy / "smoke" / "harvest")
-    damaged = _run(copy, verb="harvest")
+    damaged = run_smoke(copy, verb="harvest")
     assert damaged.returncode == 1
     assert "is damaged" in damaged.stderr
     assert not (copy / "smoke" / "harvest" / "complete").exists()
@@ -225,7 +187,7 @@ def test_other_settings_or_a_damaged_file_stop_with_what_to_do(
 def test_redo_remakes_a_stage_and_those_after_it(finished: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
-    redone = _run(copy, "--redo", "basis.size=16", verb="basis")
+    redone = run_smoke(copy, "--redo", "basis.size=16", verb="basis")
     assert redone.returncode == 0, redone.stderr
     assert (copy / "smoke" / "harvest" / "complete").exists()
     assert not (copy / "smoke" / "tune").exists()
@@ -275,49 +237,6 @@ def test_plain_generate_inside_the_context_gives_the_engines_tokens(finished: Pa
         steering(other, tokenizer, run).__enter__()
 
 
-def test_a_users_own_model_and_problems_need_no_code(tmp_path: Path) -> None:
-    from stir_train.models.load import EMBEDDED_ROOT
-
-    model, problems = tmp_path / "model", tmp_path / "problems.jsonl"
-    shutil.copytree(EMBEDDED_ROOT / "sorting", model)
-    made = stir_train("tiny", "problems", str(problems), "--family=sorting", "--problems=80")
-    assert made.returncode == 0, made.stderr
-    renamed = problems.read_text().replace('"question"', '"prompt"').replace('"answer"', '"gold"')
-    problems.write_text(renamed)
-    settings = [
-        f"model.name={model}",
-        "task.name=custom",
-        f"task.source={problems}",
-        "task.question_fields=[prompt]",
-        "task.answer_fields=[gold]",
-        "generation.max_new_tokens=320",
-    ]
-    for verb in ("rollout", "harvest"):
-        done = _run(tmp_path, *settings, verb=verb)
-        assert done.returncode == 0, done.stderr
-    assert "contrasts" in done.stderr
-    used = json.loads((tmp_path / "smoke" / "rollouts" / "problems.json").read_text())
-    assert len(used["harvest"]) == 24
-
-
-def test_a_model_that_never_solves_anything_ends_in_a_sentence_not_an_error(tmp_path: Path) -> None:
-    from stir_train.tasks.families import FAMILIES
-    from stir_train.tasks.tiny_model import TinyRecipe, build_model
-    from stir_train.tasks.tokenizer import build_tokenizer
-
-    tokenizer = build_tokenizer([FAMILIES["addition"]], max_tokens=512)
-    build_model(TinyRecipe(), tokenizer).save_pretrained(tmp_path / "untrained")
-    tokenizer.save_pretrained(tmp_path / "untrained")
-    settings = (f"model.name={tmp_path / 'untrained'}", "distill.enabled=false")
-    for _ in range(2):  # the second time finds the harvest done
-        done = _run(tmp_path, *settings)
-        assert done.returncode == 0, done.stderr
-        said = " ".join(done.stderr.split())
-        assert "no effect: of 96 rollouts 0.0% are correct" in said
-        assert "nothing to steer with" in said
-    assert not (tmp_path / "smoke" / "eval").exists()
-
-
 def test_validation_goes_on_with_the_block_whose_controller_did_best(finished: Path) -> None:
     stage = RunDir(finished / "smoke").stage("validation")
     config = load_config(RunConfig, finished / "smoke" / "config.yaml", [])
@@ -362,7 +281,7 @@ def test_other_methods_and_other_tasks_join_the_comparison(finished: Path, tmp_p
     methods = "baselines.methods=[nowait, thinkedit]"
     only = ("--only", "baselines,evaluate,report", "--redo")
     variants = "evaluate.variants={shut: {value_margin: 10}, first: {first_point_only: true}}"
-    done = _run(tmp_path, methods, outside, variants, "evaluate.num_samples=2", *only)
+    done = run_smoke(tmp_path, methods, outside, variants, "evaluate.num_samples=2", *only)
     assert done.returncode == 0, done.stderr
     assert "2 other methods tuned over 11 settings" in done.stderr
     assert "outside the harvest: 16 problems of sums" in done.stderr
@@ -398,51 +317,18 @@ def test_other_methods_and_other_tasks_join_the_comparison(finished: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_generations_start_from_the_last_student_and_the_test_split_comes_last(
-    tmp_path: Path,
-) -> None:
-    # Enough steps to learn the harvest, enough tune problems to see it.
-    enough = ("distill.num_steps=120", "splits.num_tune=32")
-    settings = (*enough, "distill.also={}", "iterate.max_generations=2")
-    done = _run(tmp_path, *settings, verb="iterate")
-    assert done.returncode == 0, done.stderr
-    run = tmp_path / "smoke"
-    second = json.loads((run / "generation-2/rollouts/stage.json").read_text())
-    first = json.loads((run / "generation-1/rollouts/stage.json").read_text())
-    assert second["sources"]["model"] != first["sources"]["model"]
-    assert second["sources"]["split harvest"] == first["sources"]["split harvest"]
-    config = (run / "generation-2/config.yaml").read_text()
-    assert f"name: {run}/students/1" in config
-    # The first student is right every time here: the second generation ends at its rollouts.
-    assert "nothing is left to learn" in done.stderr
-    assert not (run / "generation-2/adapter").exists()
-    assert not (run / "generation-1/eval").exists(), "the test split is for the end"
-    results = json.loads((run / "test/results.json").read_text())
-    rows = {row["name"]: row for row in results["methods"]}
-    assert list(rows) == ["greedy", "generation-1"]
-    assert results["chosen"] == "generation-1"
-    assert rows[results["chosen"]]["accuracy"] > rows["greedy"]["accuracy"]
-    order = [json.loads(line)["stage"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert max(i for i, stage in enumerate(order) if stage.startswith("tune-")) < min(
-        i for i, stage in enumerate(order) if stage.startswith("test-")
-    )
-    again = _run(tmp_path, *settings, verb="iterate")
-    assert again.returncode == 0, again.stderr
-    assert "rollouts," not in again.stderr, "everything was there"
-    assert json.loads((run / "test/results.json").read_text()) == results
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_at_a_random_point_and_rerun_it_ends_with_the_same_bytes(
     finished: Path, tmp_path: Path, seed: int
 ) -> None:
-    expected = _digests(finished)
+    expected = digests(finished)
     rng = random.Random(seed)
     for _ in range(3):
         target = rng.randrange(1, len(expected))
         process = subprocess.Popen(
-            [*PYTHON, *_arguments(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*PYTHON, *smoke_arguments(tmp_path)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + 120
         # Watch files appear and kill at the chosen one: any point of any stage.
@@ -452,6 +338,6 @@ def test_killed_at_a_random_point_and_rerun_it_ends_with_the_same_bytes(
                 break
         process.send_signal(signal.SIGKILL)
         process.wait()
-    completed = _run(tmp_path)
+    completed = run_smoke(tmp_path)
     assert completed.returncode == 0, completed.stderr
-    assert _digests(tmp_path) == expected
+    assert digests(tmp_path) == expected

@@ -1,0 +1,60 @@
+"""Which steered samples a student learns, and what it keeps of the teacher's gain."""
+
+from __future__ import annotations
+
+import pytest
+
+from stir_train.distill.samples import choose_samples
+from stir_train.evals.retention import compare_students
+from stir_train.types.rollout import Grade, GradedRollout, Rollout
+
+
+def _answers(correct: list[bool], num_tokens: list[int]) -> list[GradedRollout]:
+    return [
+        GradedRollout(
+            Rollout(str(i), 0, (1,), (2,) * tokens, (0.0,) * tokens, (), "stop"),
+            "",
+            Grade(right, "1", ""),
+            float(right),
+        )
+        for i, (right, tokens) in enumerate(zip(correct, num_tokens, strict=True))
+    ]
+
+
+def test_hard_problems_keep_one_sample_of_middle_length_beside_the_shortest() -> None:
+    def sample(prompt: str, number: int, length: int, *, right: bool) -> GradedRollout:
+        rollout = Rollout(prompt, number, (1,), (number + 2,) * length, (0.0,) * length, (), "stop")
+        return GradedRollout(rollout, "", Grade(right, "", ""), 0.0)
+
+    lengths = (9, 3, 5, 7, 4)
+    graded = [
+        *(sample("easy", i, length, right=True) for i, length in enumerate(lengths)),
+        *(sample("hard", i, length, right=True) for i, length in enumerate(lengths)),
+        *(sample("hard", i, 4, right=False) for i in range(5, 20)),
+    ]
+
+    def kept(hard_below: float, keep: int = 1) -> list[tuple[str, int]]:
+        chosen = choose_samples(graded, keep_per_prompt=keep, hard_below=hard_below)
+        return [(r.prompt_id, len(r.token_ids)) for r in chosen]
+
+    assert kept(0.0) == [("easy", 3), ("hard", 3)]
+    assert kept(0.3) == [("easy", 3), ("hard", 3), ("hard", 5)]
+    assert kept(0.2) == [("easy", 3), ("hard", 3)], "a quarter is solved"
+    everything = sorted(lengths)
+    assert kept(0.3, keep=5) == [(p, n) for p in ("easy", "hard") for n in everything]
+
+
+def test_retention_is_the_share_of_the_teachers_gain_where_it_has_one() -> None:
+    size = 40
+    answers = {
+        "greedy": _answers([False] * 20 + [True] * 20, [10] * size),
+        "stir": _answers([True] * size, [10] * size),
+        "half": _answers([True] * 10 + [False] * 10 + [True] * 20, [5] * size),
+    }
+    names = {"base": "greedy", "teacher": "stir", "other": "stir"}
+    (half,) = compare_students(answers, ["half"], **names, num_resamples=200)
+    assert half.retention_accuracy == pytest.approx(0.5)
+    assert half.retention_tokens is None, "the teacher saves nothing"
+    assert half.delta_accuracy == pytest.approx(-0.25)
+    assert half.delta_accuracy_ci95[1] < 0
+    assert half.delta_tokens_fraction == pytest.approx(-0.5)
