@@ -52,6 +52,10 @@ def test_other_inputs_are_refused_by_name(tmp_path: Path) -> None:
     ):
         with pytest.raises(ArtifactError, match=message):
             StageDir(tmp_path / "basis").begin(changed)
+    StageDir(tmp_path / "none").require_settings({"basis": {"size": 5}})
+    StageDir(tmp_path / "basis").require_settings(INPUTS.config)
+    with pytest.raises(ArtifactError, match=r"basis.size: 4 then, 5 now"):
+        StageDir(tmp_path / "basis").require_settings({"basis": {"size": 5}})
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "manifest", "schema"])

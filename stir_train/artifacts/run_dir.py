@@ -91,17 +91,37 @@ class StageDir:
             write_json(file, wanted)
             return True
         held = _read_json(file)
-        differences = _differences(held, wanted)
+        self._refuse(_differences(held, wanted))
+        if self.is_complete:
+            self.require_complete()
+            return False
+        return True
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that the stage was begun with, by name.
+
+        Raises:
+            ArtifactError: If it was never begun.
+        """
+        return dict(_read_json(self.path / STAGE_FILE)["config"])
+
+    def require_settings(self, wanted: Mapping[str, Any]) -> None:
+        """Check some of the settings that the stage, if begun, was begun with.
+
+        Raises:
+            ArtifactError: If they were others; the message names them.
+        """
+        if (self.path / STAGE_FILE).is_file():
+            held = self.settings()
+            self._refuse(_differences({name: held.get(name) for name in wanted}, dict(wanted)))
+
+    def _refuse(self, differences: list[str]) -> None:
         if differences:
             listed = "\n".join(f"  - {line}" for line in differences)
             raise ArtifactError(
                 f"{self.path} was made with other settings:\n{listed}\n"
                 "Use another run name, or --redo to remake this stage and those after it."
             )
-        if self.is_complete:
-            self.require_complete()
-            return False
-        return True
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:

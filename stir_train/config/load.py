@@ -46,18 +46,6 @@ def parse_config(
         raise ConfigError(f"{origin}: {len(problems)} {plural}\n{listed}") from error
 
 
-def load_section(kind: type[Config], path: Path, section: str) -> Config:
-    """Read one section of a resolved configuration file.
-
-    Raises:
-        ConfigError: If the file or the section is not readable.
-    """
-    try:
-        return kind.model_validate(_read_yaml(path)[section])
-    except (KeyError, ValidationError) as error:
-        raise ConfigError(f"{path}: no valid section {section!r}: {error}") from error
-
-
 def dump_config(config: BaseModel) -> str:
     """The resolved configuration as YAML, every default filled in."""
     return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from stir_train.artifacts.run_dir import RunDir, StageDir, StageInputs
 from stir_train.config.inputs import TaskConfig
+from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.config.run import RunConfig
 from stir_train.data.control_points import ControlPointAutomaton, build_automaton
 from stir_train.data.grading import Grader
@@ -204,6 +205,8 @@ class RunContext:
     ) -> StageDir | None:
         """Open a stage for its settings and sources; None when it is already complete. Collective.
 
+        Task and control points, on which every stage depends, must be those of the rollouts.
+
         Args:
             name: The stage's directory.
             settings: What it depends on.
@@ -230,6 +233,11 @@ class RunContext:
         splits: tuple[SplitName, ...],
     ) -> bool:
         """Write what the stage is made from, or check it; whether there is work left."""
+        first = self.stage(STAGE_DIRECTORIES["rollout"])
+        if stage.path != first.path:
+            shared = (self.config.task, self.config.control_points)
+            task, points = (section.model_dump(mode="json") for section in shared)
+            first.require_settings({"task": task, "control_points": points})
         sources = {"model": self.described.identity.fingerprint()}
         sources |= {f"stage {other}": self.stage(other).fingerprint() for other in upstream}
         sources |= {f"split {split}": split_sha256(self.splits[split]) for split in splits}

@@ -10,7 +10,7 @@ import torch
 from stir_train.artifacts.run_dir import RunDir, StageDir
 from stir_train.artifacts.tensors import load_tensors
 from stir_train.config.pipeline import STAGE_DIRECTORIES
-from stir_train.config.stages import VALUE_MODES, SteeringConfig
+from stir_train.config.stages import VALUE_MODES, ControlPointConfig, SteeringConfig
 from stir_train.errors import ArtifactError
 from stir_train.models.blocks import resolve_depth
 from stir_train.models.load import ModelIdentity
@@ -30,6 +30,11 @@ class SteeringArtifacts:
     def __init__(self, run_dir: RunDir, identity: ModelIdentity) -> None:
         self._run_dir = run_dir
         self._identity = identity
+
+    def control_points(self) -> ControlPointConfig:
+        """Where the run's rollouts had their control points."""
+        settings = self._stage("rollout").settings()
+        return ControlPointConfig.model_validate(settings["control_points"])
 
     def basis(self) -> ControlBasis:
         """The control basis, as validation left it."""

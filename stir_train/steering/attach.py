@@ -16,8 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stir_train.config.load import load_section
-from stir_train.config.stages import ControlPointConfig, SteeringConfig
+from stir_train.config.stages import SteeringConfig
 from stir_train.data.control_points import ControlPointAutomaton, build_automaton
 from stir_train.errors import StageError
 from stir_train.generation.backend import ControlBatch
@@ -59,7 +58,7 @@ def steering(
             f"mode {chosen.mode!r} needs previews, which plain generate cannot make; pass "
             "settings=SteeringConfig(mode='value', ...), or use `stir-train generate`"
         )
-    points = load_section(ControlPointConfig, path / "config.yaml", "control_points")
+    points = artifacts.control_points()
     controller = artifacts.controller(chosen, device=model.device)
     automaton = build_automaton(
         tokenizer, points, vocab_size=model.config.get_text_config().vocab_size
