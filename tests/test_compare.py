@@ -8,6 +8,7 @@ import pytest
 
 from stir_train.errors import ArtifactError
 from stir_train.evals.comparison import render_comparison, warnings_of
+from stir_train.evals.frontier import frontier, undominated
 from stir_train.recipes.compare import as_markdown, result_rows
 
 
@@ -76,3 +77,23 @@ def test_a_page_of_several_runs_stands_alone_and_warns_of_what_cannot_be_compare
     other = {**runs, "three": _results("bb", "greedy", openings=2)}
     assert [w for w in warnings_of(other) if "different test items: one, two | three" in w]
     assert [w for w in warnings_of(other) if "opened for 2 choices" in w]
+
+
+def test_the_frontier_is_what_no_other_method_equals_at_fewer_tokens() -> None:
+    figures = {"a": (60, 0.5), "b": (50, 0.7), "c": (80, 0.9), "d": (80, 0.8), "e": (90, 0.9)}
+    rows = [
+        {"name": name, "tokens_mean": tokens, "accuracy": right, "accuracy_ci95": (right, right)}
+        for name, (tokens, right) in figures.items()
+    ]
+    best = undominated(rows)
+    assert [row["name"] for row in best] == ["b", "c"]
+    for row in rows:
+        beaten_by = [
+            other
+            for other in rows
+            if other["tokens_mean"] <= row["tokens_mean"]
+            and other["accuracy"] >= row["accuracy"]
+            and other is not row
+        ]
+        assert bool(beaten_by) == (row not in best)
+    assert frontier(rows).startswith("data:image/png;base64,")

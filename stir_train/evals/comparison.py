@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from stir_train.evals import plots
 from stir_train.evals.compare import describe_interval
+from stir_train.evals.frontier import frontier
 from stir_train.evals.report import page_environment
 
 
@@ -27,10 +27,7 @@ def render_comparison(results: Mapping[str, Mapping[str, Any]]) -> str:
     Args:
         results: ``results.json`` by the run's name.
     """
-    runs = [
-        ComparedRun(name, found, plots.frontier(found["methods"]))
-        for name, found in results.items()
-    ]
+    runs = [ComparedRun(name, found, frontier(found["methods"])) for name, found in results.items()]
     methods = dict.fromkeys(row["name"] for run in runs for row in run.results["methods"])
     by_method = {method: [_row(run.results, method) for run in runs] for method in methods}
     template = resources.files("stir_train.evals").joinpath("comparison.html.j2")

@@ -15,71 +15,50 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLORS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#4b5563", "#be185d")
-MARKERS = "os^Dv"
 GRID = "#e5e7eb"
-
-
-def frontier(methods: Sequence[Mapping[str, Any]]) -> str:
-    """Accuracy against tokens per problem, with 95 % intervals on accuracy."""
-    figure, axes = _figure(6.4, 3.8)
-    for i, row in enumerate(methods):
-        low, high = row["accuracy_ci95"]
-        axes.errorbar(
-            row["tokens_mean"],
-            100 * row["accuracy"],
-            yerr=[[100 * (row["accuracy"] - low)], [100 * (high - row["accuracy"])]],
-            fmt=MARKERS[i // len(COLORS) % len(MARKERS)],
-            color=COLORS[i % len(COLORS)],
-            label=row["name"],
-            capsize=3,
-        )
-    axes.set_xlabel("generated tokens per problem (previews included)")
-    axes.set_ylabel("accuracy (%)")
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    return _png(figure)
 
 
 def points_yield(points: Sequence[tuple[int, int, float]]) -> str:
     """Contrasts found and corrections kept at each control point."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     positions = [point for point, _, _ in points]
     axes.bar([p - 0.2 for p in positions], [n for _, n, _ in points], 0.4, label="contrasts found")
     axes.bar([p + 0.2 for p in positions], [n for _, _, n in points], 0.4, label="corrections kept")
     axes.set_xlabel("control point")
     axes.set_ylabel("count")
     axes.legend(fontsize=8, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def histogram(
     series: Mapping[str, Sequence[float]], xlabel: str, *, ylabel: str = "contrasts"
 ) -> str:
     """One outline per named series."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     for i, (name, values) in enumerate(series.items()):
         axes.hist(values, bins=30, histtype="step", color=COLORS[i % len(COLORS)], label=name)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     if len(series) > 1:
         axes.legend(fontsize=8, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def curves(series: Mapping[str, Sequence[float]], xlabel: str, ylabel: str) -> str:
     """One line per named series, x counted from 1."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     for i, (name, values) in enumerate(series.items()):
         xs = range(1, len(values) + 1)
         axes.plot(xs, values, color=COLORS[i % len(COLORS)], label=name)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.legend(fontsize=8, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def cosines(blocks: Sequence[Mapping[str, Any]]) -> str:
     """Key cosines raw and centred, direction coherence and split-half agreement, per block."""
-    figure, axes = _figure(6.4, 3.2)
+    figure, axes = new_figure(6.4, 3.2)
     names = {
         "raw_cosine": "keys, raw",
         "centred_cosine": "keys, centred",
@@ -93,12 +72,12 @@ def cosines(blocks: Sequence[Mapping[str, Any]]) -> str:
     axes.axhline(0, color="black", linewidth=0.6)
     axes.set_ylabel("mean cosine")
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return _png(figure)
+    return png(figure)
 
 
 def reliability(bins: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Observed against predicted P(correct) on held-out prompts, per block."""
-    figure, axes = _figure(4.2, 3.6)
+    figure, axes = new_figure(4.2, 3.6)
     axes.plot([0, 1], [0, 1], color="#9ca3af", linewidth=1, linestyle="--")
     for i, (block, rows) in enumerate(bins.items()):
         xs = [row["mean_predicted"] for row in rows]
@@ -107,20 +86,21 @@ def reliability(bins: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     axes.set_xlabel("predicted P(correct)")
     axes.set_ylabel("observed")
     axes.legend(fontsize=8, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def interventions(by_point: Mapping[int, tuple[int, int]]) -> str:
     """Share of control points that received an impulse, by control point."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     points = sorted(by_point)
     axes.bar(points, [100 * by_point[p][1] / by_point[p][0] for p in points], color=COLORS[0])
     axes.set_xlabel("control point")
     axes.set_ylabel("steered (%)")
-    return _png(figure)
+    return png(figure)
 
 
-def _figure(width: float = 4.6, height: float = 3.0) -> tuple[Figure, Axes]:
+def new_figure(width: float = 4.6, height: float = 3.0) -> tuple[Figure, Axes]:
+    """A figure in the report's style, its sizes in inches, and its axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.grid(color=GRID, linewidth=0.8)
@@ -129,7 +109,8 @@ def _figure(width: float = 4.6, height: float = 3.0) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _png(figure: Figure) -> str:
+def png(figure: Figure) -> str:
+    """The figure as a data URL."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=130)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

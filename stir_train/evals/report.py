@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined, select_autoescape
 
 from stir_train.evals import plots
 from stir_train.evals.compare import describe_change
+from stir_train.evals.frontier import frontier
 from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import SteeringDecision
 
@@ -62,7 +63,7 @@ def render_report(data: ReportData) -> str:
     environment = page_environment()
     template = resources.files("stir_train.evals").joinpath("report.html.j2").read_text("utf-8")
     figures = {
-        "frontier": plots.frontier(data.results["methods"]),
+        "frontier": frontier(data.results["methods"]),
         "yield": plots.points_yield(data.basis["points"]),
         "quality": plots.histogram({"quality": data.basis["quality"]}, "quality of a contrast"),
         "norms": plots.histogram(

@@ -1,0 +1,137 @@
+"""Accuracy against tokens, with what no other method dominates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.transforms import Bbox
+
+from stir_train.evals.plots import GRID, new_figure, png
+
+Row = Mapping[str, Any]
+
+Kind = tuple[str, str, str, str]
+VARIANTS: Kind = ("variant", "one thing changed", "#9ca3af", "s")
+KINDS: tuple[Kind, ...] = (
+    ("greedy", "greedy", "#111827", "D"),
+    ("stir", "STIR", "#2563eb", "o"),
+    ("lora", "students", "#059669", "o"),
+    ("control", "controls", "#dc2626", "v"),
+    VARIANTS,
+    ("", "other methods", "#d97706", "^"),
+)
+"""Prefix of the names, label, colour and marker of each kind of method; the last takes the rest."""
+# Where a label may stand: offset in points, horizontal and vertical alignment.
+PLACES = (
+    ((7, 0), "left", "center"),
+    ((-7, 0), "right", "center"),
+    ((0, 9), "center", "bottom"),
+    ((0, -9), "center", "top"),
+)
+
+
+def frontier(methods: Sequence[Row]) -> str:
+    """Accuracy against tokens per problem with 95 % intervals, as an inline PNG.
+
+    The line joins the methods that no other equals at less, changed choices left out; they and
+    greedy decoding are named first, and others where there is room.
+    """
+    figure, axes = new_figure(8.6, 5.2)
+    kinds = {row["name"]: _kind(row["name"]) for row in methods}
+    for order, kind in enumerate(reversed(KINDS), start=2):  # ours on top
+        members = [row for row in methods if kinds[row["name"]] == kind]
+        if members:
+            _draw(axes, members, kind, order)
+    best = undominated([row for row in methods if kinds[row["name"]] != VARIANTS])
+    axes.step(
+        [row["tokens_mean"] for row in best],
+        [100 * row["accuracy"] for row in best],
+        where="post",
+        color="#2563eb",
+        linewidth=1,
+        alpha=0.5,
+        zorder=1,
+    )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.12, y=0.08)
+    axes.set_xlabel("generated tokens per problem, previews and votes included (log scale)")
+    axes.set_ylabel("accuracy (%)")
+    axes.grid(color=GRID)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles[::-1], labels[::-1], fontsize=8, loc="outside upper center", ncols=6, frameon=False
+    )
+    first = [row for row in methods if row["name"] in ("greedy", "stir")]
+    figure.draw_without_rendering()  # where things stand is known from here on
+    _name(axes, [*first, *best, *methods])
+    return png(figure)
+
+
+def undominated(methods: Sequence[Row]) -> list[Row]:
+    """The methods than which none is as accurate at fewer tokens or more accurate at as many.
+
+    In order of tokens; of equals the first.
+    """
+    kept: list[Row] = []
+    for row in sorted(methods, key=lambda row: (row["tokens_mean"], -row["accuracy"])):
+        if not kept or row["accuracy"] > kept[-1]["accuracy"]:
+            kept.append(row)
+    return kept
+
+
+def _kind(name: str) -> Kind:
+    return next(kind for kind in KINDS if name.startswith(kind[0]))
+
+
+def _draw(axes: Axes, rows: Sequence[Row], kind: Kind, order: int) -> None:
+    _, label, color, marker = kind
+    low, high = zip(*(row["accuracy_ci95"] for row in rows), strict=True)
+    accuracies = [row["accuracy"] for row in rows]
+    axes.errorbar(
+        [row["tokens_mean"] for row in rows],
+        [100 * a for a in accuracies],
+        yerr=[
+            [100 * (a - bound) for a, bound in zip(accuracies, low, strict=True)],
+            [100 * (bound - a) for a, bound in zip(accuracies, high, strict=True)],
+        ],
+        fmt=marker,
+        markersize=5,
+        color=color,
+        elinewidth=0.8,
+        capsize=2,
+        label=label,
+        zorder=order,
+    )
+
+
+def _name(axes: Axes, rows: Sequence[Row]) -> None:
+    """Name points in this order, each once, where its label covers no other and no point."""
+    places = {row["name"]: (row["tokens_mean"], 100 * row["accuracy"]) for row in rows}
+    points = axes.transData.transform(list(places.values()))
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in points]
+    named: set[tuple[float, float]] = set()
+    for name, place in places.items():
+        if place in named:
+            continue  # the label of an equal stands there
+        for offset, horizontal, vertical in PLACES:
+            label = axes.annotate(
+                name,
+                place,
+                offset,
+                textcoords="offset points",
+                ha=horizontal,
+                va=vertical,
+                fontsize=7,
+            )
+            box = label.get_window_extent()
+            if not any(box.overlaps(other) for other in taken) and axes.bbox.containsx(box.x1):
+                taken.append(box)
+                named.add(place)
+                break
+            label.remove()
