@@ -20,7 +20,6 @@ from stir_train.baselines.fractional import FractionalReasoning, ramp, turn
 from stir_train.baselines.interface import Bench, Evidence, NotApplicable, label_of
 from stir_train.baselines.nowait import KEYWORDS, NoWait
 from stir_train.baselines.pairs import right_and_wrong, shortest_and_longest_right
-from stir_train.baselines.progress_vector import ProgressVector
 from stir_train.baselines.reading import attention_output, feed_forward_output, read
 from stir_train.baselines.registry import BASELINES
 from stir_train.baselines.representation import RepresentationControl
@@ -39,6 +38,7 @@ from stir_train.types.rollout import Prompt, Rollout
 from tests.support import bases
 
 BLOCKS = (3, bases.BLOCK)
+Prepared = dict[str, dict[str, torch.Tensor]]
 
 
 @pytest.fixture(scope="module")
@@ -73,26 +73,34 @@ def plain(bench: Bench, prompts: list[Prompt]) -> list[Rollout]:
     return bench.answer(prompts)
 
 
+@pytest.fixture(scope="module")
+def prepared(evidence: Evidence) -> Prepared:
+    """What every method that applies learns; the model is the same before and after."""
+    before = {n: p.clone() for n, p in evidence.loaded.model.named_parameters()}
+    found = {}
+    for name, method in BASELINES.items():
+        with suppress(NotApplicable):
+            found[name] = method.prepare(evidence)
+    for name, parameter in evidence.loaded.model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+    return found
+
+
 def _tokens(rollouts: list[Rollout]) -> list[tuple[int, ...]]:
     return [rollout.token_ids for rollout in rollouts]
 
 
 def test_every_method_has_a_name_a_grid_and_learns_without_touching_the_model(
-    evidence: Evidence,
+    evidence: Evidence, prepared: Prepared
 ) -> None:
     assert tuple(BASELINES) == get_args(BaselineName)
-    before = {n: p.clone() for n, p in evidence.loaded.model.named_parameters()}
-    for name, method in BASELINES.items():
-        if name == "fractional-reasoning":  # needs words that the embedded model does not know
-            with pytest.raises(NotApplicable, match="no words"):
-                method.prepare(evidence)
-            continue
-        learnt = method.prepare(evidence)
-        assert all(torch.isfinite(t).all() for t in learnt.values()), name
-        settings = method.settings(BLOCKS)
+    with pytest.raises(NotApplicable, match="no words"):  # the embedded model does not know them
+        BASELINES["fractional-reasoning"].prepare(evidence)
+    assert set(prepared) == set(BASELINES) - {"fractional-reasoning"}
+    for name, tensors in prepared.items():
+        assert all(torch.isfinite(t).all() for t in tensors.values()), name
+        settings = BASELINES[name].settings(BLOCKS)
         assert len({label_of(setting) for setting in settings}) == len(settings) > 0, name
-    for name, parameter in evidence.loaded.model.named_parameters():
-        assert torch.equal(parameter, before[name]), name
 
 
 def test_a_vote_takes_the_first_sample_of_the_majority_and_counts_every_token() -> None:
@@ -125,14 +133,18 @@ def test_voting_stops_early_where_a_window_agrees(
 
 
 def test_seal_tells_steps_apart_and_acts_at_control_points_alone(
-    bench: Bench, prompts: list[Prompt], evidence: Evidence, plain: list[Rollout]
+    bench: Bench,
+    prompts: list[Prompt],
+    evidence: Evidence,
+    prepared: Prepared,
+    plain: list[Rollout],
 ) -> None:
     assert not is_execution(" Wait, redo: col 12")
     assert not is_execution("Let me check that.")
     assert not is_execution("There is another approach.")
     assert is_execution("col 12+b30")
     method = Seal()
-    learnt = method.prepare(evidence)
+    learnt = prepared["seal"]
     setting = {"block": bases.BLOCK, "coefficient": 2.0}
     none = {name: torch.zeros_like(vector) for name, vector in learnt.items()}
     assert _tokens(method.answer(bench, none, setting, prompts)) == _tokens(plain)
@@ -158,10 +170,14 @@ def _without_waiting(rollout: Rollout) -> Rollout:
 
 
 def test_compression_is_as_strong_as_its_budget_allows(
-    bench: Bench, prompts: list[Prompt], evidence: Evidence, plain: list[Rollout]
+    bench: Bench,
+    prompts: list[Prompt],
+    evidence: Evidence,
+    prepared: Prepared,
+    plain: list[Rollout],
 ) -> None:
     method = SteeredCompression()
-    learnt = method.prepare(evidence)
+    learnt = prepared["steered-compression"]
     calibration = [pair[1] for pair in shortest_and_longest_right(evidence)[:32]]
     unsteered = list(read(evidence.loaded, calibration, {}))
     block = bases.BLOCK
@@ -188,24 +204,28 @@ def test_fractional_reasoning_turns_and_keeps_norms_and_votes(
     # Instructions in words that the embedded model knows.
     monkeypatch.setattr(fractional, "DIRECT", "just ")
     monkeypatch.setattr(fractional, "REASONED", "maybe ")
-    method = FractionalReasoning()
+    method, few = FractionalReasoning(), prompts[:8]
     learnt = method.prepare(evidence)
     torch.testing.assert_close(learnt["direction"].norm(dim=-1), torch.ones(6))
-    none = method.answer(bench, learnt, {"draws": 1, "most": 0.0}, prompts)
+    none = method.answer(bench, learnt, {"draws": 1, "most": 0.0}, few)
     sampled = bench.engine.generate(
-        [GenerationRequest(prompt) for prompt in prompts], bench.sampled, seed=bench.seed
+        [GenerationRequest(prompt) for prompt in few], bench.sampled, seed=bench.seed
     )
     assert _tokens(none) == _tokens(list(sampled.rollouts))
-    three = method.answer(bench, learnt, {"draws": 3, "most": 2.0}, prompts)
+    three = method.answer(bench, learnt, {"draws": 3, "most": 2.0}, few)
     assert all(rollout.preview_tokens > 0 for rollout in three)
     assert _tokens(three) != _tokens(none)
 
 
 def test_the_control_vector_is_the_difference_of_last_states_and_reaches_the_prompt(
-    bench: Bench, prompts: list[Prompt], evidence: Evidence, plain: list[Rollout]
+    bench: Bench,
+    prompts: list[Prompt],
+    evidence: Evidence,
+    prepared: Prepared,
+    plain: list[Rollout],
 ) -> None:
     method = RepresentationControl()
-    learnt = method.prepare(evidence)
+    learnt = prepared["representation-control"]
     mean, pca = learnt[f"mean {bases.BLOCK}"], learnt[f"pca {bases.BLOCK}"]
     assert float(pca.norm()) == pytest.approx(float(mean.norm()), rel=1e-4)
     assert float(pca @ mean) > 0
@@ -230,22 +250,26 @@ def test_the_control_vector_is_the_difference_of_last_states_and_reaches_the_pro
 
 
 def test_efficiency_steering_leaves_the_prompt_alone_and_shortens(
-    bench: Bench, prompts: list[Prompt], evidence: Evidence, plain: list[Rollout]
+    bench: Bench,
+    prompts: list[Prompt],
+    evidence: Evidence,
+    prepared: Prepared,
+    plain: list[Rollout],
 ) -> None:
     for short, long in shortest_and_longest_right(evidence):
         assert short.prompt_id == long.prompt_id
         assert len(short.token_ids) < len(long.token_ids)
     method = EfficiencySteering()
-    learnt = method.prepare(evidence)
+    learnt = prepared["efficiency-steering"]
     steered = method.answer(bench, learnt, {"block": bases.BLOCK, "strength": 4.0}, prompts)
     assert [r.token_ids[0] for r in steered] == [r.token_ids[0] for r in plain]
     assert _tokens(steered) != _tokens(plain)
 
 
 def test_nowait_never_writes_a_keyword(
-    bench: Bench, prompts: list[Prompt], evidence: Evidence, loaded: LoadedModel
+    bench: Bench, prompts: list[Prompt], prepared: Prepared, loaded: LoadedModel
 ) -> None:
-    learnt = NoWait().prepare(evidence)
+    learnt = prepared["nowait"]
     words = {loaded.tokenizer.decode([i]).strip().lower() for i in learnt["token_ids"].tolist()}
     assert "wait" in words
     assert words <= KEYWORDS
@@ -256,8 +280,10 @@ def test_nowait_never_writes_a_keyword(
     assert int((forbidding([1, 3], 5) < 0).sum()) == 2
 
 
-def test_the_progress_vector_tells_progress_and_is_a_bias_on_the_logits(evidence: Evidence) -> None:
-    learnt = ProgressVector().prepare(evidence)
+def test_the_progress_vector_tells_progress_and_is_a_bias_on_the_logits(
+    evidence: Evidence, prepared: Prepared
+) -> None:
+    learnt = prepared["progress-vector"]
     head = evidence.loaded.model.get_output_embeddings()
     assert isinstance(head, nn.Linear)
     rollouts = [g.rollout for g in evidence.graded[:40]]
@@ -280,7 +306,11 @@ def test_the_progress_vector_tells_progress_and_is_a_bias_on_the_logits(evidence
 
 
 def test_thinkedit_silences_heads_along_the_direction_and_puts_weights_back(
-    bench: Bench, prompts: list[Prompt], evidence: Evidence, plain: list[Rollout]
+    bench: Bench,
+    prompts: list[Prompt],
+    evidence: Evidence,
+    prepared: Prepared,
+    plain: list[Rollout],
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     weight, heads = torch.randn(8, 12, generator=generator), torch.randn(3, 4, generator=generator)
@@ -292,7 +322,7 @@ def test_thinkedit_silences_heads_along_the_direction_and_puts_weights_back(
     torch.testing.assert_close(
         contributions(weight, heads).sum(0), weight @ heads.flatten(), atol=1e-5, rtol=1e-5
     )
-    learnt = ThinkEdit().prepare(evidence)
+    learnt = prepared["thinkedit"]
     assert learnt["scores short"].shape == learnt["scores long"].shape == (6, 4)
     layer = attention_output(evidence.loaded.blocks[0])
     before = layer.weight.clone()
@@ -361,13 +391,13 @@ def test_deer_leaves_at_a_sure_answer_and_never_without_one(
 
 
 def test_cgrs_suppresses_triggers_in_proportion_to_certainty(
-    bench: Bench, prompts: list[Prompt], evidence: Evidence, plain: list[Rollout]
+    bench: Bench, prompts: list[Prompt], prepared: Prepared, plain: list[Rollout]
 ) -> None:
     assert probability(0.9, 0.9) == 0
     assert probability(1.0, 0.9) == pytest.approx(1)
     assert probability(0.95, 0.9) == pytest.approx(0.5)
     assert probability(0.2, 0.9) == 0
-    learnt = Cgrs().prepare(evidence)
+    learnt = prepared["cgrs"]
     never = Cgrs().answer(bench, learnt, {"delta": 1 - 1e-12}, prompts[:6])
     assert _tokens(never) == _tokens(plain[:6])
     assert all(r.preview_tokens > 0 for r in never)

@@ -187,8 +187,8 @@ def test_a_model_spread_over_memory_and_disk_decodes_the_same(
             block=bases.BLOCK,
             head=bases.value_head(),
         )
-        made = DecodeEngine(model, max_rows=5).generate(
-            [GenerationRequest(p) for p in prompts[:8]],
+        made = DecodeEngine(model, max_rows=3).generate(
+            [GenerationRequest(p) for p in prompts[:4]],
             greedy,
             seed=0,
             control=ControlSpec(automaton, 8),

@@ -44,10 +44,10 @@ def test_a_shipped_model_speaks_its_familys_vocabulary_and_is_good_but_imperfect
     known = build_tokenizer([FAMILIES[family] for family in families], max_tokens=512)
     assert loaded.tokenizer.get_vocab() == known.get_vocab()
     for family in families:
-        problems = held_out_problems(FAMILIES[family], 60, seed=9)
+        problems = held_out_problems(FAMILIES[family], 32, seed=9)
         sources = [SourceProblem(p.question, p.answer, p.content, p.kind) for p in problems]
         prompts = render_prompts(sources, TaskConfig(), loaded.tokenizer)
-        result = DecodeEngine(loaded, max_rows=60).generate(
+        result = DecodeEngine(loaded, max_rows=32).generate(
             [GenerationRequest(p) for p in prompts],
             SamplingParams(320, loaded.stop_token_ids),
             seed=0,
@@ -58,5 +58,5 @@ def test_a_shipped_model_speaks_its_familys_vocabulary_and_is_good_but_imperfect
         )
         correct = sum(grade.correct for grade in grades) / len(grades)
         assert correct > 0.4
-        assert correct < 1.0 or measure_competence(family, f"embedded/{name}", 24).passes
+        assert correct < 1.0 or measure_competence(family, f"embedded/{name}", 12).passes
         assert not any(r.truncated for r in result.rollouts)
