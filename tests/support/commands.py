@@ -9,6 +9,8 @@ import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from unittest import mock
 
+import torch
+
 from stir_train.cli import main
 
 
@@ -16,6 +18,7 @@ def stir_train(*arguments: str) -> subprocess.CompletedProcess[str]:
     """What a process of its own would have answered."""
     argv = ["stir-train", *arguments]
     out, err = io.StringIO(), io.StringIO()
+    num_threads = torch.get_num_threads()
     with (
         mock.patch.object(sys, "argv", argv),
         redirect_stdout(out),
@@ -27,5 +30,7 @@ def stir_train(*arguments: str) -> subprocess.CompletedProcess[str]:
             main()
         except SystemExit as left:
             status = left.code
+        finally:
+            torch.set_num_threads(num_threads)  # a run sets its own
     assert status is None or isinstance(status, int), status
     return subprocess.CompletedProcess(argv, status or 0, out.getvalue(), err.getvalue())
