@@ -7,20 +7,25 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import dataclasses
+
 import pytest
 import torch
 
+from stir_train.baselines.interface import Bench, Evidence
 from stir_train.config.inputs import ModelConfig, TaskConfig
 from stir_train.config.stages import ControlPointConfig
 from stir_train.data.control_points import ControlPointAutomaton, build_automaton
+from stir_train.data.grading import grade_batch
 from stir_train.data.problems import SourceProblem
 from stir_train.data.prompts import render_prompts
-from stir_train.generation.backend import SamplingParams
+from stir_train.generation.backend import ControlSpec, SamplingParams
 from stir_train.generation.engine import DecodeEngine
 from stir_train.models.load import LoadedModel, load_model
 from stir_train.tasks.families import FAMILIES
 from stir_train.tasks.problem import held_out_problems
-from stir_train.types.rollout import Prompt
+from stir_train.types.rollout import Prompt, Rollout
+from tests.support import bases
 
 torch.set_num_threads(1)
 
@@ -52,3 +57,35 @@ def engine(loaded: LoadedModel) -> DecodeEngine:
 @pytest.fixture(scope="session")
 def greedy(loaded: LoadedModel) -> SamplingParams:
     return SamplingParams(96, loaded.stop_token_ids)
+
+
+@pytest.fixture(scope="session")
+def evidence(loaded: LoadedModel) -> Evidence:
+    graded, captured = bases.harvest()
+    return Evidence(loaded, graded, captured, bases.basis(), bases.READS)
+
+
+@pytest.fixture(scope="session")
+def bench(loaded: LoadedModel, automaton: ControlPointAutomaton) -> Bench:
+    def answers_of(prompts: list[Prompt], texts: list[str]) -> list[str]:
+        items = [(text, p.gold, False) for p, text in zip(prompts, texts, strict=True)]
+        return [grade.extracted for grade in grade_batch(TaskConfig(), items)]
+
+    greedy = SamplingParams(bases.BUDGET, loaded.stop_token_ids)
+    vocabulary = loaded.tokenizer.get_vocab()
+    return Bench(
+        loaded=loaded,
+        engine=DecodeEngine(loaded, max_rows=16),
+        greedy=greedy,
+        sampled=dataclasses.replace(greedy, temperature=0.7, top_p=0.95),
+        control=ControlSpec(automaton, bases.MAX_POINTS),
+        seed=0,
+        answers_of=answers_of,
+        answer_prompt=tuple(loaded.tokenizer("Answer:", add_special_tokens=False)["input_ids"]),
+        delimiter_ids=tuple(i for token, i in vocabulary.items() if "\n\n" in token),
+    )
+
+
+@pytest.fixture(scope="session")
+def plain(bench: Bench, prompts: list[Prompt]) -> list[Rollout]:
+    return bench.answer(prompts)

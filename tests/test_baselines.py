@@ -14,63 +14,25 @@ from stir_train.baselines import fractional
 from stir_train.baselines.cgrs import Cgrs, probability
 from stir_train.baselines.compression import BUDGETS, SteeredCompression, mean_kl
 from stir_train.baselines.deer import Deer
-from stir_train.baselines.editing import edited, forbidding, token_ids_of_words
+from stir_train.baselines.editing import forbidding, token_ids_of_words
 from stir_train.baselines.efficiency import EfficiencySteering
 from stir_train.baselines.fractional import FractionalReasoning, ramp, turn
 from stir_train.baselines.interface import Bench, Evidence, NotApplicable, label_of
 from stir_train.baselines.nowait import KEYWORDS, NoWait
 from stir_train.baselines.pairs import right_and_wrong, shortest_and_longest_right
-from stir_train.baselines.reading import attention_output, feed_forward_output, read
+from stir_train.baselines.reading import read
 from stir_train.baselines.registry import BASELINES
 from stir_train.baselines.representation import RepresentationControl
 from stir_train.baselines.seal import Seal, is_execution
 from stir_train.baselines.self_consistency import SelfConsistency, Vote, elect
-from stir_train.baselines.steer2edit import edit_heads, edit_neurons, shrunk
-from stir_train.baselines.thinkedit import ThinkEdit, contributions, without_direction
-from stir_train.config.inputs import TaskConfig
 from stir_train.config.stages import BaselineName
-from stir_train.data.control_points import ControlPointAutomaton
-from stir_train.data.grading import grade_batch
-from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
-from stir_train.generation.engine import DecodeEngine
+from stir_train.generation.backend import GenerationRequest
 from stir_train.models.load import LoadedModel
 from stir_train.types.rollout import Prompt, Rollout
 from tests.support import bases
 
 BLOCKS = (3, bases.BLOCK)
 Prepared = dict[str, dict[str, torch.Tensor]]
-
-
-@pytest.fixture(scope="module")
-def evidence(loaded: LoadedModel) -> Evidence:
-    graded, captured = bases.harvest()
-    return Evidence(loaded, graded, captured, bases.basis(), BLOCKS)
-
-
-@pytest.fixture(scope="module")
-def bench(loaded: LoadedModel, automaton: ControlPointAutomaton) -> Bench:
-    def answers_of(prompts: list[Prompt], texts: list[str]) -> list[str]:
-        items = [(text, p.gold, False) for p, text in zip(prompts, texts, strict=True)]
-        return [grade.extracted for grade in grade_batch(TaskConfig(), items)]
-
-    greedy = SamplingParams(bases.BUDGET, loaded.stop_token_ids)
-    vocabulary = loaded.tokenizer.get_vocab()
-    return Bench(
-        loaded=loaded,
-        engine=DecodeEngine(loaded, max_rows=16),
-        greedy=greedy,
-        sampled=dataclasses.replace(greedy, temperature=0.7, top_p=0.95),
-        control=ControlSpec(automaton, bases.MAX_POINTS),
-        seed=0,
-        answers_of=answers_of,
-        answer_prompt=tuple(loaded.tokenizer("Answer:", add_special_tokens=False)["input_ids"]),
-        delimiter_ids=tuple(i for token, i in vocabulary.items() if "\n\n" in token),
-    )
-
-
-@pytest.fixture(scope="module")
-def plain(bench: Bench, prompts: list[Prompt]) -> list[Rollout]:
-    return bench.answer(prompts)
 
 
 @pytest.fixture(scope="module")
@@ -305,64 +267,6 @@ def test_the_progress_vector_tells_progress_and_is_a_bias_on_the_logits(
     assert float(torch.corrcoef(both)[0, 1]) > 0.6
 
 
-def test_thinkedit_silences_heads_along_the_direction_and_puts_weights_back(
-    bench: Bench,
-    prompts: list[Prompt],
-    evidence: Evidence,
-    prepared: Prepared,
-    plain: list[Rollout],
-) -> None:
-    generator = torch.Generator().manual_seed(0)
-    weight, heads = torch.randn(8, 12, generator=generator), torch.randn(3, 4, generator=generator)
-    direction = nn.functional.normalize(torch.randn(8, generator=generator), dim=-1)
-    changed = without_direction(weight, direction, 1, 3)
-    along = contributions(changed, heads) @ direction
-    assert float(along[1]) == pytest.approx(0, abs=1e-5)
-    torch.testing.assert_close(along[[0, 2]], (contributions(weight, heads) @ direction)[[0, 2]])
-    torch.testing.assert_close(
-        contributions(weight, heads).sum(0), weight @ heads.flatten(), atol=1e-5, rtol=1e-5
-    )
-    learnt = prepared["thinkedit"]
-    assert learnt["scores short"].shape == learnt["scores long"].shape == (6, 4)
-    layer = attention_output(evidence.loaded.blocks[0])
-    before = layer.weight.clone()
-    with suppress(KeyboardInterrupt), edited({layer: 0 * before}):
-        assert not layer.weight.any()
-        raise KeyboardInterrupt
-    assert torch.equal(layer.weight, before)
-    answered = ThinkEdit().answer(bench, learnt, {"against": "long", "heads": 1.0}, prompts)
-    assert _tokens(answered) != _tokens(plain)
-    assert _tokens(bench.answer(prompts)) == _tokens(plain), "the weights are back"
-
-
-def test_steer2edit_moves_heads_and_neurons_by_their_shrunk_gain() -> None:
-    gains = torch.tensor([-0.5, -0.05, 0.0, 0.05, 0.5])
-    torch.testing.assert_close(
-        shrunk(gains, rho=0.6, alpha=0.1),
-        torch.tensor([-1.0, 0, 0, 0, 1.0]) * (0.5 - 0.06) / (0.6 * 0.9),
-    )
-    generator = torch.Generator().manual_seed(0)
-    weight, given = torch.randn(8, 12, generator=generator), torch.randn(12, generator=generator)
-    direction = nn.functional.normalize(torch.randn(8, generator=generator), dim=-1)
-    moved = edit_heads(weight, given, direction, 3, rho=0.3) - weight
-    # Only along the direction, head by head, and none for a head whose gain is shrunk away.
-    torch.testing.assert_close(moved, torch.outer(direction, direction @ moved))
-    assert not edit_heads(weight, given, direction, 3, rho=1e6).sub(weight).any()
-    neurons = edit_neurons(weight, given, direction, rho=0.3) - weight
-    torch.testing.assert_close(neurons, torch.outer(direction, direction @ neurons))
-    # A neuron that adds along the direction adds more of it, one that adds against it less.
-    along = direction @ weight
-    gain = given.sign() * along / weight.norm(dim=0)
-    strong = gain.abs() > 0.3 * 0.1
-    pushed = given * (direction @ neurons)
-    assert bool(
-        (
-            pushed[strong].sign()
-            == along[strong].sign().mul(gain[strong].sign()).mul(given[strong].sign())
-        ).all()
-    )
-
-
 def test_deer_leaves_at_a_sure_answer_and_never_without_one(
     bench: Bench, prompts: list[Prompt], evidence: Evidence, plain: list[Rollout]
 ) -> None:
@@ -407,25 +311,6 @@ def test_cgrs_suppresses_triggers_in_proportion_to_certainty(
     for rollout, other in zip(always, plain, strict=True):
         after = rollout.token_ids[other.control_points[0] + 1 :]
         assert not triggers & set(after), "sure enough everywhere"
-
-
-def test_reading_is_what_the_model_does_and_finds_its_output_maps(
-    loaded: LoadedModel, evidence: Evidence
-) -> None:
-    rollouts = [g.rollout for g in evidence.graded[:3]]
-    block = loaded.blocks[2]
-    modules = {"block": block, "attention": attention_output(block)}
-    (reading,) = read(loaded, rollouts, modules, {"neurons": feed_forward_output(block)})
-    for row, rollout in enumerate(rollouts):
-        ids = torch.tensor([[*rollout.prompt_token_ids, *rollout.token_ids]])
-        with torch.no_grad():
-            states = loaded.model(ids, output_hidden_states=True).hidden_states[3][0]
-        own = states[len(rollout.prompt_token_ids) :]
-        torch.testing.assert_close(reading.means("block")[row], own.mean(0), atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(reading.lasts("block")[row], own[-1], atol=1e-4, rtol=1e-4)
-    assert reading.found["neurons"].shape[-1] == feed_forward_output(block).in_features
-    with pytest.raises(LookupError, match="no linear layer"):
-        attention_output(nn.Linear(2, 2))
 
 
 def test_samples_of_one_prompt_share_their_noise_with_other_calls(
