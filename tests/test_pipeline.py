@@ -176,11 +176,14 @@ def test_other_settings_or_a_damaged_file_stop_with_what_to_do(
     assert "harvest.num_positive: 2 then, 1 now" in changed.stderr
     assert "--redo" in changed.stderr
     shutil.rmtree(copy / "smoke" / "tune")
-    for verb in ("value", "tune"):  # finished or not, a stage goes by the rollouts' control points
-        other = run_smoke(copy, "control_points.max_points=3", verb=verb)
+    # Finished, missing or to be remade, a stage goes by the rollouts' control points; so does steering.
+    prompt = ("--prompt", "a3, b4, c1, d9: ones sum, exam\\n")
+    for verb, *options in (("value",), ("tune",), ("value", "--redo"), ("generate", *prompt)):
+        other = run_smoke(copy, "control_points.max_points=3", *options, verb=verb)
         assert other.returncode == 1
         assert "rollouts was made with other settings" in " ".join(other.stderr.split())
         assert "control_points.max_points: 8 then, 3 now" in other.stderr
+    assert (copy / "smoke" / "value" / "complete").exists(), "nothing was thrown away"
     shard = next((copy / "smoke" / "rollouts").glob("states-*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-100])
     shutil.rmtree(copy / "smoke" / "harvest")

@@ -156,7 +156,12 @@ class RunContext:
 
     @cached_property
     def steering(self) -> SteeringArtifacts:
-        """The run's basis, heads and choice, once their stages are finished."""
+        """The run's basis, heads and choice, once their stages are finished.
+
+        Raises:
+            ArtifactError: If the run's rollouts had another task or other control points.
+        """
+        self.require_settings_of_rollouts()
         return SteeringArtifacts(self.run_dir, self.described.identity)
 
     @property
@@ -193,6 +198,16 @@ class RunContext:
         digest = hashlib.sha256(json.dumps([list(ids) for ids in token_ids]).encode()).hexdigest()
         self.team.require_agreement(what, digest)
         return self.team.is_led_by_me
+
+    def require_settings_of_rollouts(self) -> None:
+        """Check that what everything goes by, task and control points, is what the rollouts had.
+
+        Raises:
+            ArtifactError: If it is not.
+        """
+        sections = {"task": self.config.task, "control_points": self.config.control_points}
+        wanted = {name: section.model_dump(mode="json") for name, section in sections.items()}
+        self.stage(STAGE_DIRECTORIES["rollout"]).require_settings(wanted)
 
     def begin(
         self,
@@ -233,11 +248,8 @@ class RunContext:
         splits: tuple[SplitName, ...],
     ) -> bool:
         """Write what the stage is made from, or check it; whether there is work left."""
-        first = self.stage(STAGE_DIRECTORIES["rollout"])
-        if stage.path != first.path:
-            shared = (self.config.task, self.config.control_points)
-            task, points = (section.model_dump(mode="json") for section in shared)
-            first.require_settings({"task": task, "control_points": points})
+        if stage.name != STAGE_DIRECTORIES["rollout"]:
+            self.require_settings_of_rollouts()
         sources = {"model": self.described.identity.fingerprint()}
         sources |= {f"stage {other}": self.stage(other).fingerprint() for other in upstream}
         sources |= {f"split {split}": split_sha256(self.splits[split]) for split in splits}

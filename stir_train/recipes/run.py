@@ -189,6 +189,8 @@ def run_stages(context: RunContext, verbs: Sequence[str], *, redo: bool) -> None
     if redo:
         first = min(i for i, stage in enumerate(STAGES) if stage.verb in verbs)
         later = [stage.directory for stage in STAGES[first:]]
+        if first > 0:  # what would be refused is refused before anything is lost
+            context.world.on_main("settings", context.require_settings_of_rollouts)
         context.world.on_main("redo", lambda: context.run_dir.discard(later))
     for stage in STAGES:
         if stage.verb not in verbs:
