@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
@@ -13,17 +13,26 @@ from stir_train.evals.plots import GRID, new_figure, png
 
 Row = Mapping[str, Any]
 
-Kind = tuple[str, str, str, str]
-VARIANTS: Kind = ("variant", "one thing changed", "#9ca3af", "s")
+
+class Kind(NamedTuple):
+    """A kind of method: what its names start with, and how it is drawn."""
+
+    prefix: str
+    label: str
+    color: str
+    marker: str
+
+
+VARIANTS = Kind("variant", "one thing changed", "#9ca3af", "s")
 KINDS: tuple[Kind, ...] = (
-    ("greedy", "greedy", "#111827", "D"),
-    ("stir", "STIR", "#2563eb", "o"),
-    ("lora", "students", "#059669", "o"),
-    ("control", "controls", "#dc2626", "v"),
+    Kind("greedy", "greedy", "#111827", "D"),
+    Kind("stir", "STIR", "#2563eb", "o"),
+    Kind("lora", "students", "#059669", "o"),
+    Kind("control", "controls", "#dc2626", "v"),
     VARIANTS,
-    ("", "other methods", "#d97706", "^"),
+    Kind("", "other methods", "#d97706", "^"),
 )
-"""Prefix of the names, label, colour and marker of each kind of method; the last takes the rest."""
+"""The first that fits; the last takes the rest."""
 # Where a label may stand: offset in points, horizontal and vertical alignment.
 PLACES = (
     ((7, 0), "left", "center"),
@@ -86,11 +95,10 @@ def undominated(methods: Sequence[Row]) -> list[Row]:
 
 
 def _kind(name: str) -> Kind:
-    return next(kind for kind in KINDS if name.startswith(kind[0]))
+    return next(kind for kind in KINDS if name.startswith(kind.prefix))
 
 
 def _draw(axes: Axes, rows: Sequence[Row], kind: Kind, order: int) -> None:
-    _, label, color, marker = kind
     low, high = zip(*(row["accuracy_ci95"] for row in rows), strict=True)
     accuracies = [row["accuracy"] for row in rows]
     axes.errorbar(
@@ -100,12 +108,12 @@ def _draw(axes: Axes, rows: Sequence[Row], kind: Kind, order: int) -> None:
             [100 * (a - bound) for a, bound in zip(accuracies, low, strict=True)],
             [100 * (bound - a) for a, bound in zip(accuracies, high, strict=True)],
         ],
-        fmt=marker,
+        fmt=kind.marker,
         markersize=5,
-        color=color,
+        color=kind.color,
         elinewidth=0.8,
         capsize=2,
-        label=label,
+        label=kind.label,
         zorder=order,
     )
 

@@ -18,6 +18,7 @@ def stir_train(*arguments: str) -> subprocess.CompletedProcess[str]:
     """What a process of its own would have answered."""
     argv = ["stir-train", *arguments]
     out, err = io.StringIO(), io.StringIO()
+    status: int | str | None = None
     num_threads = torch.get_num_threads()
     with (
         mock.patch.object(sys, "argv", argv),
