@@ -23,10 +23,10 @@ from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
 from stir_train.config.stages import BasisConfig, SteeringConfig, SteeringMode
 from stir_train.generation.backend import ControlSpec, GenerationRequest
-from stir_train.recipes.context import RunContext
 from stir_train.recipes.harvest import HARVEST, load_candidates, load_shards
-from stir_train.recipes.rollouts import grade_rollouts, sampling_params
-from stir_train.recipes.run import open_run
+from stir_train.runtime.context import RunContext
+from stir_train.runtime.driver import open_run
+from stir_train.runtime.generation import grade_rollouts, sampling_params
 from stir_train.steering.controller import BasisController
 from stir_train.types.steering import ControlBasis
 

@@ -28,9 +28,9 @@ from stir_train.generation.backend import (
     PlannedImpulse,
 )
 from stir_train.generation.teacher_forced import teacher_force
-from stir_train.recipes.context import RunContext
-from stir_train.recipes.rollouts import grade_rollouts, sampling_params
-from stir_train.recipes.run import open_run
+from stir_train.runtime.context import RunContext
+from stir_train.runtime.driver import open_run
+from stir_train.runtime.generation import grade_rollouts, sampling_params
 from stir_train.steering.controller import BasisController
 from stir_train.types.rollout import Prompt, Rollout
 

@@ -27,7 +27,7 @@ VERBS = [
     "verify",
     "export",
     "generate",
-    "preview",
+    "trace",
     "data",
     "inspect",
     "doctor",

@@ -16,12 +16,12 @@ import torch
 
 from stir_train.artifacts.run_dir import RunDir
 from stir_train.artifacts.tables import load_table
-from stir_train.basis.validate import Arm, mean_gain
+from stir_train.basis.validate import Injection, mean_gain
 from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
-from stir_train.recipes.compare import result_rows
-from stir_train.recipes.replays import load_plan
-from stir_train.recipes.rollouts import load_rollouts
+from stir_train.recipes.intervention_data import load_plan
+from stir_train.runtime.generation import load_rollouts
+from stir_train.tools.compare import result_rows
 from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import Intervention
 from tests.support.commands import stir_train
@@ -154,14 +154,14 @@ def test_a_prompt_is_answered_and_decisions_are_shown(finished: Path, method: st
     answered = run_smoke(finished, "--method", method, "--prompt", question, verb="generate")
     assert answered.returncode == 0, answered.stderr
     assert "Answer: " in answered.stdout
-    shown = run_smoke(finished, "--method", method, "--index", "1", verb="preview")
+    shown = run_smoke(finished, "--method", method, "--index", "1", verb="trace")
     assert shown.returncode == 0, shown.stderr
     assert "point 1" in shown.stdout
     assert "gold answer" in shown.stdout
 
 
 def test_an_unknown_method_is_refused(finished: Path) -> None:
-    wrong = run_smoke(finished, "--method", "magic", verb="preview")
+    wrong = run_smoke(finished, "--method", "magic", verb="trace")
     assert wrong.returncode == 1
     assert "is none of greedy, stir" in wrong.stderr
 
@@ -264,14 +264,14 @@ def test_validation_goes_on_with_the_block_whose_controller_did_best(finished: P
 
     def score(block: int) -> tuple[float, float]:
         answers = load_rollouts(stage, f"round-01/block-{block}-strength-3/", 0)
-        assert len(answers) == config.validation.problems_per_arm
+        assert len(answers) == config.validation.selection_problems
         pairs = list(zip(answers, greedy, strict=False))
         assert all(a.rollout.prompt_id == g.rollout.prompt_id for a, g in pairs)
         gained = sum(max(0.0, utility(a) - utility(g)) for a, g in pairs)
         # Equally good controllers are told apart by what single trials gained.
         single = mean_gain(
             alone,
-            Arm(block, 3.0),
+            Injection(block, 3.0),
             token_price=config.steering.token_price,
             max_new_tokens=config.generation.max_new_tokens,
         )
@@ -286,7 +286,7 @@ def test_validation_goes_on_with_the_block_whose_controller_did_best(finished: P
 @pytest.mark.slow
 def test_other_methods_and_other_tasks_join_the_comparison(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "smoke", tmp_path / "smoke")
-    outside = "evaluate.outside={sums: {task: {name: addition}, num_problems: 16}}"
+    outside = "evaluate.out_of_domain={sums: {task: {name: addition}, num_problems: 16}}"
     methods = "baselines.methods=[nowait, thinkedit]"
     only = ("--only", "baselines,evaluate,report", "--redo")
     variants = "evaluate.variants={shut: {value_margin: 10}, first: {first_point_only: true}}"
@@ -301,7 +301,7 @@ def test_other_methods_and_other_tasks_join_the_comparison(finished: Path, tmp_p
     assert rows["variant-shut"]["chosen_on"] == "tune, then changed"
     assert rows["stir"]["intervention_rate"] > rows["variant-shut"]["intervention_rate"] == 0
     assert rows["variant-first"]["settings"]["first_point_only"] is True
-    (sums,) = results["outside"]
+    (sums,) = results["out_of_domain"]
     assert [row["name"] for row in sums["methods"]] == [
         "greedy",
         "stir",

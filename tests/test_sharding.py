@@ -18,8 +18,8 @@ from stir_train.config.run import RunConfig
 from stir_train.config.stages import SteeringConfig, SteeringMode
 from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.distributed.launch import Launch
+from stir_train.distributed.model_parallel import ModelParallelGroup
 from stir_train.distributed.preemption import StopRequest
-from stir_train.distributed.team import Team
 from stir_train.distributed.world import World
 from stir_train.errors import ConfigError, ModelError, StageError
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
@@ -150,7 +150,8 @@ def test_settings_that_cannot_shard_are_refused(settings: list[str], reason: str
 def test_a_team_that_decodes_different_tokens_stops() -> None:
     store = HashStore()
     leader, member = (
-        Team(World(Launch(rank=rank, size=2), store, StopRequest()), 2, "set") for rank in (0, 1)
+        ModelParallelGroup(World(Launch(rank=rank, size=2), store, StopRequest()), 2, "set")
+        for rank in (0, 1)
     )
     member.require_agreement("chunk 1", "same")
     leader.require_agreement("chunk 1", "same")

@@ -264,7 +264,7 @@ class RunDir:
             else:
                 return attempt
 
-    def claims(self, stage: str) -> Path:
+    def leases(self, stage: str) -> Path:
         """Where processes that share only the disk claim a stage's work."""
         return self.path / PROGRESS / stage / "claims"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stir_train.cli.opening import ConfigPath, Overrides, console, fail, load, opened
+from stir_train.cli.arguments import ConfigPath, Overrides, console, fail, load, opened
 
 if TYPE_CHECKING:
     from stir_train.config.run import RunConfig
@@ -109,8 +109,8 @@ def iterate(config: ConfigPath, overrides: Overrides = None) -> None:
     import sys
 
     settings = load(config, overrides or [])
-    from stir_train.recipes.iterate import run_iterate
     from stir_train.recipes.result_tables import results_table
+    from stir_train.runtime.iterate import run_iterate
 
     out = console()
     results = run_iterate(settings, out, sys.argv)
@@ -167,7 +167,7 @@ def _run_verbs(
         _show_plan(load(path, overrides), verbs)
         return
     with opened(path, overrides, is_worker=worker) as context:
-        from stir_train.recipes.run import run_stages, show_outcome
+        from stir_train.runtime.driver import run_stages, show_outcome
 
         run_stages(context, verbs, redo=redo)
         show_outcome(context, verbs)
@@ -183,7 +183,7 @@ def _submit(
     from stir_train.launch.jobs import plan_jobs
     from stir_train.launch.preflight import preflight
     from stir_train.launch.site import SiteConfig
-    from stir_train.recipes.problems import require_problems
+    from stir_train.runtime.problems import require_problems
 
     config = load(path, overrides)
     site = SiteConfig() if site_file is None else load_config(SiteConfig, site_file)

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from stir_train.config.inputs import SPREAD, ModelConfig
-from stir_train.distributed.lockstep import Lockstep
+from stir_train.distributed.collective_forward import CollectiveForward
 from stir_train.distributed.world import World, alone
 from stir_train.errors import ModelError
 from stir_train.models.blocks import BLOCK_CONVENTION, find_blocks
@@ -100,7 +100,7 @@ class ModelDescription:
 class LoadedModel:
     """A frozen model in evaluation mode with its tokenizer, blocks and identity.
 
-    ``is_sharded`` if ranks can run it only together, and ``lockstep`` if they do so on work of
+    ``is_sharded`` if ranks can run it only together, and ``collective_forward`` if they do so on work of
     their own.
     """
 
@@ -109,7 +109,7 @@ class LoadedModel:
     blocks: nn.ModuleList
     identity: ModelIdentity
     is_sharded: bool = False
-    lockstep: Lockstep | None = None
+    collective_forward: CollectiveForward | None = None
     input_device: torch.device | None = None
 
     @property
@@ -228,20 +228,20 @@ def load_model(config: ModelConfig, world: World | None = None) -> LoadedModel:
     spread = config.device == SPREAD
     device = resolve_device("auto" if spread else config.device, world.launch.local_rank)
     settings["dtype"] = resolve_dtype(config.dtype, device)
-    lockstep = None
+    collective_forward = None
     with _explained(config):
         tokenizer = load_tokenizer(config)
         if config.sharding == "tensor":
             model = load_tensor_parallel(path, settings, world, config.shards, device)
         elif config.sharding == "zero3":
-            model, lockstep = load_zero3(path, settings, world, settings["dtype"])
+            model, collective_forward = load_zero3(path, settings, world, settings["dtype"])
         elif spread:
             model, device = load_spread(path, settings, world, config.max_memory)
         else:
             model = AutoModelForCausalLM.from_pretrained(path, **settings)
             model.to(device)  # type: ignore[arg-type]  # transformers wraps the signature
     model.eval().requires_grad_(requires_grad=False)
-    loaded = _as_loaded(config, model, tokenizer, lockstep)
+    loaded = _as_loaded(config, model, tokenizer, collective_forward)
     return replace(loaded, input_device=device) if spread else loaded
 
 
@@ -303,13 +303,13 @@ def _as_loaded(
     config: ModelConfig,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    lockstep: Lockstep | None,
+    collective_forward: CollectiveForward | None,
 ) -> LoadedModel:
     blocks = find_blocks(model, path=config.blocks_path)
     revision = "" if Path(resolve_model_path(config.name)).is_dir() else config.revision or ""
     identity = identify_model(model, tokenizer, name=config.name, revision=revision)
     sharded = config.sharding != "none"
-    return LoadedModel(model, tokenizer, blocks, identity, sharded, lockstep)
+    return LoadedModel(model, tokenizer, blocks, identity, sharded, collective_forward)
 
 
 def resolve_device(device: str, local_rank: int = 0) -> torch.device:

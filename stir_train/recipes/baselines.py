@@ -10,8 +10,8 @@ from typing import Any
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tensors import load_tensors, save_tensors
 from stir_train.baselines.interface import (
-    Bench,
-    Evidence,
+    AnsweringContext,
+    HarvestData,
     NotApplicable,
     Setting,
     label_of,
@@ -21,7 +21,6 @@ from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.evals.metrics import MethodMetrics, compare_to_baseline
 from stir_train.generation.backend import ControlSpec
 from stir_train.monitoring.console import progress
-from stir_train.recipes.context import RunContext
 from stir_train.recipes.harvest import (
     ROLLOUTS,
     load_report,
@@ -29,14 +28,15 @@ from stir_train.recipes.harvest import (
     rollout_chunks,
     save_report,
 )
-from stir_train.recipes.replays import VALIDATE
-from stir_train.recipes.rollouts import (
+from stir_train.recipes.intervention_data import VALIDATE
+from stir_train.recipes.tune import TUNE, price_per_token, split_by_halving, tune_job
+from stir_train.runtime.context import RunContext
+from stir_train.runtime.generation import (
     GenerationJob,
     generate_jobs,
     load_answers,
     sampling_params,
 )
-from stir_train.recipes.tune import TUNE, price_per_token, split_by_halving, tune_job
 from stir_train.types.rollout import GradedRollout, Prompt, Rollout
 from stir_train.types.trajectory import CapturedStates
 
@@ -146,22 +146,22 @@ def answering(
     """What answers prompts by a method; what it has learnt is read when it is first asked."""
 
     def answer(prompts: Sequence[Prompt]) -> list[Rollout]:
-        path = context.stage(BASELINES_STAGE).path / learnt_file(name)
-        learnt, _ = load_tensors(path)
-        return BASELINES[name].answer(_bench(context), learnt, setting, prompts)
+        path = context.stage(BASELINES_STAGE).path / parameters_file(name)
+        parameters, _ = load_tensors(path)
+        return BASELINES[name].answer(_bench(context), parameters, setting, prompts)
 
     return answer
 
 
-def learnt_file(name: str) -> str:
+def parameters_file(name: str) -> str:
     """What a method took from the harvest split."""
-    return f"{name}/learnt.safetensors"
+    return f"{name}/parameters.safetensors"
 
 
 def _learn(context: RunContext, stage: StageDir) -> dict[str, str]:
     """Save what each method learns, unless it is there; why some cannot be applied."""
     chunks = rollout_chunks(context)
-    evidence = Evidence(
+    harvest = HarvestData(
         loaded=context.loaded,
         graded=[item for part, _ in chunks for item in part],
         captured=CapturedStates.concatenate([states for _, states in chunks]),
@@ -174,16 +174,16 @@ def _learn(context: RunContext, stage: StageDir) -> dict[str, str]:
         if stage.has(why):
             reasons[name] = (stage.path / why).read_text(encoding="utf-8").strip()
             continue
-        if stage.has(learnt_file(name)):
+        if stage.has(parameters_file(name)):
             continue
         try:
-            learnt = BASELINES[name].prepare(evidence)
+            parameters = BASELINES[name].prepare(harvest)
         except NotApplicable as finding:
             reasons[name] = str(finding)
             with stage.writing(why) as path:
                 path.write_text(f"{finding}\n", encoding="utf-8")
             continue
-        save_tensors(stage, learnt_file(name), learnt, model_metadata(context))
+        save_tensors(stage, parameters_file(name), parameters, model_metadata(context))
     return reasons
 
 
@@ -284,7 +284,7 @@ def _finish(
     )
 
 
-def _bench(context: RunContext) -> Bench:
+def _bench(context: RunContext) -> AnsweringContext:
     tokenizer = context.described.tokenizer
     marker = context.config.task.answer_marker or ANSWER_PROMPT
     delimiters = context.config.control_points.delimiters
@@ -293,7 +293,7 @@ def _bench(context: RunContext) -> Bench:
         grades = context.grader.grade(texts, [p.gold for p in prompts], [False] * len(texts))
         return [grade.extracted for grade in grades]
 
-    return Bench(
+    return AnsweringContext(
         loaded=context.loaded,
         engine=context.engine,
         greedy=sampling_params(context, greedy=True),

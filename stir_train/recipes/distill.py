@@ -20,21 +20,21 @@ from stir_train.models.load import resolve_model_path
 from stir_train.models.lora import Student, make_student, make_whole_student
 from stir_train.monitoring.console import progress
 from stir_train.monitoring.metrics import Pace
-from stir_train.recipes.context import RunContext
-from stir_train.recipes.lessons import (
+from stir_train.recipes.intervention_data import VALIDATE
+from stir_train.recipes.student_plan import (
     STEERED,
-    Lesson,
+    StudentSpec,
     early_stopping,
-    lesson_batches,
     load_steered,
     mean_tokens,
-    plan_lessons,
+    plan_students,
     steered_job,
+    student_batches,
 )
-from stir_train.recipes.replays import VALIDATE
-from stir_train.recipes.rollouts import generate_jobs
 from stir_train.recipes.tune import TUNE
 from stir_train.recipes.value import VALUE
+from stir_train.runtime.context import RunContext
+from stir_train.runtime.generation import generate_jobs
 from stir_train.train.loop import FitPlan, FitResult, StepRecord, fit, warmup_then_cosine
 
 ADAPTER = STAGE_DIRECTORIES["distill"]
@@ -86,15 +86,15 @@ def run_distill(context: RunContext) -> None:
     stage = context.begin(ADAPTER, settings, upstream=(STEERED,), decodes=False)
     if stage is None:
         return
-    lessons = plan_lessons(context)
-    taught = [_teach(context, stage, lesson) for lesson in lessons]
-    context.world.on_main("distilled", lambda: _finish(context, stage, lessons, taught))
+    specs = plan_students(context)
+    taught = [_teach(context, stage, spec) for spec in specs]
+    context.world.on_main("distilled", lambda: _finish(context, stage, specs, taught))
 
 
-def _teach(context: RunContext, stage: StageDir, lesson: Lesson) -> dict[str, Any]:
+def _teach(context: RunContext, stage: StageDir, spec: StudentSpec) -> dict[str, Any]:
     """Train one student, save and verify it, unless it is there; its figures, on every rank."""
-    config, name = context.config, lesson.name or "student"
-    done = f"{lesson.prefix}{FIGURES_FILE}"
+    config, name = context.config, spec.name or "student"
+    done = f"{spec.prefix}{FIGURES_FILE}"
     if context.world.on_main(f"{name} is there", lambda: stage.has(done)):
         figures = context.world.on_main(name, lambda: json.loads((stage.path / done).read_text()))
         return dict(figures)
@@ -115,27 +115,27 @@ def _teach(context: RunContext, stage: StageDir, lesson: Lesson) -> dict[str, An
     if config.train.activation_checkpointing:
         student.recompute_activations()
     student.model.train()
-    fitted = _fit(context, stage, lesson, student, engine)
+    fitted = _fit(context, stage, spec, student, engine)
     learnt = engine.parameters()
     figures = context.world.on_main(
-        f"{name} distilled", lambda: _export_and_verify(context, stage, lesson, learnt, fitted)
+        f"{name} distilled", lambda: _export_and_verify(context, stage, spec, learnt, fitted)
     )
     return dict(figures)
 
 
 def _fit(
-    context: RunContext, stage: StageDir, lesson: Lesson, student: Student, engine: TrainEngine
+    context: RunContext, stage: StageDir, spec: StudentSpec, student: Student, engine: TrainEngine
 ) -> FitResult:
-    """Take the lesson's steps, from the last checkpoint on if there is one."""
-    config, name = context.config, lesson.name or "student"
-    label, pace = f"distill {lesson.name}".rstrip(), Pace()
-    with progress(context.console, label, lesson.num_steps, "steps") as advance:
+    """Take the spec's steps, from the last checkpoint on if there is one."""
+    config, name = context.config, spec.name or "student"
+    label, pace = f"distill {spec.name}".rstrip(), Pace()
+    with progress(context.console, label, spec.num_steps, "steps") as advance:
 
         def on_step(record: StepRecord) -> None:
             advance(1, f"loss {record.loss:.3f}")
             if math.isnan(record.grad_norm):  # done before this process began
                 return
-            eta_seconds = pace.eta_seconds(lesson.num_steps - record.step)
+            eta_seconds = pace.eta_seconds(spec.num_steps - record.step)
             if record.step == 1 or record.step % LOG_EVERY == 0:
                 figures = {
                     "loss": record.loss,
@@ -145,32 +145,32 @@ def _fit(
                     "memory_gib": peak_memory_gib(),
                     "eta_seconds": eta_seconds,
                 }
-                named = {f"{lesson.prefix}{key}": value for key, value in figures.items()}
+                named = {f"{spec.prefix}{key}": value for key, value in figures.items()}
                 context.metrics.log(ADAPTER, named, step=record.step)
 
         fitted = fit(
             engine,
-            lambda step: lesson_batches(context, lesson, student, engine, step),
-            DistillLoss(engine.module, student, lesson.objective),
+            lambda step: student_batches(context, spec, student, engine, step),
+            DistillLoss(engine.module, student, spec.objective),
             FitPlan(
-                num_steps=lesson.num_steps,
+                num_steps=spec.num_steps,
                 schedule=warmup_then_cosine(
-                    lesson.num_steps, warmup_steps=config.distill.warmup_steps
+                    spec.num_steps, warmup_steps=config.distill.warmup_steps
                 ),
                 seed=config.seed,
-                early_stopping=early_stopping(context, lesson, student, engine),
+                early_stopping=early_stopping(context, spec, student, engine),
                 checkpoints=context.checkpoints(stage, name),
                 on_step=on_step,
             ),
         )
-        advance(lesson.num_steps - fitted.num_steps)
+        advance(spec.num_steps - fitted.num_steps)
     return fitted
 
 
 def _export_and_verify(
     context: RunContext,
     stage: StageDir,
-    lesson: Lesson,
+    spec: StudentSpec,
     learnt: dict[str, torch.Tensor],
     fitted: FitResult,
 ) -> dict[str, Any]:
@@ -180,23 +180,23 @@ def _export_and_verify(
     with torch.no_grad():
         for name, value in learnt.items():
             model.get_parameter(name).copy_(value)
-    save_adapter(model, stage, prefix=lesson.prefix)
-    sequences = [[*s.prompt_token_ids, *s.token_ids] for s in lesson.samples]
+    save_adapter(model, stage, prefix=spec.prefix)
+    sequences = [[*s.prompt_token_ids, *s.token_ids] for s in spec.samples]
     longest = sorted(sequences, key=len)[-NUM_PROBES:]
     width = min(PROBE_TOKENS, min(map(len, longest)))
-    save_probes(model, [s[:width] for s in longest], stage, prefix=lesson.prefix)
+    save_probes(model, [s[:width] for s in longest], stage, prefix=spec.prefix)
     verified = verify_adapter(
         resolve_model_path(config.model.name),
-        stage.path / lesson.prefix / ADAPTER_DIRECTORY,
-        stage.path / lesson.prefix / PROBES_FILE,
+        stage.path / spec.prefix / ADAPTER_DIRECTORY,
+        stage.path / spec.prefix / PROBES_FILE,
         tolerance=config.distill.logit_tolerance,
     )
     tail = fitted.losses[-LOG_EVERY:]
     figures = {
-        "num_samples": len(lesson.samples),
+        "num_samples": len(spec.samples),
         "num_steps": fitted.num_steps,
         "num_tokens": round(
-            fitted.num_steps * config.distill.batch_size * mean_tokens(lesson.samples)
+            fitted.num_steps * config.distill.batch_size * mean_tokens(spec.samples)
         ),
         "final_loss": sum(tail) / len(tail),
         "best_step": fitted.best_step or fitted.num_steps,
@@ -204,7 +204,7 @@ def _export_and_verify(
         "effect": verified.effect,
         "reload_difference": verified.difference,
     }
-    with stage.writing(f"{lesson.prefix}{FIGURES_FILE}") as path:
+    with stage.writing(f"{spec.prefix}{FIGURES_FILE}") as path:
         path.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return figures
 
@@ -212,14 +212,14 @@ def _export_and_verify(
 def _finish(
     context: RunContext,
     stage: StageDir,
-    lessons: Sequence[Lesson],
+    specs: Sequence[StudentSpec],
     taught: Sequence[dict[str, Any]],
 ) -> None:
     own, *others = taught
     summary = dict(own)
-    for lesson, figures in zip(lessons[1:], others, strict=True):
-        summary |= {f"{lesson.name}/{key}": value for key, value in figures.items()}
-    more = f"; also {', '.join(lesson.name for lesson in lessons[1:])}" if others else ""
+    for spec, figures in zip(specs[1:], others, strict=True):
+        summary |= {f"{spec.name}/{key}": value for key, value in figures.items()}
+    more = f"; also {', '.join(spec.name for spec in specs[1:])}" if others else ""
     context.report_done(
         stage,
         summary,

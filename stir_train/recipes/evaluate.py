@@ -17,10 +17,9 @@ from stir_train.recipes.baselines import (
     BASELINES_STAGE,
     answering,
 )
-from stir_train.recipes.compare import RESULTS_FILE
-from stir_train.recipes.context import RunContext
 from stir_train.recipes.distill import ADAPTER
 from stir_train.recipes.harvest import BASIS
+from stir_train.recipes.intervention_data import VALIDATE
 from stir_train.recipes.methods import (
     EVAL,
     GREEDY,
@@ -30,24 +29,25 @@ from stir_train.recipes.methods import (
     build_methods,
     merge_students,
 )
-from stir_train.recipes.outside import (
+from stir_train.recipes.out_of_domain import (
     is_deployable,
-    outside_job,
-    outside_prompts,
-    outside_results,
-)
-from stir_train.recipes.replays import VALIDATE
-from stir_train.recipes.rollouts import (
-    GenerationJob,
-    generate_jobs,
-    load_answers,
-    sampling_params,
+    out_of_domain_job,
+    out_of_domain_prompts,
+    out_of_domain_results,
 )
 from stir_train.recipes.tune import (
     TUNE,
     price_per_token,
 )
 from stir_train.recipes.value import VALUE
+from stir_train.runtime.context import RunContext
+from stir_train.runtime.generation import (
+    GenerationJob,
+    generate_jobs,
+    load_answers,
+    sampling_params,
+)
+from stir_train.tools.compare import RESULTS_FILE
 from stir_train.types.rollout import GradedRollout
 
 RESULTS_SCHEMA = 4
@@ -70,14 +70,14 @@ def run_evaluate(context: RunContext) -> None:
     stage = context.begin(EVAL, settings, upstream=upstream, splits=("test",))
     if stage is None:
         return
-    outside = outside_prompts(context)  # may refuse its source, and then nothing was opened
+    outside = out_of_domain_prompts(context)  # may refuse its source, and then nothing was opened
     openings = int(context.world.on_main("open the test split", lambda: _open_test(context)))
     methods = build_methods(context)
     if config.distill.enabled and config.model.sharding != "none":
         context.world.on_main("merge the students", lambda: merge_students(context))
     jobs = {method.name: _job(context, method) for method in methods}
-    outside_jobs = {
-        (name, method.name): outside_job(context, name, prompts, method)
+    out_of_domain_jobs = {
+        (name, method.name): out_of_domain_job(context, name, prompts, method)
         for name, prompts in outside.items()
         for method in methods
         if is_deployable(method)
@@ -93,14 +93,14 @@ def run_evaluate(context: RunContext) -> None:
         for method in methods
         for job in (
             jobs[method.name],
-            *(job for (_, name), job in outside_jobs.items() if name == method.name),
+            *(job for (_, name), job in out_of_domain_jobs.items() if name == method.name),
             *(job for name, job in sampled_jobs.items() if name == method.name),
         )
     ]
     total = sum(len(job.prompts) * job.num_samples for job in everything)
     with progress(context.console, "evaluate", total, "problems") as advance:
         generate_jobs(context, stage, everything, advance)
-    asked = Asked(methods, jobs, outside_jobs, sampled_jobs, openings)
+    asked = Asked(methods, jobs, out_of_domain_jobs, sampled_jobs, openings)
     context.world.on_main("evaluated", lambda: _finish(context, stage, asked))
 
 
@@ -111,14 +111,14 @@ class Asked:
     Attributes:
         methods: In the order of the table.
         jobs: On the test split, by method.
-        outside: On other tasks, by task and method.
+        out_of_domain: On other tasks, by task and method.
         sampled: Samples of the test split, by method.
         openings: Choices that the test split was opened for so far.
     """
 
     methods: list[Method]
     jobs: dict[str, GenerationJob]
-    outside: dict[tuple[str, str], GenerationJob]
+    out_of_domain: dict[tuple[str, str], GenerationJob]
     sampled: dict[str, GenerationJob]
     openings: int
 
@@ -220,7 +220,7 @@ def _finish(context: RunContext, stage: StageDir, asked: Asked) -> None:
         )
         for name, given in samples.items()
     ]
-    results["outside"] = outside_results(context, stage, asked.outside)
+    results["out_of_domain"] = out_of_domain_results(context, stage, asked.out_of_domain)
     with stage.writing(RESULTS_FILE) as path:
         path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     for row in rows:

@@ -16,13 +16,13 @@ from stir_train.basis.diagnostics import diagnose, points_yield, warnings_of
 from stir_train.basis.select import BlockSelection, select_basis
 from stir_train.basis.shards import CandidateShard, is_held
 from stir_train.config.pipeline import STAGE_DIRECTORIES
-from stir_train.distributed.claims import Note
+from stir_train.distributed.leases import Note
 from stir_train.distributed.world import World
 from stir_train.harvest.contrast import contrast_rollouts
 from stir_train.monitoring.console import progress
-from stir_train.recipes.context import RunContext
-from stir_train.recipes.elastic import make_missing
-from stir_train.recipes.rollouts import (
+from stir_train.runtime.chunk_scheduler import make_missing
+from stir_train.runtime.context import RunContext
+from stir_train.runtime.generation import (
     GenerationJob,
     generate_jobs,
     load_rollouts,
@@ -126,11 +126,11 @@ def run_harvest(context: RunContext) -> None:
             "num_problems": len(set(found.prompt_ids)),
         }
 
-    def hear(key: str, note: Note) -> None:
+    def on_finished(key: str, note: Note) -> None:
         if note:
             context.metrics.log(HARVEST, note, step=int(key))
 
-    make_missing(context, stage, files, make, hear)
+    make_missing(context, stage, files, make, on_finished)
     context.world.on_main(
         "harvest made", lambda: _finish_harvest(context, stage, list(files.values()))
     )

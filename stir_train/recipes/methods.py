@@ -16,11 +16,11 @@ from stir_train.generation.engine import DecodeEngine
 from stir_train.models.load import LoadedModel, load_model, unsharded
 from stir_train.models.lora import load_adapter
 from stir_train.recipes.baselines import TunedBaseline, tuned_baselines
-from stir_train.recipes.context import RunContext
 from stir_train.recipes.distill import ADAPTER
 from stir_train.recipes.harvest import load_basis
-from stir_train.recipes.lessons import student_prefix
+from stir_train.recipes.student_plan import student_prefix
 from stir_train.recipes.tune import best_of_each_mode, controller_for, trial_name
+from stir_train.runtime.context import RunContext
 from stir_train.steering.artifacts import SteeringController
 from stir_train.steering.controls import empty_basis, random_directions, shuffled_keys
 from stir_train.types.steering import ControlBasis

@@ -7,16 +7,16 @@ from stir_train.artifacts.tables import load_table
 from stir_train.config.load import dump_config
 from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.evals.report import ReportData, build_examples, render_report
-from stir_train.recipes.context import RunContext
 from stir_train.recipes.distill import ADAPTER
 from stir_train.recipes.harvest import BASIS, HARVEST, ROLLOUTS, load_report
-from stir_train.recipes.lessons import STEERED
+from stir_train.recipes.intervention_data import VALIDATE
 from stir_train.recipes.methods import EVAL, GREEDY, STEERED_METHOD
-from stir_train.recipes.replays import VALIDATE
 from stir_train.recipes.result_tables import load_results
-from stir_train.recipes.rollouts import GenerationJob, load_rollouts, num_chunks, sampling_params
+from stir_train.recipes.student_plan import STEERED
 from stir_train.recipes.tune import TUNE
 from stir_train.recipes.value import VALUE
+from stir_train.runtime.context import RunContext
+from stir_train.runtime.generation import GenerationJob, load_rollouts, num_chunks, sampling_params
 from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import SteeringDecision
 

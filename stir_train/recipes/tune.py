@@ -13,16 +13,16 @@ from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.config.stages import VALUE_MODES, SteeringConfig
 from stir_train.evals.metrics import MethodMetrics, compare_to_baseline
 from stir_train.monitoring.console import progress
-from stir_train.recipes.context import RunContext
 from stir_train.recipes.harvest import load_report, save_report
-from stir_train.recipes.replays import VALIDATE
-from stir_train.recipes.rollouts import (
+from stir_train.recipes.intervention_data import VALIDATE
+from stir_train.recipes.value import VALUE
+from stir_train.runtime.context import RunContext
+from stir_train.runtime.generation import (
     GenerationJob,
     generate_jobs,
     load_answers,
     sampling_params,
 )
-from stir_train.recipes.value import VALUE
 from stir_train.steering.artifacts import SteeringController
 from stir_train.types.rollout import GradedRollout, Prompt
 from stir_train.types.steering import ControlBasis

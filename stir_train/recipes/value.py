@@ -12,10 +12,10 @@ from stir_train.artifacts.tensors import save_tensors
 from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.models.value_head import ValueHead
 from stir_train.monitoring.console import progress
-from stir_train.recipes.context import RunContext
 from stir_train.recipes.harvest import ROLLOUTS, model_metadata, save_report
-from stir_train.recipes.replays import VALIDATE, read_blocks, value_examples
-from stir_train.recipes.validate import finished_replays
+from stir_train.recipes.intervention_data import VALIDATE, read_blocks, value_examples
+from stir_train.recipes.validate import finished_intervention_data
+from stir_train.runtime.context import RunContext
 from stir_train.steering.artifacts import head_file
 from stir_train.train.loop import StepRecord
 from stir_train.value.calibration import auroc, calibration, reliability
@@ -39,7 +39,7 @@ def run_value(context: RunContext) -> None:
     stage = context.begin(VALUE, settings, upstream=(ROLLOUTS, VALIDATE), decodes=False)
     if stage is None:
         return
-    replays = finished_replays(context)
+    replays = finished_intervention_data(context)
     reports: dict[str, Any] = {}
     heads: dict[int, ValueHead] = {}
     total = len(context.captured_blocks) * config.value.num_steps

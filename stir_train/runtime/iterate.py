@@ -26,20 +26,20 @@ from stir_train.export.adapter import ADAPTER_DIRECTORY, save_merged
 from stir_train.generation.engine import DecodeEngine
 from stir_train.models.load import load_model, unsharded
 from stir_train.monitoring.console import progress
-from stir_train.recipes.compare import RESULTS_FILE
-from stir_train.recipes.context import RunContext
 from stir_train.recipes.distill import ADAPTER
 from stir_train.recipes.evaluate import RESULTS_SCHEMA
 from stir_train.recipes.harvest import ROLLOUTS, rollout_job
 from stir_train.recipes.methods import GREEDY
-from stir_train.recipes.rollouts import (
+from stir_train.recipes.tune import price_per_token
+from stir_train.runtime.context import RunContext
+from stir_train.runtime.driver import enter_run, run_stages
+from stir_train.runtime.generation import (
     GenerationJob,
     generate_jobs,
     load_answers,
     sampling_params,
 )
-from stir_train.recipes.run import enter_run, run_stages
-from stir_train.recipes.tune import price_per_token
+from stir_train.tools.compare import RESULTS_FILE
 from stir_train.types.rollout import GradedRollout
 
 VERBS = tuple(STAGE_DIRECTORIES)[: tuple(STAGE_DIRECTORIES).index("distill") + 1]
@@ -231,7 +231,7 @@ def _finish(context: RunContext, best: int, made: int) -> dict[str, Any]:
             for row in rows
         ],
         "students": [],
-        "outside": [],
+        "out_of_domain": [],
         "sampled": [],
     }
     stage = context.begin(TEST, {"generations": made, "chosen": best}, splits=("test",))

@@ -14,9 +14,9 @@ from stir_train.basis.validate import UNSTEERED, PlannedTrial, StatePool
 from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.errors import StageError
 from stir_train.generation.backend import ControlSpec, GenerationRequest, PlannedImpulse
-from stir_train.recipes.context import RunContext
 from stir_train.recipes.harvest import ROLLOUTS, load_basis, rollout_chunks
-from stir_train.recipes.rollouts import (
+from stir_train.runtime.context import RunContext
+from stir_train.runtime.generation import (
     GenerationJob,
     grade_rollouts,
     load_rollouts,
@@ -39,7 +39,7 @@ LONG = 1.25
 
 
 @dataclass(frozen=True)
-class Replays:
+class InterventionData:
     """Trajectories of the harvest split with the control-point states that trials may start from.
 
     Attributes:
@@ -112,7 +112,9 @@ def load_plan(stage: StageDir, number: int) -> list[PlannedTrial]:
     return load_table(stage.path / plan_file(number), PlannedTrial)
 
 
-def load_replays(context: RunContext, stage: StageDir, num_rounds: int) -> Replays:
+def load_intervention_data(
+    context: RunContext, stage: StageDir, num_rounds: int
+) -> InterventionData:
     """Read the greedy rollouts and the first rounds of trials.
 
     Raises:
@@ -145,7 +147,7 @@ def load_replays(context: RunContext, stage: StageDir, num_rounds: int) -> Repla
             item.rollout.prompt_id, length
         )
 
-    return Replays(
+    return InterventionData(
         graded,
         captured,
         [index[label.prompt_id, label.sample] for label in captured.labels],
@@ -157,7 +159,7 @@ def load_replays(context: RunContext, stage: StageDir, num_rounds: int) -> Repla
 def make_trials(
     context: RunContext,
     stage: StageDir,
-    source: tuple[Replays, ControlBasis],
+    source: tuple[InterventionData, ControlBasis],
     plans: Sequence[PlannedTrial],
     place: tuple[int, int],
 ) -> list[Intervention]:
@@ -217,7 +219,7 @@ def make_trials(
 
 
 def value_examples(
-    context: RunContext, replays: Replays | None, block: int
+    context: RunContext, replays: InterventionData | None, block: int
 ) -> tuple[ValueExamples, ValueExamples | None]:
     """What a block's head learns from: states of sampled rollouts, and those of replays.
 
@@ -250,7 +252,7 @@ def _impulse(token_index: int, plan: PlannedTrial) -> Impulse:
     return Impulse(token_index, plan.block, plan.entry, plan.strength)
 
 
-def _outcome(replays: Replays, plan: PlannedTrial, outcome: GradedRollout) -> Intervention:
+def _outcome(replays: InterventionData, plan: PlannedTrial, outcome: GradedRollout) -> Intervention:
     label, owner = replays.captured.labels[plan.state], replays.owner[plan.state]
     without = replays.graded[owner]
     return Intervention(

@@ -28,15 +28,13 @@ from stir_train.export.adapter import ADAPTER_DIRECTORY
 from stir_train.monitoring.console import LOG_WIDTH
 from stir_train.monitoring.metrics import Metrics, MetricsFile, open_metrics
 from stir_train.recipes.baselines import run_baselines
-from stir_train.recipes.compare import RESULTS_FILE
-from stir_train.recipes.context import RunContext, set_threads
 from stir_train.recipes.distill import run_distill, run_steered
 from stir_train.recipes.evaluate import run_evaluate
 from stir_train.recipes.harvest import no_effect, run_basis, run_harvest, run_rollout
 from stir_train.recipes.report import PAGE, run_report
 from stir_train.recipes.result_tables import (
     load_results,
-    outside_tables,
+    out_of_domain_tables,
     results_table,
     sampled_table,
     students_table,
@@ -44,7 +42,9 @@ from stir_train.recipes.result_tables import (
 from stir_train.recipes.tune import run_tune
 from stir_train.recipes.validate import run_validate
 from stir_train.recipes.value import run_value
+from stir_train.runtime.context import RunContext, set_threads
 from stir_train.steering.artifacts import BASIS_FILE
+from stir_train.tools.compare import RESULTS_FILE
 
 LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "accelerate", "datasets", "safetensors")
 
@@ -238,7 +238,7 @@ def show_outcome(context: RunContext, verbs: Sequence[str]) -> None:
         return
     results = load_results(context)
     context.console.print(results_table(results))
-    for table in (students_table(results), sampled_table(results), *outside_tables(results)):
+    for table in (students_table(results), sampled_table(results), *out_of_domain_tables(results)):
         if table is not None:
             context.console.print(table)
     run = context.run_dir.path

@@ -13,7 +13,7 @@ from stir_train.artifacts.tables import load_table, save_table
 from stir_train.artifacts.tensors import load_tensors, save_tensors
 from stir_train.config.inputs import TaskConfig
 from stir_train.data.grading import reward
-from stir_train.distributed.claims import Note
+from stir_train.distributed.leases import Note
 from stir_train.errors import ArtifactError
 from stir_train.generation.backend import (
     ControlSpec,
@@ -23,8 +23,8 @@ from stir_train.generation.backend import (
 from stir_train.generation.engine import DecodeEngine
 from stir_train.monitoring.console import Advance
 from stir_train.monitoring.metrics import Pace
-from stir_train.recipes.context import RunContext
-from stir_train.recipes.elastic import make_missing
+from stir_train.runtime.chunk_scheduler import make_missing
+from stir_train.runtime.context import RunContext
 from stir_train.steering.artifacts import SteeringController
 from stir_train.types.rollout import GradedRollout, Prompt, Rollout
 from stir_train.types.steering import SteeringDecision
@@ -95,7 +95,7 @@ def generate_jobs(
         job, chunk = chunks[key]
         return _generate_chunk(context, stage, job, chunk)
 
-    def hear(key: str, note: Note) -> None:
+    def on_finished(key: str, note: Note) -> None:
         nonlocal left
         left -= 1
         job, chunk = chunks[key]
@@ -119,7 +119,7 @@ def generate_jobs(
         files = {key: rollouts_file(job.prefix, chunk) for key, (job, chunk) in mine.items()}
         (job, _), *_ = mine.values()
         together = _engine_of(context, job) if context.is_sharded else None
-        make_missing(context, stage, files, make, hear, together=together)
+        make_missing(context, stage, files, make, on_finished, together=together)
 
 
 def prompts_of_chunk(context: RunContext, job: GenerationJob, chunk: int) -> Sequence[Prompt]:

@@ -16,7 +16,7 @@ from stir_train.data.duplicates import near_duplicates
 from stir_train.data.prompts import cut_splits, render_prompts, require_disjoint
 from stir_train.errors import ArtifactError
 from stir_train.models.load import load_tokenizer
-from stir_train.recipes.problems import read_problems
+from stir_train.runtime.problems import read_problems
 
 MAX_LISTED_PAIRS, SHOWN_CHARACTERS = 5, 60
 

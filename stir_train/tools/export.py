@@ -14,15 +14,15 @@ from stir_train.export.adapter import ADAPTER_DIRECTORY, ADAPTER_FILES, save_mer
 from stir_train.export.card import Card, render_card
 from stir_train.export.vector import save_gguf_vector, save_lm_eval_vector
 from stir_train.models.load import load_model, unsharded
-from stir_train.recipes.context import RunContext
 from stir_train.recipes.distill import ADAPTER, run_verify
 from stir_train.recipes.harvest import BASIS, HARVEST, ROLLOUTS
-from stir_train.recipes.lessons import STEERED
+from stir_train.recipes.intervention_data import VALIDATE
 from stir_train.recipes.methods import EVAL, GREEDY, STEERED_METHOD, STUDENT
-from stir_train.recipes.replays import VALIDATE
 from stir_train.recipes.result_tables import load_results
+from stir_train.recipes.student_plan import STEERED
 from stir_train.recipes.tune import TUNE, best_of_each_mode
 from stir_train.recipes.value import VALUE
+from stir_train.runtime.context import RunContext
 from stir_train.steering.static import mean_direction
 
 Format = Literal["lora", "merged", "gguf", "lm-eval"]

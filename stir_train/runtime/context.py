@@ -27,14 +27,14 @@ from stir_train.data.prompts import (
     require_disjoint,
     split_sha256,
 )
-from stir_train.distributed.team import Team
+from stir_train.distributed.model_parallel import ModelParallelGroup
 from stir_train.distributed.world import World
 from stir_train.errors import ModelError
 from stir_train.generation.engine import DecodeEngine
 from stir_train.models.blocks import resolve_depth
 from stir_train.models.load import LoadedModel, ModelDescription, describe_model, load_model
 from stir_train.monitoring.metrics import Metrics
-from stir_train.recipes.problems import read_problems
+from stir_train.runtime.problems import read_problems
 from stir_train.steering.artifacts import SteeringArtifacts
 from stir_train.train.checkpoint import CheckpointFile
 from stir_train.types.rollout import Prompt
@@ -56,7 +56,7 @@ class RunContext:
         metrics: Sinks; on other ranks than 0 they swallow everything.
         console: Where sentences for people go.
         students: Engine over a distilled student by name, once something needed it.
-        team: The ranks that hold this rank's copy of the model with it, while they work together.
+        model_parallel_group: The ranks that hold this rank's copy of the model with it, while they work together.
     """
 
     config: RunConfig
@@ -67,7 +67,7 @@ class RunContext:
     metrics: Metrics
     console: Console
     students: dict[str, DecodeEngine] = field(default_factory=dict)
-    team: Team | None = None
+    model_parallel_group: ModelParallelGroup | None = None
     _num_works: int = 0
     _graders: dict[str, Grader] = field(default_factory=dict)
 
@@ -178,7 +178,7 @@ class RunContext:
         return self.run_dir.stage(name)
 
     @property
-    def team_size(self) -> int:
+    def model_parallel_size(self) -> int:
         """Ranks that decode the same work together, because each holds a part of the model."""
         return self.config.model.shards
 
@@ -188,16 +188,16 @@ class RunContext:
         return self.config.model.sharding != "none"
 
     def is_mine_to_write(self, what: str, token_ids: Sequence[Sequence[int]]) -> bool:
-        """After decoding: whether this rank grades and writes it, and not its team's leader.
+        """After decoding: whether this rank grades and writes it, and not its group's leader.
 
         Raises:
-            StageError: If the team decoded different tokens.
+            StageError: If the group decoded different tokens.
         """
-        if self.team is None:
+        if self.model_parallel_group is None:
             return True
         digest = hashlib.sha256(json.dumps([list(ids) for ids in token_ids]).encode()).hexdigest()
-        self.team.require_agreement(what, digest)
-        return self.team.is_led_by_me
+        self.model_parallel_group.require_agreement(what, digest)
+        return self.model_parallel_group.is_led_by_me
 
     def require_settings_of_rollouts(self) -> None:
         """Check that what everything goes by, task and control points, is what the rollouts had.

@@ -14,7 +14,6 @@ from stir_train.data.prompts import render_prompts
 from stir_train.errors import StageError
 from stir_train.generation.backend import ControlSpec, GenerationRequest, GenerationResult
 from stir_train.generation.engine import DecodeEngine
-from stir_train.recipes.context import RunContext
 from stir_train.recipes.distill import ADAPTER
 from stir_train.recipes.methods import (
     GREEDY,
@@ -24,8 +23,9 @@ from stir_train.recipes.methods import (
     published_rule,
     student_engine,
 )
-from stir_train.recipes.rollouts import sampling_params
 from stir_train.recipes.tune import controller_for
+from stir_train.runtime.context import RunContext
+from stir_train.runtime.generation import sampling_params
 from stir_train.steering.artifacts import SteeringController
 from stir_train.types.rollout import Prompt
 from stir_train.types.steering import SteeringDecision
@@ -55,7 +55,7 @@ def stream_answer(
     tokens: list[int] = []
     written = 0
 
-    def hear(_request: int, token: int) -> None:
+    def on_token(_request: int, token: int) -> None:
         nonlocal written
         tokens.append(token)
         # Decode from the start: a piece of a character becomes text only with its other pieces.
@@ -63,7 +63,7 @@ def stream_answer(
         write(text[written:])
         written = len(text)
 
-    return _answer(context, prompt, method, hear)
+    return _answer(context, prompt, method, on_token)
 
 
 def show_decisions(context: RunContext, index: int, method: str, console: Console) -> None:
