@@ -1,0 +1,1 @@
+"""What a run holds, read and written by path alone."""
