@@ -10,13 +10,13 @@ import pytest
 from stir_train.artifacts.run_dir import RunDir, StageDir, StageInputs
 from stir_train.config.stages import SteeringConfig
 from stir_train.errors import ArtifactError
-from stir_train.stores.reports import read_report, write_report
+from stir_train.stores.reports import load_report, save_report
 from stir_train.stores.results import (
     RESULTS_FILE,
     RESULTS_SCHEMA,
-    read_results,
-    read_run_results,
-    write_results,
+    load_results,
+    load_run_results,
+    save_results,
 )
 from stir_train.types.reports import (
     Calibration,
@@ -75,13 +75,13 @@ def _full() -> Results:
 
 def test_results_are_read_back_as_they_were_written(stage: StageDir) -> None:
     written = _full()
-    write_results(stage, written)
+    save_results(stage, written)
     with pytest.raises(ArtifactError, match="run it first"):
-        read_results(stage)
+        load_results(stage)
     stage.finish({})
-    assert read_results(stage) == written
-    assert read_run_results(stage.path.parent, stage.name) == written
-    setting = read_results(stage).methods[-1].setting
+    assert load_results(stage) == written
+    assert load_run_results(stage.path.parent, stage.name) == written
+    setting = load_results(stage).methods[-1].setting
     assert setting is not None
     assert [type(value) for value in setting.values()] == [int, float, str]
 
@@ -102,7 +102,7 @@ def test_results_are_read_back_as_they_were_written(stage: StageDir) -> None:
 def test_what_does_not_fit_is_refused_by_name(
     stage: StageDir, change: object, message: str
 ) -> None:
-    write_results(stage, _full())
+    save_results(stage, _full())
     path = stage.path / RESULTS_FILE
     found = json.loads(path.read_text(encoding="utf-8"))
     assert callable(change)
@@ -111,29 +111,29 @@ def test_what_does_not_fit_is_refused_by_name(
         rewritten.write_text(json.dumps(found), encoding="utf-8")
     stage.finish({})
     with pytest.raises(ArtifactError, match=message):
-        read_results(stage)
+        load_results(stage)
 
 
 def test_an_altered_file_and_a_missing_run_are_refused(stage: StageDir, tmp_path: Path) -> None:
-    write_results(stage, _full())
+    save_results(stage, _full())
     stage.finish({})
     path = stage.path / RESULTS_FILE
     path.write_text(path.read_text(encoding="utf-8") + " ", encoding="utf-8")
     with pytest.raises(ArtifactError, match="damaged"):
-        read_results(stage)
+        load_results(stage)
     with pytest.raises(ArtifactError, match="no run directory"):
-        read_run_results(tmp_path / "none", "evaluate")
+        load_run_results(tmp_path / "none", "evaluate")
 
 
 def test_reports_keep_what_json_has_no_words_for(stage: StageDir) -> None:
     once = EntryUplift(3, 1, 0.2, float("-inf"), float("inf"), 0.1)
-    write_report(stage, ValidationReport(entries=(once,)))
+    save_report(stage, ValidationReport(entries=(once,)))
     stage.finish({})
-    assert read_report(stage, ValidationReport).entries == (once,)
+    assert load_report(stage, ValidationReport).entries == (once,)
     with pytest.raises(
         ArtifactError, match=r"does not hold a ValueReport: blocks is missing.*redo"
     ):
-        read_report(stage, ValueReport)
+        load_report(stage, ValueReport)
 
 
 def test_reports_go_by_block_and_point_numbers(stage: StageDir) -> None:
@@ -141,9 +141,9 @@ def test_reports_go_by_block_and_point_numbers(stage: StageDir) -> None:
     report = ValueReport(
         {3: HeadReport(one, {1: one}, 0.6, 0.25, (ReliabilityBin(0.1, 0.2, 2),), 1.5)}
     )
-    write_report(stage, report)
+    save_report(stage, report)
     stage.finish({})
-    assert read_report(stage, ValueReport) == report
+    assert load_report(stage, ValueReport) == report
 
 
 def test_the_best_of_each_mode_has_answered_everything_and_is_the_first_of_equals() -> None:

@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stir_train.types.reports import BlockDiagnostics
 from stir_train.types.steering import Candidates, ControlBasis
 
 WEAK_CONTRAST = 0.05
 UNSTABLE_COSINE = 0.3
-
-
-@dataclass(frozen=True)
-class BlockDiagnostics:
-    """What one block's contrasts look like.
-
-    Attributes:
-        block: 0-based.
-        relative_norm: Median of ``|v| / |mean state|`` over contrasts.
-        raw_cosine, centred_cosine: Mean cosine between keys, before and after centring.
-        coherence: Mean cosine of directions with their mean: 1 is one shared vector, 0 none.
-        split_half: Cosine between the mean directions of two halves of the prompts, per point
-            averaged; low values mean that the vectors are noise.
-    """
-
-    block: int
-    relative_norm: float
-    raw_cosine: float
-    centred_cosine: float
-    coherence: float
-    split_half: float
 
 
 def diagnose(candidates: Candidates) -> list[BlockDiagnostics]:

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stir_train.types.reports import EntryUplift
 from stir_train.types.steering import ControlBasis, Intervention
 
 NEAREST = 8
@@ -73,26 +74,6 @@ class Injection:
 
     block: int
     strength: float
-
-
-@dataclass(frozen=True)
-class EntryUplift:
-    """What trials say of one entry, over states that had something to gain.
-
-    Attributes:
-        entry: Row of the basis.
-        count: Trials.
-        mean: Mean return with the impulse minus without it.
-        low, high: 95 % interval of the mean; infinite without two trials.
-        shrunken: The mean, shrunk towards the mean of all entries.
-    """
-
-    entry: int
-    count: int
-    mean: float
-    low: float
-    high: float
-    shrunken: float
 
 
 def plan_trials(

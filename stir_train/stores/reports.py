@@ -18,28 +18,28 @@ NUM_SHOWN = 5
 Record = TypeVar("Record")
 
 
-def write_report(stage: StageDir, report: object) -> None:
+def save_report(stage: StageDir, report: object) -> None:
     """Write a stage's report, a record of `stir_train.types`."""
-    write_record(stage, REPORT_FILE, report)
+    save_record(stage, REPORT_FILE, report)
 
 
-def read_report(stage: StageDir, kind: type[Record]) -> Record:
+def load_report(stage: StageDir, kind: type[Record]) -> Record:
     """Read a finished stage's report.
 
     Raises:
         ArtifactError: If the stage is not finished, the file was altered, or its fields are others.
     """
-    return read_record(stage.file(REPORT_FILE), kind)
+    return load_record(stage.file(REPORT_FILE), kind)
 
 
-def write_record(stage: StageDir, name: str, record: object) -> None:
+def save_record(stage: StageDir, name: str, record: object) -> None:
     """Write a record as one of a stage's files."""
     plain = TypeAdapter(type(record)).dump_python(record, mode="json")
     with stage.writing(name) as path:
         path.write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def read_record(path: Path, kind: type[Record]) -> Record:
+def load_record(path: Path, kind: type[Record]) -> Record:
     """Read a record from a JSON file.
 
     Raises:

@@ -7,19 +7,19 @@ from pathlib import Path
 
 from stir_train.artifacts.run_dir import RunDir, StageDir
 from stir_train.errors import ArtifactError
-from stir_train.stores.reports import read_record, write_record
+from stir_train.stores.reports import load_record, save_record
 from stir_train.types.results import Results
 
 RESULTS_FILE = "results.json"
 RESULTS_SCHEMA = 5
 
 
-def write_results(stage: StageDir, results: Results) -> None:
+def save_results(stage: StageDir, results: Results) -> None:
     """Write the results as one of a stage's files."""
-    write_record(stage, RESULTS_FILE, results)
+    save_record(stage, RESULTS_FILE, results)
 
 
-def read_results(stage: StageDir) -> Results:
+def load_results(stage: StageDir) -> Results:
     """Read the results of a finished stage, its checksums verified.
 
     Raises:
@@ -27,10 +27,10 @@ def read_results(stage: StageDir) -> Results:
     """
     path = stage.file(RESULTS_FILE)
     _require_schema(path)
-    return read_record(path, Results)
+    return load_record(path, Results)
 
 
-def read_run_results(run: Path, stage: str) -> Results:
+def load_run_results(run: Path, stage: str) -> Results:
     """Read the results of a run directory.
 
     Args:
@@ -38,11 +38,11 @@ def read_run_results(run: Path, stage: str) -> Results:
         stage: The directory in it of the stage that compares methods.
 
     Raises:
-        ArtifactError: If there is no such run, or as `read_results`.
+        ArtifactError: If there is no such run, or as `load_results`.
     """
     if not run.is_dir():
         raise ArtifactError(f"{run} is no run directory")
-    return read_results(RunDir(run).stage(stage))
+    return load_results(RunDir(run).stage(stage))
 
 
 def _require_schema(path: Path) -> None:
