@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -25,6 +25,10 @@ Setting = Mapping[str, float | int | str]
 """One point of a method's grid, JSON-ready."""
 Parameters = Mapping[str, Tensor]
 """What a method took from the harvest problems, by name."""
+STEERS = frozenset({"steers"})
+"""Of a method that needs its backend to steer at control points."""
+EDITS = frozenset({"edits"})
+"""Of a method that needs the model itself: to hook its modules or change its weights."""
 
 
 class NotApplicable(Exception):  # noqa: N818 - a finding, not an error
@@ -103,10 +107,17 @@ class AnsweringContext:
         return list(made.rollouts)
 
 
+@runtime_checkable
 class Baseline(Protocol):
-    """One method."""
+    """One method.
+
+    Attributes:
+        name: Its row of the results, and its directory.
+        needs: What it needs the generation backend to be able to do.
+    """
 
     name: str
+    needs: frozenset[str]
 
     def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """Learn from harvest problems.

@@ -30,6 +30,7 @@ class SelfConsistency:
     """Majority of samples."""
 
     name = "self-consistency"
+    needs = frozenset[str]()
 
     def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:  # noqa: ARG002 - the interface's
         """Nothing is parameters."""
