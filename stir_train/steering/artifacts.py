@@ -12,7 +12,7 @@ from stir_train.artifacts.tensors import load_tensors
 from stir_train.config.stages import VALUE_MODES, ControlPointConfig, SteeringConfig
 from stir_train.errors import ArtifactError
 from stir_train.models.blocks import resolve_depth
-from stir_train.models.load import ModelIdentity
+from stir_train.models.identity import ModelIdentity
 from stir_train.models.value_head import ValueHead
 from stir_train.steering.controller import BasisController
 from stir_train.steering.static import StaticController
