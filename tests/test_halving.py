@@ -110,7 +110,8 @@ def test_who_is_given_up_when() -> None:
     outcomes = successive_halving(candidates, 3, measure)
     left = {outcome.candidate.name: outcome.num_parts for outcome in outcomes}
     assert left == {"bad": 1, "poor": 2, "alone": 3, "fair": 3, "good": 3}
-    assert successive_halving(candidates, 1, measure) == [Outcome(c, 1) for c in candidates]
+    once = successive_halving(candidates, 1, measure)
+    assert once == [Outcome(c, 1, names[c.name][1]) for c in candidates]
 
 
 @pytest.mark.parametrize(("count", "halvings"), [(300, 0), (300, 1), (300, 2), (7, 3), (1, 2)])

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stir_train.types.reports import BlockDiagnostics
+from stir_train.types.reports import BlockDiagnostics, PointYield
 from stir_train.types.steering import Candidates, ControlBasis
 
 WEAK_CONTRAST = 0.05
@@ -39,12 +39,12 @@ def warnings_of(candidates: Candidates, blocks: list[BlockDiagnostics]) -> list[
     return found
 
 
-def points_yield(candidates: Candidates, basis: ControlBasis) -> list[tuple[int, int, float]]:
-    """(point, contrasts found, corrections kept in a block on average) per control point."""
+def points_yield(candidates: Candidates, basis: ControlBasis) -> list[PointYield]:
+    """Contrasts found and corrections kept, per control point."""
     corrections = basis.points[~basis.is_anchor]
     num_blocks = len(candidates.blocks)
     return [
-        (
+        PointYield(
             point,
             int((candidates.points == point).sum()),
             int((corrections == point).sum()) / num_blocks,

@@ -33,10 +33,12 @@ class Outcome:
     Attributes:
         candidate: What was tried.
         num_parts: Parts that it answered; all of them unless it was given up.
+        utility: Its mean utility over those.
     """
 
     candidate: Candidate
     num_parts: int
+    utility: float
 
 
 class Measure(Protocol):
@@ -78,15 +80,18 @@ def successive_halving(
         Those given up after the first part, then the second, and so on, survivors last; within each in
         their given order.
     """
-    left, outcomes = list(candidates), []
+    left, outcomes = list(candidates), list[Outcome]()
     for seen in range(1, num_parts + 1):
         utilities = measure(left, seen)
-        if seen == num_parts:
-            break
-        kept = survivors(left, utilities, within_groups=within_groups)
-        outcomes += [Outcome(candidate, seen) for candidate in left if candidate not in kept]
+        last = seen == num_parts
+        kept = [] if last else survivors(left, utilities, within_groups=within_groups)
+        outcomes += [
+            Outcome(candidate, seen, utility)
+            for candidate, utility in zip(left, utilities, strict=True)
+            if candidate not in kept
+        ]
         left = kept
-    return [*outcomes, *(Outcome(candidate, num_parts) for candidate in left)]
+    return outcomes
 
 
 def survivors(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 import torch
 
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tensors import save_tensors
 from stir_train.basis.diagnostics import diagnose, points_yield, warnings_of
 from stir_train.basis.select import BlockSelection, select_basis
-from stir_train.recipes.harvest import load_candidates, load_shards, model_metadata, save_report
+from stir_train.recipes.harvest import load_candidates, load_shards, model_metadata
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.steering.artifacts import BASIS_FILE
+from stir_train.stores.reports import save_report
+from stir_train.types.reports import BasisReport, PointYield
 from stir_train.types.steering import ControlBasis
 
 DIAGNOSED_CONTRASTS = 20_000
@@ -35,20 +34,19 @@ def _finish(context: RunContext, stage: StageDir, selections: list[BlockSelectio
     diagnostics = diagnose(candidates)
     warnings = warnings_of(candidates, diagnostics)
     coverage = points_yield(candidates, basis)
-    report: dict[str, Any] = {
-        "blocks": [dataclasses.asdict(d) for d in diagnostics],
-        "warnings": warnings,
-        "points": coverage,
-        "quality": candidates.quality.tolist(),
-        "norms": {
-            str(block): (candidates.mean_right - candidates.mean_wrong)[:, layer]
-            .norm(dim=-1)
-            .tolist()
+    directions = candidates.mean_right - candidates.mean_wrong
+    report = BasisReport(
+        blocks=tuple(diagnostics),
+        warnings=tuple(warnings),
+        points=tuple(coverage),
+        quality=tuple(candidates.quality.tolist()),
+        norms={
+            block: tuple(directions[:, layer].norm(dim=-1).tolist())
             for layer, block in enumerate(candidates.blocks)
         },
-        "logdet": {_selection_name(s): s.selection.logdet for s in selections},
-        "objective": {_selection_name(s): s.selection.objective for s in selections},
-    }
+        logdet={_selection_name(s): s.selection.logdet for s in selections},
+        objective={_selection_name(s): s.selection.objective for s in selections},
+    )
     save_report(stage, report)
     _log_basis(context, selections, coverage)
     for warning in warnings:
@@ -62,19 +60,21 @@ def _finish(context: RunContext, stage: StageDir, selections: list[BlockSelectio
 def _log_basis(
     context: RunContext,
     selections: list[BlockSelection],
-    coverage: list[tuple[int, int, float]],
+    coverage: list[PointYield],
 ) -> None:
     """The curve of the log-determinant, the spectrum of the keys, and what each point got."""
-    for found in selections:
-        name = _selection_name(found)
-        for pick, logdet in enumerate(found.selection.logdet, start=1):
+    for selection in selections:
+        name = _selection_name(selection)
+        for pick, logdet in enumerate(selection.selection.logdet, start=1):
             context.metrics.log("basis", {f"logdet/{name}": logdet}, step=pick)
-        for place, value in enumerate(torch.linalg.svdvals(found.basis.keys).tolist(), start=1):
+        for place, value in enumerate(torch.linalg.svdvals(selection.basis.keys).tolist(), start=1):
             context.metrics.log("basis", {f"spectrum/{name}": value}, step=place)
-    for point, num_found, num_kept in coverage:
-        context.metrics.log(
-            "basis", {"coverage/contrasts": num_found, "coverage/kept": num_kept}, step=point
-        )
+    for found in coverage:
+        figures = {
+            "coverage/contrasts": found.num_contrasts,
+            "coverage/kept": found.kept_per_block,
+        }
+        context.metrics.log("basis", figures, step=found.point)
 
 
 def _selection_name(selection: BlockSelection) -> str:

@@ -7,6 +7,7 @@ problems, a block and a strength at a time, as they would be deployed; the bette
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -24,6 +25,7 @@ from stir_train.recipes.intervention_data import (
     round_prefix,
     value_examples,
 )
+from stir_train.runtime.answerers import plain_answerer
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import (
     GenerationJob,
@@ -101,10 +103,14 @@ def better_blocks(
     )
     jobs = {
         injection: GenerationJob(
-            prompts=context.splits["harvest"][: context.config.validation.selection_problems],
-            num_samples=1,
-            sampling=sampling_params(context, greedy=True),
-            make_controller=partial(_controller, context, kept, injection, heads[injection.block]),
+            context.splits["harvest"][: context.config.validation.selection_problems],
+            dataclasses.replace(
+                plain_answerer(context),
+                make_controller=partial(
+                    _controller, context, kept, injection, heads[injection.block]
+                ),
+            ),
+            sampling_params(context, greedy=True),
             prefix=f"{round_prefix(number)}block-{injection.block}-strength-{injection.strength:g}/",
         )
         for injection in injections

@@ -13,7 +13,6 @@ from stir_train.basis.shards import CandidateShard, is_held
 from stir_train.distributed.leases import Note
 from stir_train.distributed.world import World
 from stir_train.harvest.contrast import contrast_rollouts
-from stir_train.recipes.rollout import rollout_job
 from stir_train.runtime.chunk_scheduler import make_missing
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.runtime.generation import (
@@ -32,7 +31,7 @@ CANDIDATES = "candidates-"
 def run(context: RunContext, stage: StageDir) -> Finish:
     """Contrast right and wrong rollouts."""
     config = context.config
-    count = num_chunks(context, rollout_job(context))
+    count = len(context.stage("rollout").files("rollouts-"))
     files = {f"{chunk:05d}": candidates_file(chunk) for chunk in range(count)}
 
     def make(key: str) -> dict[str, int]:
@@ -153,22 +152,11 @@ def _read_candidates(path: Path) -> Candidates:
     )
 
 
-def load_report(stage: StageDir) -> dict[str, Any]:
-    """A finished stage's figures."""
-    return dict(json.loads(stage.file(REPORT_FILE).read_text(encoding="utf-8")))
-
-
-def save_report(stage: StageDir, report: dict[str, Any]) -> None:
-    """Write a stage's figures as JSON."""
-    with stage.writing(REPORT_FILE) as path:
-        path.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
 def rollout_chunks(context: RunContext) -> list[tuple[list[GradedRollout], CapturedStates]]:
     """The sampled rollouts of the harvest split with their states, chunk by chunk."""
     stage = context.stage("rollout")
     stage.require_complete()
-    count = num_chunks(context, rollout_job(context))
+    count = len(stage.files("rollouts-"))
     return [(load_rollouts(stage, "", i), load_states(stage, "", i)) for i in range(count)]
 
 

@@ -14,6 +14,7 @@ from stir_train.basis.validate import UNSTEERED, PlannedTrial, StatePool
 from stir_train.errors import StageError
 from stir_train.generation.backend import ControlSpec, GenerationRequest, PlannedImpulse
 from stir_train.recipes.harvest import load_basis, rollout_chunks
+from stir_train.runtime.answerers import plain_answerer
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import (
     GenerationJob,
@@ -82,10 +83,9 @@ class InterventionData:
 def greedy_job(context: RunContext) -> GenerationJob:
     """The greedy rollouts of the harvest split, with their states."""
     return GenerationJob(
-        prompts=context.splits["harvest"],
-        num_samples=1,
-        sampling=sampling_params(context, greedy=True),
-        capture_blocks=context.resources.captured_blocks,
+        context.splits["harvest"],
+        plain_answerer(context, capture_blocks=context.resources.captured_blocks),
+        sampling_params(context, greedy=True),
         prefix=NULL,
     )
 

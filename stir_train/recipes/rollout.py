@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.monitoring.console import progress
+from stir_train.runtime.answerers import plain_answerer
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.runtime.generation import (
     GenerationJob,
@@ -14,19 +15,14 @@ from stir_train.runtime.generation import (
 )
 
 
-def rollout_job(context: RunContext) -> GenerationJob:
-    """Sampled rollouts of the harvest split, states captured at every harvested block."""
-    return GenerationJob(
-        prompts=context.splits["harvest"],
-        num_samples=context.config.rollout.num_samples,
-        sampling=sampling_params(context, greedy=False),
-        capture_blocks=context.resources.captured_blocks,
-    )
-
-
 def run(context: RunContext, stage: StageDir) -> Finish:
     """Sample, grade and capture."""
-    job = rollout_job(context)
+    job = GenerationJob(
+        context.splits["harvest"],
+        plain_answerer(context, capture_blocks=context.resources.captured_blocks),
+        sampling_params(context, greedy=False),
+        num_samples=context.config.rollout.num_samples,
+    )
     total = len(job.prompts) * job.num_samples
     with progress(context.console, "rollouts", total, "rollouts") as advance:
         generate_jobs(context, stage, [job], advance)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -25,7 +23,7 @@ from stir_train.basis.validate import (
 from stir_train.distributed.leases import Note
 from stir_train.monitoring.console import Advance, progress
 from stir_train.recipes.block_selection import Heads, better_blocks, provisional_heads
-from stir_train.recipes.harvest import load_basis, model_metadata, save_report
+from stir_train.recipes.harvest import load_basis, model_metadata
 from stir_train.recipes.intervention_data import (
     InterventionData,
     greedy_job,
@@ -40,6 +38,8 @@ from stir_train.runtime.chunk_scheduler import make_missing
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.runtime.generation import generate_jobs
 from stir_train.steering.artifacts import BASIS_FILE
+from stir_train.stores.reports import save_report
+from stir_train.types.reports import InjectionUplift, ValidationReport
 from stir_train.types.steering import ControlBasis, Intervention
 
 
@@ -199,16 +199,13 @@ def _keep_helpful(
     context: RunContext, stage: StageDir, basis: ControlBasis, trials: Sequence[Intervention]
 ) -> ControlBasis:
     if not trials:
-        save_report(stage, {"entries": [], "injections": []})
+        save_report(stage, ValidationReport())
         return basis
     price = context.config.steering.token_price
     budget = context.config.generation.max_new_tokens
     uplifts = entry_uplifts(trials, len(basis), token_price=price, max_new_tokens=budget)
-    report = {
-        "entries": [dataclasses.asdict(u) for u in uplifts if u.count],
-        "injections": _arm_report(trials, price, budget),
-    }
-    save_report(stage, report)
+    tried = tuple(uplift for uplift in uplifts if uplift.count)
+    save_report(stage, ValidationReport(tried, tuple(_injection_uplifts(trials, price, budget))))
     kept = validated_basis(basis, uplifts)
     if not len(kept):
         context.console.print(
@@ -217,7 +214,9 @@ def _keep_helpful(
     return kept
 
 
-def _arm_report(trials: Sequence[Intervention], price: float, budget: int) -> list[dict[str, Any]]:
+def _injection_uplifts(
+    trials: Sequence[Intervention], price: float, budget: int
+) -> list[InjectionUplift]:
     """Uplift by block and strength, where there was something to gain and where there was not."""
     rows = []
     for injection in sorted({(t.block, t.strength) for t in trials}):
@@ -229,14 +228,14 @@ def _arm_report(trials: Sequence[Intervention], price: float, budget: int) -> li
             ]
             if values:
                 rows.append(
-                    {
-                        "block": injection[0],
-                        "strength": injection[1],
-                        "improvable": improvable,
-                        "count": len(values),
-                        "mean_uplift": sum(values) / len(values),
-                        "helped": sum(v > 0 for v in values) / len(values),
-                        "harmed": sum(v < 0 for v in values) / len(values),
-                    }
+                    InjectionUplift(
+                        block=injection[0],
+                        strength=injection[1],
+                        improvable=improvable,
+                        count=len(values),
+                        mean_uplift=sum(values) / len(values),
+                        helped=sum(v > 0 for v in values) / len(values),
+                        harmed=sum(v < 0 for v in values) / len(values),
+                    )
                 )
     return rows

@@ -1,13 +1,14 @@
-"""Generate, grade and store completions chunk by chunk; steered generation is this plus a controller."""
+"""Answer, grade and store problems chunk by chunk, whatever it is that answers them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import torch
 
+from stir_train.answering.interface import Answerer
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tables import load_table, save_table
 from stir_train.artifacts.tensors import load_tensors, save_tensors
@@ -15,17 +16,11 @@ from stir_train.config.inputs import TaskConfig
 from stir_train.data.grading import reward
 from stir_train.distributed.leases import Note
 from stir_train.errors import ArtifactError
-from stir_train.generation.backend import (
-    ControlSpec,
-    GenerationRequest,
-    SamplingParams,
-)
-from stir_train.generation.engine import DecodeEngine
+from stir_train.generation.backend import SamplingParams
 from stir_train.monitoring.console import Advance
 from stir_train.monitoring.metrics import Pace
 from stir_train.runtime.chunk_scheduler import make_missing
 from stir_train.runtime.context import RunContext
-from stir_train.steering.artifacts import SteeringController
 from stir_train.types.rollout import GradedRollout, Prompt, Rollout
 from stir_train.types.steering import SteeringDecision
 from stir_train.types.trajectory import CapturedStates, StateLabel
@@ -33,28 +28,22 @@ from stir_train.types.trajectory import CapturedStates, StateLabel
 
 @dataclass(frozen=True)
 class GenerationJob:
-    """What to generate for a list of prompts.
+    """Problems to answer.
 
     Attributes:
         prompts: In order; chunks are consecutive runs of them.
-        num_samples: Per prompt.
+        answerer: What answers them.
         sampling: Greedy or sampled.
-        capture_blocks: Blocks whose control-point states are kept.
-        make_controller: A fresh controller per chunk; None decodes plainly.
+        num_samples: Answers per prompt.
         prefix: Directory inside the stage, for stages that hold several sets.
-        engine: Makes what decodes; None takes the run's base-model engine.
-        answer: Another way to make completions of some prompts, one each, in place of all these.
         task: Judges the answers, where it is not the run's own.
     """
 
     prompts: Sequence[Prompt]
-    num_samples: int
+    answerer: Answerer
     sampling: SamplingParams
-    capture_blocks: tuple[int, ...] = ()
-    make_controller: Callable[[], SteeringController] | None = None
+    num_samples: int = 1
     prefix: str = ""
-    engine: Callable[[], DecodeEngine] | None = None
-    answer: Callable[[Sequence[Prompt]], list[Rollout]] | None = None
     task: TaskConfig | None = None
 
 
@@ -114,11 +103,11 @@ def generate_jobs(
         advance(num_completions, f"correct {note['correct_rate']:.0%}")
 
     # A sharded model is loaded by all ranks at once, and only one is run at a time.
-    for _, some in groupby(chunks.items(), key=lambda item: item[1][0].engine):
+    for _, some in groupby(chunks.items(), key=lambda item: item[1][0].answerer.model):
         mine = dict(some)
         files = {key: rollouts_file(job.prefix, chunk) for key, (job, chunk) in mine.items()}
         (job, _), *_ = mine.values()
-        together = _engine_of(context, job) if context.is_sharded else None
+        together = job.answerer.open() if context.is_sharded else None
         make_missing(context, stage, files, make, on_finished, together=together)
 
 
@@ -156,6 +145,12 @@ def load_answers(context: RunContext, stage: StageDir, job: GenerationJob) -> li
     return [graded for chunk in chunks for graded in load_rollouts(stage, job.prefix, chunk)]
 
 
+def load_set(stage: StageDir, prefix: str = "") -> list[GradedRollout]:
+    """Read all chunks of one set of a finished stage, in order."""
+    paths = stage.files(f"{prefix}rollouts-")
+    return [graded for path in paths for graded in load_table(path, GradedRollout)]
+
+
 def load_states(stage: StageDir, prefix: str, chunk: int) -> CapturedStates:
     """Read one chunk's captured states, with their labels.
 
@@ -185,62 +180,34 @@ def load_states(stage: StageDir, prefix: str, chunk: int) -> CapturedStates:
     return CapturedStates(labels, blocks, tensors["states"])
 
 
-def _engine_of(context: RunContext, job: GenerationJob) -> DecodeEngine:
-    return job.engine() if job.engine else context.resources.engine
-
-
 def _generate_chunk(
     context: RunContext, stage: StageDir, job: GenerationJob, chunk: int
 ) -> dict[str, float]:
-    """Generate, grade and save one chunk; return its figures."""
+    """Answer, grade and save one chunk; return its figures."""
     prompts = prompts_of_chunk(context, job, chunk)
-    if job.answer is not None:
-        return _answer_chunk(context, stage, job, chunk)
-    requests = [GenerationRequest(p, k) for p in prompts for k in range(job.num_samples)]
-    controller = job.make_controller() if job.make_controller else None
-    control = ControlSpec(
-        context.resources.automaton, context.config.control_points.max_points, job.capture_blocks
-    )
-    result = _engine_of(context, job).generate(
-        requests, job.sampling, seed=context.config.seed, control=control, controller=controller
-    )
+    made = job.answerer.answer(prompts, num_samples=job.num_samples, sampling=job.sampling)
     name = f"{stage.name}/{job.prefix}{chunk:05d}"
-    if not context.is_mine_to_write(name, [r.token_ids for r in result.rollouts]):
+    if not context.is_mine_to_write(name, [r.token_ids for r in made.rollouts]):
         return {}
-    graded = grade_rollouts(context, result.rollouts, [r.prompt for r in requests], job.task)
-    if result.states is not None:
-        save_states(context, stage, states_file(job.prefix, chunk), result.rollouts, result.states)
-    if controller is not None:
-        save_table(stage, decisions_file(job.prefix, chunk), SteeringDecision, controller.decisions)
+    asked = [prompt for prompt in prompts for _ in range(job.num_samples)]
+    graded = grade_rollouts(context, made.rollouts, asked, job.task)
+    if made.states is not None:
+        save_states(context, stage, states_file(job.prefix, chunk), made.rollouts, made.states)
+    if made.decisions is not None:
+        save_table(stage, decisions_file(job.prefix, chunk), SteeringDecision, made.decisions)
     # The rollout table comes last: a chunk counts as made when it is there.
     save_table(stage, rollouts_file(job.prefix, chunk), GradedRollout, graded)
     figures = {
         "correct_rate": sum(g.grade.correct for g in graded) / len(graded),
         "tokens": sum(g.rollout.total_tokens for g in graded),
         "truncated_rate": sum(g.rollout.truncated for g in graded) / len(graded),
-        "forward_passes": result.cost.forward_passes,
+        "forward_passes": made.forward_passes,
     }
-    if result.states is not None and len(result.states.labels):
-        figures["state_norm"] = float(result.states.states.norm(dim=-1).mean())
-    if controller is not None and controller.decisions:
-        figures |= decision_figures(controller.decisions)
+    if made.states is not None and len(made.states.labels):
+        figures["state_norm"] = float(made.states.states.norm(dim=-1).mean())
+    if made.decisions:
+        figures |= decision_figures(made.decisions)
     return figures
-
-
-def _answer_chunk(
-    context: RunContext, stage: StageDir, job: GenerationJob, chunk: int
-) -> dict[str, float]:
-    """The same by another method's own way of answering."""
-    assert job.answer is not None
-    prompts = prompts_of_chunk(context, job, chunk)
-    graded = grade_rollouts(context, job.answer(prompts), prompts)
-    save_table(stage, rollouts_file(job.prefix, chunk), GradedRollout, graded)
-    return {
-        "correct_rate": sum(g.grade.correct for g in graded) / len(graded),
-        "tokens": sum(g.rollout.total_tokens for g in graded),
-        "truncated_rate": sum(g.rollout.truncated for g in graded) / len(graded),
-        "forward_passes": sum(g.rollout.forward_passes for g in graded),
-    }
 
 
 def decision_figures(decisions: Sequence[SteeringDecision]) -> dict[str, float]:
