@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from stir_train.config.inputs import ModelConfig
 from stir_train.config.learning import DistillConfig, ObjectiveConfig
-from stir_train.config.stages import SteeringConfig
+from stir_train.config.steering import ValueSteering
 from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.distill.objective import DistillLoss, divergence
 from stir_train.distill.on_policy import StudentSampling, on_policy_batches
@@ -47,7 +47,7 @@ STATES = ObjectiveConfig(sequence=0.0, states=1.0)
 
 def _teacher() -> BasisController:
     """Decides by states of two blocks."""
-    settings = SteeringConfig(mode="value", strength=3.0, value_doubt=0.0)
+    settings = ValueSteering(strength=3.0, doubt=0.0)
     return BasisController(bases.basis(), settings, block=bases.BLOCK, head=bases.value_head())
 
 

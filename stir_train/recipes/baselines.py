@@ -81,7 +81,7 @@ def run_baselines(context: RunContext) -> None:
         "baselines": config.baselines,
         "rollout": config.rollout,
         "generation": config.generation,
-        "token_price": config.steering.token_price,
+        "utility": config.utility,
         "num_bootstrap": config.evaluate.num_bootstrap,
         "seed": config.seed,
         "num_threads": config.num_threads,

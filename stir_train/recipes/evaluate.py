@@ -58,6 +58,7 @@ def run_evaluate(context: RunContext) -> None:
     config = context.config
     settings = {
         "evaluate": config.evaluate,
+        "utility": config.utility,
         "generation": config.generation,
         "seed": config.seed,
         "num_threads": config.num_threads,

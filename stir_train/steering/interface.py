@@ -1,0 +1,87 @@
+"""How a controller is made from a run: what it is given, and what gives it.
+
+A mode's settings name what makes its controller by import path (`SteeringSettings.made_by`), the
+user's own (``steering.mode: custom``) like those that are shipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from pydantic import JsonValue
+
+from stir_train.config.import_path import load_object
+from stir_train.config.stages import UtilityConfig
+from stir_train.config.steering import CustomSteering, SteeringConfig
+from stir_train.errors import ConfigError
+from stir_train.generation.backend import Controller
+from stir_train.models.value_head import ValueHead
+from stir_train.types.steering import ControlBasis, SteeringDecision
+
+
+@runtime_checkable
+class SteeringController(Controller, Protocol):
+    """A `Controller` that keeps a log of what it decided."""
+
+    decisions: list[SteeringDecision]
+
+
+@dataclass(frozen=True)
+class ControllerInputs:
+    """What a run offers to make a controller from.
+
+    Attributes:
+        settings: The mode's settings.
+        basis: The control basis as validated, of every harvested block, on the CPU.
+        block: Where to steer: the block at the settings' depth.
+        head: Reads the value head of a block, frozen, on the CPU.
+        utility: What an answer is worth.
+        device: Where the states will be.
+    """
+
+    settings: SteeringConfig
+    basis: ControlBasis
+    block: int
+    head: Callable[[int], ValueHead]
+    utility: UtilityConfig
+    device: torch.device
+
+    @property
+    def strength(self) -> float:
+        """``steering.strength``, which tuning varies; 0 in mode ``none``."""
+        return getattr(self.settings, "strength", 0.0)
+
+    @property
+    def options(self) -> Mapping[str, JsonValue]:
+        """``steering.options`` of a controller of the user's own."""
+        return self.settings.options if isinstance(self.settings, CustomSteering) else {}
+
+
+def make_controller(inputs: ControllerInputs) -> SteeringController:
+    """The controller of the settings' mode.
+
+    Raises:
+        ConfigError: If what the settings name cannot be imported, or makes no controller.
+    """
+    path = inputs.settings.controller_path
+    factory = load_object(path, kind="steering.controller")
+    if not callable(factory):
+        raise ConfigError(
+            f"steering.controller: {path} is a {type(factory).__name__}; expected a class or function "
+            "that takes ControllerInputs"
+        )
+    made = factory(inputs)
+    if not isinstance(made, SteeringController):
+        lacking = [name for name in MEMBERS if not hasattr(made, name)]
+        raise ConfigError(
+            f"steering.controller: {path} made a {type(made).__name__} without "
+            f"{', '.join(lacking)}; a controller has {', '.join(MEMBERS)}"
+        )
+    return made
+
+
+MEMBERS = ("block", "reads", "decide", "reset", "decisions")
+"""What `SteeringController` asks for."""
