@@ -123,12 +123,6 @@ class RunConfig(FrozenConfig):
                 raise ValueError(f"{where}: no mode among {tried} has all of: {wanted}")
 
     @property
-    def stages_off(self) -> frozenset[str]:
-        """Verbs of the stages that this run leaves out."""
-        off = set() if self.distill.enabled else {"steer", "distill"}
-        return frozenset(off if self.baselines.names else {*off, "baselines"})
-
-    @property
     def tried_settings(self) -> list[SteeringConfig]:
         """What tuning tries: every mode at every depth, and its own settings' grid there."""
         return [

@@ -222,6 +222,15 @@ class EvaluateConfig(FrozenConfig):
     )
     """Tasks outside the harvest by name; greedy, the chosen controller and every student answer them."""
 
+    @property
+    def imported(self) -> dict[str, str]:
+        """Controllers of the user's own in variants."""
+        return {
+            f"evaluate.variants.{name}.controller": str(changes["controller"])
+            for name, changes in self.variants.items()
+            if "controller" in changes
+        }
+
 
 class ClusterConfig(FrozenConfig):
     """How processes work together; nothing here changes what they make."""

@@ -144,7 +144,7 @@ def _controller(
         settings,
         block=injection.block,
         head=head,
-        device=context.loaded.device,
+        device=context.resources.loaded.device,
         utility=context.config.utility,
     )
 
