@@ -78,7 +78,7 @@ def test_wandb_holds_what_is_promised(finished: Path) -> None:
         "rollouts/queue_depth rollouts/eta_seconds rollouts/state_norm harvest/num_contrasts basis/logdet/4 "
         "basis/spectrum/4 basis/coverage/kept validation/mean_uplift value/block_4/loss "
         "value/auroc_block_4 value/ece_block_4 tune/intervention_rate steered/strength steered/gain_over_null "
-        "adapter/loss adapter/loss/sequence adapter/loss/divergence adapter/grad_norm adapter/learning_rate adapter/memory_gib adapter/eta_seconds eval/greedy/accuracy "
+        "adapter/loss adapter/loss/sequence adapter/loss/logits adapter/grad_norm adapter/learning_rate adapter/memory_gib adapter/eta_seconds eval/greedy/accuracy "
         "eval/stir/tokens_mean eval/methods/path report/page/path"
     )
     assert set(promised.split()) <= history

@@ -89,6 +89,7 @@ def _in_words(objective: ObjectiveConfig) -> str:
         "next-token distributions": objective.logits,
         "states at control points": objective.states,
     }
+    parts |= objective.terms
     named = [f"{name} (weight {weight:g})" for name, weight in parts.items() if weight]
     return f"{' and '.join(named)} of {objective.samples} completions"
 
