@@ -110,7 +110,7 @@ def _batching(context: RunContext, student: Student) -> BatchConfig:
     config = context.config
     return BatchConfig(
         config.distill.batch_size,
-        int(student.base.tokenizer.pad_token_id or 0),
+        student.base.pad_token_id,
         config.seed,
         config.distill.bucket_batches,
     )

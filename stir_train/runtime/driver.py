@@ -101,7 +101,7 @@ def _begin(
     """Write what the stage is made from, or check it; whether there is work left."""
     if directory.name != STAGES[0].name:
         context.require_settings_of_rollouts()
-    sources = {"model": context.resources.described.identity.fingerprint()}
+    sources = context.resources.described.identity.parts()
     sources |= {f"stage {other}": context.stage(other).fingerprint() for other in reads}
     sources |= {f"split {split}": split_sha256(context.splits[split]) for split in splits}
     sources |= _imported(context, settings, steers="tune" in reads)

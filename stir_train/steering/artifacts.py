@@ -13,7 +13,7 @@ from stir_train.config.stages import ControlPointConfig, UtilityConfig
 from stir_train.config.steering import SteeringConfig, parse_steering
 from stir_train.errors import ArtifactError
 from stir_train.models.blocks import resolve_depth
-from stir_train.models.load import ModelIdentity
+from stir_train.models.identity import ModelIdentity
 from stir_train.models.value_head import ValueHead
 from stir_train.steering.interface import (
     ControllerInputs,
