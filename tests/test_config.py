@@ -165,6 +165,7 @@ def test_settings_show_what_they_may_be_and_for_which_mode() -> None:
         (["steering=3"], "steering: "),
         (["steering.mode=custom"], "steering.controller (mode custom): required, but missing"),
         (["steering={mode: custom, controller: mine}"], "expected an import path"),
+        (["steering={mode: custom, controller: 'a:B'}"], "custom would never be tried"),
         (["tune.modes=[custom]"], "set steering.mode=custom and steering.controller"),
         (["evaluate.variants={a: {mode: valu}}"], "evaluate.variants.a: 'valu' is no mode"),
         (
@@ -192,7 +193,7 @@ def test_overrides_choose_a_mode_and_its_settings(tmp_path: Path) -> None:
     assert config.steering == StaticSteering(strength=2.0)
     assert load_config(RunConfig, path, ["steering.doubt=2"]).steering == ValueSteering(doubt=2.0)
     custom = "steering={mode: custom, controller: 'mine.steer:Mine', options: {a: [1, 2]}}"
-    config = load_config(RunConfig, path, [custom])
+    config = load_config(RunConfig, path, [custom, "tune.modes=[custom]"])
     assert config.steering == CustomSteering(controller="mine.steer:Mine", options={"a": [1, 2]})
     assert imported_by(config) == {"steering.controller": "mine.steer:Mine"}
     again = load_config(RunConfig, _write(tmp_path, dump_config(config)))

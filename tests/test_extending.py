@@ -160,7 +160,8 @@ def test_a_term_that_needs_a_teacher_is_refused_where_there_is_none(modules: Pat
 def test_a_run_whose_objects_cannot_be_found_is_refused_before_anything_is_made(
     modules: Path,
 ) -> None:
-    done = run_smoke(modules, "steering={mode: custom, controller: 'nowhere:Mine'}")
+    steering = "steering={mode: custom, controller: 'nowhere:Mine'}"
+    done = run_smoke(modules, steering, "tune.modes=[custom]")
     assert done.returncode != 0
     assert "steering.controller: no module nowhere" in " ".join(done.stderr.split())
     assert not (modules / "smoke").exists()

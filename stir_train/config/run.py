@@ -82,11 +82,7 @@ class RunConfig(FrozenConfig):
                 f"steering.depth and tune.depths must be among harvest.depths "
                 f"{list(self.harvest.depths)}; not harvested: {unknown}"
             )
-        if "custom" in self.tune.modes and self.steering.mode != "custom":
-            raise ValueError(
-                "tune.modes: custom tries the controller that steering names, and steering.mode is "
-                f"{self.steering.mode}; set steering.mode=custom and steering.controller"
-            )
+        self._require_custom()
         self._require_variants()
         if self.model.sharding != "none" and self.distill.enabled and self.train.zero_stage != 3:
             raise ValueError(
@@ -103,6 +99,19 @@ class RunConfig(FrozenConfig):
                 "baselines read and edit whole models: take them out, or model.sharding"
             )
         return self
+
+    def _require_custom(self) -> None:
+        """Check that a controller of the user's own is both named and tried."""
+        if "custom" in self.tune.modes and self.steering.mode != "custom":
+            raise ValueError(
+                "tune.modes: custom tries the controller that steering names, and steering.mode is "
+                f"{self.steering.mode}; set steering.mode=custom and steering.controller"
+            )
+        if self.steering.mode == "custom" and self.tune.enabled and "custom" not in self.tune.modes:
+            raise ValueError(
+                "steering.mode: custom would never be tried: add it to tune.modes, or set "
+                "tune.enabled=false to use it as it stands"
+            )
 
     def _require_variants(self) -> None:
         """Check that every variant changes settings of some mode that may be chosen."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stir_train.config.import_path import load_object
 from stir_train.config.stages import UtilityConfig
-from stir_train.config.steering import CustomSteering, SteeringConfig
+from stir_train.config.steering import CustomSteering, ScaledSteering, SteeringConfig
 from stir_train.errors import ConfigError
 from stir_train.generation.backend import ControlBatch, Controller, ImpulseBatch
 from stir_train.models.value_head import ValueHead
@@ -54,7 +54,7 @@ class ControllerInputs:
     @property
     def strength(self) -> float:
         """``steering.strength``, which tuning varies; 0 in mode ``none``."""
-        return getattr(self.settings, "strength", 0.0)
+        return self.settings.strength if isinstance(self.settings, ScaledSteering) else 0.0
 
     @property
     def options(self) -> Mapping[str, JsonValue]:
