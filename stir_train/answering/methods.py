@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stir_train.answering.interface import Answerer
-from stir_train.config.stages import VALUE_MODES, SteeringConfig
+from stir_train.config.steering import (
+    JudgedSteering,
+    PreviewSteering,
+    ScaledSteering,
+    SteeringConfig,
+)
 from stir_train.types.results import MethodMetrics, MethodRow, TunedBaseline
 
 GREEDY, PUBLISHED, STEERED, STUDENT = "greedy", "stir-published", "stir", "lora-student"
@@ -55,9 +60,9 @@ def student_label(name: str) -> str:
     return f"lora-{name}" if name else STUDENT
 
 
-def published_rule() -> SteeringConfig:
+def published_rule() -> PreviewSteering:
     """The paper's defaults: previews at strength 1, at the first harvested depth."""
-    return SteeringConfig(mode="preview", strength=1.0, preview_strength=1.0)
+    return PreviewSteering(strength=1.0, preview_strength=1.0)
 
 
 def settings_label(settings: SteeringConfig) -> str:
@@ -67,11 +72,14 @@ def settings_label(settings: SteeringConfig) -> str:
     parts: list[str] = [settings.mode]
     if settings.depth is not None:
         parts.append(f"depth{settings.depth:g}")
-    parts.append(f"strength{settings.strength:g}")
-    if settings.mode in VALUE_MODES:
-        parts.append(f"doubt{settings.value_doubt:g}")
-        for field, word in (("value_margin", "margin"), ("num_candidates", "candidates")):
-            value = getattr(settings, field)
-            if value != SteeringConfig.model_fields[field].default:
-                parts.append(f"{word}{value:g}")
+    if isinstance(settings, ScaledSteering):
+        parts.append(f"strength{settings.strength:g}")
+    if isinstance(settings, JudgedSteering):
+        parts.append(f"doubt{settings.doubt:g}")
+        for name, value in (
+            ("margin", settings.margin),
+            ("num_candidates", settings.num_candidates),
+        ):
+            if value != JudgedSteering.model_fields[name].default:
+                parts.append(f"{name.removeprefix('num_')}{value:g}")
     return "-".join(parts)

@@ -12,7 +12,7 @@ from stir_train.generation.backend import (
     TokenListener,
 )
 from stir_train.generation.engine import DecodeEngine
-from stir_train.steering.artifacts import SteeringController
+from stir_train.steering.interface import SteeringController
 from stir_train.types.answers import Answers
 from stir_train.types.rollout import Prompt
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stir_train.config.stages import SteeringConfig
+from stir_train.config.steering import NoSteering, SteeringConfig
 from stir_train.types.results import SteeringTrial
 
 
 def choose(
     trials: Sequence[SteeringTrial], base: SteeringConfig, *, max_accuracy_loss: float
 ) -> SteeringConfig:
-    """The settings of most utility among those that gain, or ``base`` with mode ``none``.
+    """The settings of most utility among those that gain, or none.
 
     Args:
         trials: Those that answered every problem; of equals the first is chosen.
@@ -20,5 +20,5 @@ def choose(
     """
     gains = [trial for trial in trials if trial.is_gain(max_accuracy_loss)]
     if not gains:
-        return base.model_copy(update={"mode": "none"})
+        return NoSteering.like(base)
     return max(gains, key=lambda trial: trial.metrics.utility).settings

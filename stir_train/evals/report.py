@@ -18,6 +18,7 @@ from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import SteeringDecision
 
 NUM_EXAMPLES = 4
+PAGE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,10 @@ def render_report(data: ReportData) -> str:
         "interventions": plots.interventions(_by_point(data.decisions)),
     }
     return environment.from_string(template).render(
-        data=data, figures=figures, verdict=describe_change
+        data=data,
+        figures=figures,
+        verdict=describe_change,
+        has_marker=any(row.metrics.no_marker_rate is not None for row in data.results.methods),
     )
 
 

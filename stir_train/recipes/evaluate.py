@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from stir_train.answering.methods import (
     GREEDY,
@@ -20,7 +19,7 @@ from stir_train.artifacts.run_dir import StageDir
 from stir_train.baselines.registry import load_baseline
 from stir_train.config.pipeline import STAGE_NAMES
 from stir_train.config.run import RunConfig
-from stir_train.config.stages import SteeringConfig
+from stir_train.config.steering import SteeringConfig, changed
 from stir_train.data.prompts import first_problems, render_prompts, require_unseen, split_sha256
 from stir_train.errors import StageError
 from stir_train.evals.retention import compare_students
@@ -128,8 +127,8 @@ def build_methods(context: RunContext) -> list[Method]:
         if settings != choice
     ]
     methods += [
-        steered(f"variant-{name}", _changed(choice, changes), basis, "tune, then changed")
-        for name, changes in config.evaluate.variants.items()
+        steered(f"variant-{name}", varied, basis, "tune, then changed")
+        for name, varied in _variants(context, choice).items()
     ]
     return [*methods, *_baselines(context), *_students(context)]
 
@@ -163,9 +162,19 @@ def _students(context: RunContext) -> list[Method]:
     ]
 
 
-def _changed(choice: SteeringConfig, changes: Mapping[str, Any]) -> SteeringConfig:
-    """The chosen settings with some changed, and checked again."""
-    return SteeringConfig.model_validate({**choice.model_dump(), **changes})
+def _variants(context: RunContext, choice: SteeringConfig) -> dict[str, SteeringConfig]:
+    """The chosen settings with some changed, by name; without those that the chosen mode lacks."""
+    variants = {}
+    for name, changes in context.config.evaluate.variants.items():
+        varied = changed(choice, changes)
+        if varied is None:
+            context.console.print(
+                f"  evaluate.variants.{name}: left out; the chosen mode {choice.mode} has no "
+                f"{', '.join(sorted(changes))}"
+            )
+            continue
+        variants[name] = varied
+    return variants
 
 
 def out_of_domain_prompts(context: RunContext) -> dict[str, list[Prompt]]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from stir_train.answering.methods import GREEDY, STEERED
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tables import load_table
 from stir_train.config.load import dump_config
-from stir_train.evals.report import ReportData, build_examples, render_report
-from stir_train.recipes.harvest import load_report
-from stir_train.recipes.methods import GREEDY, STEERED_METHOD
-from stir_train.recipes.result_tables import load_results
+from stir_train.config.pipeline import STAGES
+from stir_train.evals.report import PAGE, ReportData, build_examples, render_report
 from stir_train.runtime.context import Finish, Outcome, RunContext
-from stir_train.runtime.generation import GenerationJob, load_rollouts, num_chunks, sampling_params
-from stir_train.types.rollout import GradedRollout
+from stir_train.runtime.generation import load_set
+from stir_train.stores.reports import load_report
+from stir_train.stores.results import load_results
+from stir_train.types.reports import BasisReport, ValidationReport, ValueReport
+from stir_train.types.results import TuneReport
 from stir_train.types.steering import SteeringDecision
-
-PAGE = "report.html"
 
 
 def run(context: RunContext, stage: StageDir) -> Finish:
@@ -24,24 +24,24 @@ def run(context: RunContext, stage: StageDir) -> Finish:
 
 def _write(context: RunContext, stage: StageDir) -> Outcome:
     evaluation = context.stage("evaluate")
-    greedy, steered = _answers(context, GREEDY), _answers(context, STEERED_METHOD)
+    greedy, steered = load_set(evaluation, f"{GREEDY}/"), load_set(evaluation, f"{STEERED}/")
     questions = {p.prompt_id: (p.question, p.answer) for p in context.splits["test"]}
     wins, losses = build_examples(greedy, steered, questions, context.resources.described.decode)
     decisions = [
         decision
-        for path in evaluation.files(f"{STEERED_METHOD}/decisions-")
+        for path in evaluation.files(f"{STEERED}/decisions-")
         for decision in load_table(path, SteeringDecision)
     ]
-    distilled = ("steer", "distill") if context.config.distill.enabled else ()
-    stages = ("rollout", "harvest", "basis", "validate", "value", "tune", *distilled, "evaluate")
+    made = [found.name for found in STAGES if found.is_on(context.config)]
+    stages = [name for name in made if name != stage.name]
     page = render_report(
         ReportData(
             title=context.config.name,
-            results=load_results(context),
-            basis=load_report(context.stage("basis")),
-            validation=load_report(context.stage("validate")),
-            value=load_report(context.stage("value")),
-            tune=load_report(context.stage("tune")),
+            results=load_results(evaluation),
+            basis=load_report(context.stage("basis"), BasisReport),
+            validation=load_report(context.stage("validate"), ValidationReport),
+            value=load_report(context.stage("value"), ValueReport),
+            tune=load_report(context.stage("tune"), TuneReport),
             summaries={name: context.stage(name).summary() for name in stages},
             decisions=decisions,
             wins=wins,
@@ -54,15 +54,3 @@ def _write(context: RunContext, stage: StageDir) -> Outcome:
         path.write_text(page, encoding="utf-8")
     context.metrics.page("report", "page", page)
     return Outcome({"bytes": len(page)}, f"{stage.path / PAGE}")
-
-
-def _answers(context: RunContext, method: str) -> list[GradedRollout]:
-    job = GenerationJob(
-        prompts=context.splits["test"],
-        num_samples=1,
-        sampling=sampling_params(context, greedy=True),
-        prefix=f"{method}/",
-    )
-    stage = context.stage("evaluate")
-    chunks = range(num_chunks(context, job))
-    return [graded for chunk in chunks for graded in load_rollouts(stage, job.prefix, chunk)]

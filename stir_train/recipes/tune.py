@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from stir_train.answering.methods import GREEDY, settings_label
 from stir_train.artifacts.run_dir import StageDir
-from stir_train.config.stages import SteeringConfig
+from stir_train.config.steering import SteeringConfig
 from stir_train.evals.choice import choose
 from stir_train.evals.halving import Candidate, split_by_halving
 from stir_train.runtime.answerers import plain_answerer, steered_answerer, with_depth

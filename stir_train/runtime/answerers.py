@@ -10,13 +10,13 @@ from stir_train.answering.model import ModelAnswerer
 from stir_train.artifacts.tensors import load_tensors
 from stir_train.baselines.interface import AnsweringContext, Baseline, Setting
 from stir_train.config.run import RunConfig
-from stir_train.config.stages import SteeringConfig
+from stir_train.config.steering import PreviewingSteering, SteeringConfig
 from stir_train.generation.backend import ControlSpec
 from stir_train.generation.engine import DecodeEngine
 from stir_train.models.load import LoadedModel
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import sampling_params
-from stir_train.steering.artifacts import SteeringController
+from stir_train.steering.interface import SteeringController
 from stir_train.types.rollout import Prompt
 from stir_train.types.steering import ControlBasis
 from stir_train.types.utility import Utility
@@ -45,7 +45,7 @@ def steered_answerer(
     context: RunContext, settings: SteeringConfig, basis: ControlBasis
 ) -> ModelAnswerer:
     """The base model under the controller that settings describe."""
-    previews = settings.mode in ("preview", "hybrid")
+    previews = isinstance(settings, PreviewingSteering)
     return ModelAnswerer(
         BASE,
         lambda: context.resources.engine,
@@ -115,7 +115,7 @@ def with_depth(settings: SteeringConfig, config: RunConfig) -> SteeringConfig:
 
 def utility_of(config: RunConfig) -> Utility:
     """What an answer is worth in a run."""
-    return Utility(config.steering.token_price, config.generation.max_new_tokens)
+    return Utility(config.utility.token_price, config.generation.max_new_tokens)
 
 
 def answering_context(context: RunContext) -> AnsweringContext:

@@ -5,11 +5,15 @@ Fractions are between 0 and 1, intervals are 95 %, and token counts are per prob
 
 from __future__ import annotations
 
-from pydantic import ConfigDict
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from stir_train.config.stages import SteeringConfig
+from stir_train.config.steering import SteeringConfig
 
+Steering = Annotated[SteeringConfig, Field(discriminator="mode")]
+"""A controller's settings, by mode."""
 Interval = tuple[float, float]
 """Lower and upper end."""
 Setting = dict[str, float | int | str]
@@ -79,7 +83,7 @@ class MethodRow:
     metrics: MethodMetrics
     label: str
     chosen_on: str
-    steering: SteeringConfig | None = None
+    steering: Steering | None = None
     setting: Setting | None = None
 
     @property
@@ -205,7 +209,7 @@ class SteeringTrial:
         num_problems: How many these are; fewer than all for settings that were given up early.
     """
 
-    settings: SteeringConfig
+    settings: Steering
     metrics: MethodMetrics
     num_problems: int
 
@@ -227,7 +231,7 @@ class TuneReport:
         trials: Everything that was tried, in the order in which it was given up, survivors last.
     """
 
-    chosen: SteeringConfig
+    chosen: Steering
     num_problems: int
     trials: tuple[SteeringTrial, ...]
 
