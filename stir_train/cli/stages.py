@@ -95,13 +95,13 @@ def iterate(config: ConfigPath, overrides: Overrides = None) -> None:
     import sys
 
     settings = load(config, overrides or [])
-    from stir_train.recipes.result_tables import results_table
+    from stir_train.evals.tables import results_table
     from stir_train.runtime.iterate import run_iterate
 
     out = console()
     results = run_iterate(settings, out, sys.argv)
     out.print(results_table(results))
-    out.print(f"chosen on the tune split: {results['chosen']}")
+    out.print(f"chosen on the tune split: {results.chosen}")
 
 
 @app.command()

@@ -13,7 +13,6 @@ from stir_train.config.inputs import TaskConfig
 from stir_train.config.steering import SteeringMode
 
 
-
 class ControlPointConfig(FrozenConfig):
     """Where a trajectory may be read and steered."""
 

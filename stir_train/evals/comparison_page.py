@@ -27,7 +27,10 @@ def render_comparison(results: Mapping[str, Results]) -> str:
     Args:
         results: By the run's name.
     """
-    runs = [ComparedRun(name, found, frontier([row.metrics for row in found.methods])) for name, found in results.items()]
+    runs = [
+        ComparedRun(name, found, frontier([row.metrics for row in found.methods]))
+        for name, found in results.items()
+    ]
     methods = dict.fromkeys(row.name for run in runs for row in run.results.methods)
     by_method = {method: [_figures(run.results, method) for run in runs] for method in methods}
     template = resources.files("stir_train.evals").joinpath("comparison.html.j2")

@@ -90,7 +90,7 @@ def undominated(methods: Sequence[Row]) -> list[Row]:
     """
     kept: list[Row] = []
     for row in sorted(methods, key=lambda row: (row.tokens_mean, -row.accuracy)):
-        if not kept or row.accuracy > kept[-1]["accuracy"]:
+        if not kept or row.accuracy > kept[-1].accuracy:
             kept.append(row)
     return kept
 

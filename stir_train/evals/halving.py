@@ -44,7 +44,7 @@ class Outcome:
 class Measure(Protocol):
     """Lets candidates answer parts, or reads their answers."""
 
-    def __call__(self, candidates: Sequence[Candidate], num_parts: int) -> Sequence[float]:
+    def __call__(self, candidates: Sequence[Candidate], num_parts: int, /) -> Sequence[float]:
         """The mean utility of each candidate over the first ``num_parts`` parts together."""
         ...
 

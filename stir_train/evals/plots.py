@@ -23,8 +23,18 @@ def points_yield(points: Sequence[PointYield]) -> str:
     """Contrasts found and corrections kept at each control point."""
     figure, axes = new_figure()
     positions = [found.point for found in points]
-    axes.bar([p - 0.2 for p in positions], [found.num_contrasts for found in points], 0.4, label="contrasts found")
-    axes.bar([p + 0.2 for p in positions], [found.kept_per_block for found in points], 0.4, label="corrections kept")
+    axes.bar(
+        [p - 0.2 for p in positions],
+        [found.num_contrasts for found in points],
+        0.4,
+        label="contrasts found",
+    )
+    axes.bar(
+        [p + 0.2 for p in positions],
+        [found.kept_per_block for found in points],
+        0.4,
+        label="corrections kept",
+    )
     axes.set_xlabel("control point")
     axes.set_ylabel("count")
     axes.legend(fontsize=8, frameon=False)

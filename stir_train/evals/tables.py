@@ -19,12 +19,11 @@ def results_table(results: Results) -> Table:
         f"{results.num_items} held-out problems of {results.task}\n"
         "below: points gained, tokens in %, with 95 % intervals"
     )
+    has_marker = any(row.metrics.no_marker_rate is not None for row in results.methods)
     table.add_column("method", overflow="fold")
-    for column in ("accuracy", "tokens", "passes", "cut off", "no marker"):
+    for column in ("accuracy", "tokens", "passes", "cut off", *(["no marker"] * has_marker)):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    has_marker = any(row.metrics.no_marker_rate is not None for row in results.methods)
-    table.columns[5].width = None
     for row in results.methods:
         figures = row.metrics
         is_baseline = row.name == BASELINE
@@ -34,12 +33,10 @@ def results_table(results: Results) -> Table:
             _with_change(f"{figures.tokens_mean:.1f}", "" if is_baseline else _tokens(figures)),
             f"{figures.forward_passes_mean:.1f}",
             share(figures.truncated_rate),
-            share(figures.no_marker_rate),
+            *([share(figures.no_marker_rate)] * has_marker),
             "" if is_baseline else verdict(figures),
             style="bold" if row.name in BOLD else "",
         )
-    if not has_marker:
-        del table.columns[5]
     return table
 
 

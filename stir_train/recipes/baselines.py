@@ -121,9 +121,7 @@ def _finish(
         context.metrics.log("baselines", {f"{name}/utility": trials[best].metrics.utility})
         tried = tuple(trials[c] for c in ranked)
         methods.append(
-            TunedBaseline(
-                name, grid[best].path, grid[best].label, dict(grid[best].setting), tried
-            )
+            TunedBaseline(name, grid[best].path, grid[best].label, dict(grid[best].setting), tried)
         )
     save_report(stage, BaselinesReport(tuple(methods), reasons))
     left_out = "".join(f"; {name} does not apply: {why}" for name, why in reasons.items())

@@ -14,7 +14,7 @@ from stir_train.distill.objective import DistillLoss
 from stir_train.distill.plan import StudentSpec, mean_tokens, plan_students
 from stir_train.distributed.engine import TrainEngine, open_engine, peak_memory_gib
 from stir_train.export.adapter import ADAPTER_DIRECTORY, PROBES_FILE, save_adapter, save_probes
-from stir_train.export.verify import VerificationResult, verify_adapter
+from stir_train.export.verify import verify_adapter
 from stir_train.models.load import locate_model
 from stir_train.models.lora import Student, make_student, make_whole_student
 from stir_train.monitoring.console import progress
@@ -32,9 +32,7 @@ FIGURES_FILE = "figures.json"
 
 def run(context: RunContext, stage: StageDir) -> Finish:
     """Fine-tune LoRA on the chosen steered completions; export; verify in a fresh process."""
-    specs = plan_students(
-        context.config.distill, lambda objective: samples_of(context, objective)
-    )
+    specs = plan_students(context.config.distill, lambda objective: samples_of(context, objective))
     taught = [_teach(context, stage, spec) for spec in specs]
     return lambda: _finish(specs, taught)
 
@@ -71,9 +69,7 @@ def _teach(context: RunContext, stage: StageDir, spec: StudentSpec) -> StudentFi
     )
 
 
-def _shared(
-    context: RunContext, what: str, make: Callable[[], StudentFigures]
-) -> StudentFigures:
+def _shared(context: RunContext, what: str, make: Callable[[], StudentFigures]) -> StudentFigures:
     """Figures that rank 0 makes, on every rank."""
     return StudentFigures(**context.world.on_main(what, lambda: dataclasses.asdict(make())))
 

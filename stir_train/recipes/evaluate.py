@@ -119,7 +119,9 @@ def build_methods(context: RunContext) -> list[Method]:
                 random_directions(basis, seed=config.seed),
                 "tune",
             ),
-            steered("control-shuffled-keys", choice, shuffled_keys(basis, seed=config.seed), "tune"),
+            steered(
+                "control-shuffled-keys", choice, shuffled_keys(basis, seed=config.seed), "tune"
+            ),
         ]
     methods += [
         steered(f"stir-{settings.mode}", settings, basis, "tune")
@@ -155,9 +157,7 @@ def _students(context: RunContext) -> list[Method]:
         return []
     context.stage("distill").require_complete()
     return [
-        Method(
-            student_label(name), student_answerer(context, name), "harvest", is_deployable=True
-        )
+        Method(student_label(name), student_answerer(context, name), "harvest", is_deployable=True)
         for name in ("", *context.config.distill.also)
     ]
 
@@ -330,9 +330,7 @@ def _compare_out_of_domain(
         }
         rows = [compare_in_run(context, n, given, answers[GREEDY]) for n, given in answers.items()]
         prompts = asked_of_greedy.prompts
-        results.append(
-            OutOfDomainResults(task, len(prompts), split_sha256(prompts), tuple(rows))
-        )
+        results.append(OutOfDomainResults(task, len(prompts), split_sha256(prompts), tuple(rows)))
     return results
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from stir_train.artifacts.atomic import json_sha256
 from stir_train.artifacts.run_dir import StageDir
@@ -18,9 +17,8 @@ from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.runtime.generation import (
     load_rollouts,
     load_states,
-    num_chunks,
 )
-from stir_train.steering.artifacts import BASIS_FILE, REPORT_FILE
+from stir_train.steering.artifacts import BASIS_FILE
 from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import Candidates, ControlBasis
 from stir_train.types.trajectory import CapturedStates

@@ -76,7 +76,10 @@ def run(context: RunContext, stage: StageDir) -> Finish:
 
 
 def _finish(
-    context: RunContext, stage: StageDir, heads: dict[int, ValueHead], reports: dict[int, HeadReport]
+    context: RunContext,
+    stage: StageDir,
+    heads: dict[int, ValueHead],
+    reports: dict[int, HeadReport],
 ) -> Outcome:
     for block, head in heads.items():
         save_tensors(stage, head_file(block), head.state_dict(), model_metadata(context))

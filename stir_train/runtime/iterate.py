@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from stir_train.answering.methods import GREEDY
 from stir_train.artifacts.run_dir import RunDir
 from stir_train.config.inputs import SplitName
 from stir_train.config.pipeline import STAGE_NAMES

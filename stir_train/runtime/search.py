@@ -66,9 +66,7 @@ def search_by_halving(
         found: list[float] = context.world.on_main(f"{stage.name} after part {num_parts}", read)
         return found
 
-    return successive_halving(
-        list(candidates), len(parts), measure, within_groups=within_groups
-    )
+    return successive_halving(list(candidates), len(parts), measure, within_groups=within_groups)
 
 
 def part_job(
@@ -90,7 +88,9 @@ def answers_of(
     return [
         item
         for number in range(len(parts))
-        for item in load_answers(context, stage, part_job(context, candidate, answerer, parts, number))
+        for item in load_answers(
+            context, stage, part_job(context, candidate, answerer, parts, number)
+        )
     ]
 
 

@@ -64,8 +64,11 @@ def as_table(rows: Sequence[tuple[str, ...]]) -> Table:
     """Rows for the terminal."""
     table = Table(box=SIMPLE, title="held-out test items; 95 % paired intervals")
     for i, column in enumerate(COLUMNS):
-        justify = "left" if i < NUM_TEXT_COLUMNS else "right"
-        table.add_column(column, justify=justify, no_wrap=i < NUM_TEXT_COLUMNS - 1)
+        table.add_column(
+            column,
+            justify="left" if i < NUM_TEXT_COLUMNS else "right",
+            no_wrap=i < NUM_TEXT_COLUMNS - 1,
+        )
     for row in rows:
         table.add_row(*row)
     return table
