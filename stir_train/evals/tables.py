@@ -14,27 +14,29 @@ BOLD = ("stir", "lora-student")
 
 
 def results_table(results: Results) -> Table:
-    """The held-out comparison: two lines a method, differences with their intervals below the figures."""
-    table = _table(
-        f"{results.num_items} held-out problems of {results.task}\n"
-        "below: points gained, tokens in %, with 95 % intervals"
-    )
+    """The held-out comparison, two lines a method; a third where the task has an answer marker.
+
+    The header says line by line what a row holds.
+    """
     has_marker = any(row.metrics.no_marker_rate is not None for row in results.methods)
-    table.add_column("method", overflow="fold")
-    for column in ("accuracy", "tokens", "passes", "cut off", *(["no marker"] * has_marker)):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
+    title = f"{results.num_items} held-out problems of {results.task}; intervals are 95 %"
+    table = _table(title)
+    below = "\n " * has_marker  # headers stand beside one another line by line
+    table.add_column(f"method\n  verdict{below}", overflow="fold")
+    table.add_column(f"accuracy\npoints gained{below}", justify="right")
+    table.add_column(f"tokens\nchange, %{below}", justify="right")
+    table.add_column("passes\ncut off" + "\nno marker" * has_marker, justify="right")
     for row in results.methods:
         figures = row.metrics
-        is_baseline = row.name == BASELINE
+        shares = [share(figures.truncated_rate), *([share(figures.no_marker_rate)] * has_marker)]
+        differences = (f"  {verdict(figures)}", _points(figures), _tokens(figures))
+        if row.name == BASELINE:
+            differences = ("", "", "")
         table.add_row(
-            row.name,
-            _with_change(f"{figures.accuracy:.1%}", "" if is_baseline else _points(figures)),
-            _with_change(f"{figures.tokens_mean:.1f}", "" if is_baseline else _tokens(figures)),
-            f"{figures.forward_passes_mean:.1f}",
-            share(figures.truncated_rate),
-            *([share(figures.no_marker_rate)] * has_marker),
-            "" if is_baseline else verdict(figures),
+            f"{row.name}\n{differences[0]}",
+            f"{figures.accuracy:.1%}\n{differences[1]}",
+            f"{figures.tokens_mean:.1f}\n{differences[2]}",
+            "\n".join([f"{figures.forward_passes_mean:.1f}", *shares]),
             style="bold" if row.name in BOLD else "",
         )
     return table
@@ -47,7 +49,7 @@ def students_table(results: Results) -> Table | None:
     other = results.students[0].other
     table = _table(f"students; points and tokens against {other}")
     table.add_column("student", overflow="fold")
-    for column in ("accuracy kept", "saving kept", "points", "tokens, %"):
+    for column in ("accuracy\nkept", "saving\nkept", "points", "tokens, %"):
         table.add_column(column, justify="right")
     for row in results.students:
         kept = [
@@ -70,21 +72,18 @@ def sampled_table(results: Results) -> Table | None:
     first = results.sampled[0]
     table = _table(f"{first.num_samples} samples a problem")
     table.add_column("method", overflow="fold")
-    for column in (f"avg@{first.num_samples}", "points gained"):
-        table.add_column(column, justify="right")
+    table.add_column(f"avg@{first.num_samples}\npoints gained", justify="right")
     for k in first.pass_at:
-        table.add_column(f"pass@{k}", justify="right")
-    table.add_column(f"majority@{first.num_samples}", justify="right")
-    table.add_column("tokens", justify="right")
+        table.add_column(f"pass\n@{k}", justify="right")
+    table.add_column(f"majority@{first.num_samples}\ntokens", justify="right")
     for row in results.sampled:
         is_baseline = row.name == BASELINE
         table.add_row(
             "base" if is_baseline else row.name,
-            f"{row.average:.1%}",
-            "" if is_baseline else change(row.delta_average, row.delta_average_ci95),
+            f"{row.average:.1%}\n"
+            + ("" if is_baseline else change(row.delta_average, row.delta_average_ci95)),
             *(f"{value:.1%}" for value in row.pass_at.values()),
-            f"{row.majority:.1%}",
-            f"{row.tokens_mean:.1f}",
+            f"{row.majority:.1%}\n{row.tokens_mean:.1f}",
         )
     return table
 
@@ -140,9 +139,7 @@ def _tokens(figures: MethodMetrics) -> str:
     return change(figures.delta_tokens_fraction, figures.delta_tokens_ci95)
 
 
-def _with_change(figure: str, difference: str) -> str:
-    return f"{figure}\n{difference}" if difference else figure
-
-
 def _table(title: str) -> Table:
-    return Table(title=title, box=SIMPLE, padding=(0, 1), pad_edge=False)
+    return Table(
+        title=f"\n{title}", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
+    )
