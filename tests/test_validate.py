@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from stir_train.basis.validate import (
-    UNSTEERED,
     EntryUplift,
     Injection,
     StatePool,
@@ -25,7 +24,7 @@ from stir_train.generation.engine import DecodeEngine
 from stir_train.harvest.contrast import contrast_rollouts
 from stir_train.models.load import LoadedModel
 from stir_train.types.rollout import Prompt
-from stir_train.types.steering import Candidates, ControlBasis, Intervention
+from stir_train.types.steering import UNSTEERED, Candidates, ControlBasis, Intervention
 from stir_train.value.targets import build_intervened
 from tests.support import bases
 

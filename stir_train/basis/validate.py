@@ -18,13 +18,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from stir_train.types.steering import ControlBasis, Intervention
+from stir_train.types.steering import UNSTEERED, ControlBasis, Intervention, PlannedTrial
 
 NEAREST = 8
 """Of the entries drawn at random half are of this many most similar ones, half of all."""
 GUIDED = 0.5
 """Share of trials that take what a guide scores best, once there is one."""
-UNSTEERED = -1
 PRIOR_TRIALS = 4.0
 """An entry's mean uplift is shrunk towards the mean of all as by this many trials."""
 INTERVAL = 1.96
@@ -50,17 +49,6 @@ class StatePool:
     weights: Float[Tensor, "S"]
     blocks: tuple[int, ...]
     steered: Int[Tensor, "S"]
-
-
-@dataclass(frozen=True)
-class PlannedTrial:
-    """One intervention to make, and the probability that the plan had for it at its state."""
-
-    state: int
-    block: int
-    entry: int
-    strength: float
-    propensity: float
 
 
 Guide = Callable[[int, int, Float[Tensor, "L D"], Float[Tensor, "E D"]], Float[Tensor, "E"]]

@@ -10,7 +10,7 @@ import torch
 
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tables import load_table, save_table
-from stir_train.basis.validate import UNSTEERED, PlannedTrial, StatePool
+from stir_train.basis.validate import StatePool
 from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.errors import StageError
 from stir_train.generation.backend import ControlSpec, GenerationRequest, PlannedImpulse
@@ -28,7 +28,7 @@ from stir_train.runtime.generation import (
     states_file,
 )
 from stir_train.types.rollout import GradedRollout, Impulse
-from stir_train.types.steering import ControlBasis, Intervention
+from stir_train.types.steering import UNSTEERED, ControlBasis, Intervention, PlannedTrial
 from stir_train.types.trajectory import CapturedStates
 from stir_train.value.targets import ValueExamples, build_examples, build_intervened
 

@@ -16,7 +16,6 @@ from stir_train.artifacts.tensors import save_tensors
 from stir_train.basis.validate import (
     Guide,
     Injection,
-    PlannedTrial,
     entry_uplifts,
     plan_trials,
     still_promising,
@@ -41,7 +40,7 @@ from stir_train.runtime.chunk_scheduler import make_missing
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import generate_jobs
 from stir_train.steering.artifacts import BASIS_FILE
-from stir_train.types.steering import ControlBasis, Intervention
+from stir_train.types.steering import ControlBasis, Intervention, PlannedTrial
 
 
 def run_validate(context: RunContext) -> None:
