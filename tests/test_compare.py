@@ -16,7 +16,7 @@ def test_runs_that_are_not_finished_cannot_be_compared(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no run directory"):
         result_rows([tmp_path / "none"])
     (tmp_path / "run").mkdir()
-    with pytest.raises(ArtifactError, match="eval stage is missing"):
+    with pytest.raises(ArtifactError, match="evaluate stage is missing"):
         result_rows([tmp_path / "run"])
     rows = [("a", "greedy", "", "1.0", "", "2.0", "", "2.0")]
     assert as_markdown(rows).splitlines()[2] == "| a | greedy |  | 1.0 |  | 2.0 |  | 2.0 |"

@@ -69,7 +69,7 @@ def _made(run: Path) -> list[tuple[str, str]]:
         for path in (run / "logs").rglob("*.work.jsonl")
         for line in path.read_text().splitlines()
     ]
-    return [(line["stage"], line["key"]) for line in lines if line["stage"] == "rollouts"]
+    return [(line["stage"], line["key"]) for line in lines if line["stage"] == "rollout"]
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +81,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _require_same_rollouts(run: Path, whole: Path) -> None:
-    assert _tokens(run, "rollouts") == _tokens(whole, "rollouts")
-    for path in sorted((whole / "rollouts").glob("states-*.safetensors")):
-        expected, found = load_file(path), load_file(run / "rollouts" / path.name)
+    assert _tokens(run, "rollout") == _tokens(whole, "rollout")
+    for path in sorted((whole / "rollout").glob("states-*.safetensors")):
+        expected, found = load_file(path), load_file(run / "rollout" / path.name)
         for name in ("rollout", "point", "token_index", "token_id"):
             assert expected[name].tolist() == found[name].tolist()
         assert float((expected["states"] - found["states"]).abs().max()) < ROUNDING
@@ -101,7 +101,7 @@ def test_two_ranks_that_hold_a_model_together_run_the_pipeline(
     _require_same_rollouts(run, whole)
     for method in ("greedy", "lora-student"):
         assert _tokens(run, f"eval/{method}") == _tokens(whole, f"eval/{method}"), method
-    verified = json.loads((run / "adapter" / "manifest.json").read_text())["summary"]
+    verified = json.loads((run / "distill" / "manifest.json").read_text())["summary"]
     assert verified["effect"] > 0
 
 

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stir_train.cli.arguments import ConfigPath, Overrides, console, fail, load, opened
+from stir_train.config.pipeline import STAGE_NAMES, STAGES
 
 if TYPE_CHECKING:
     from stir_train.config.run import RunConfig
 
 app = typer.Typer()
+WORKERS = [stage.name for stage in STAGES if stage.takes_workers]
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would happen; do nothing.")]
 Redo = Annotated[bool, typer.Option("--redo", help="Remake this stage and those after it.")]
@@ -37,24 +39,8 @@ Worker = Annotated[
     ),
 ]
 
-STAGE_HELP = {
-    "rollout": "Sample, grade and capture rollouts of the harvest split.",
-    "harvest": "Contrast right and wrong rollouts at control points.",
-    "basis": "Select the control basis and diagnose the contrasts.",
-    "validate": "Measure what each entry of the basis causes, by paired replay.",
-    "value": "Train and calibrate the value heads.",
-    "tune": "Choose the controller on the tune split.",
-    "steer": "Sample steered rollouts of the harvest split.",
-    "distill": "Distil steered rollouts into a LoRA adapter, export and verify it.",
-    "baselines": "Tune other methods on the tune split.",
-    "evaluate": "Compare every method on the held-out test split.",
-    "report": "Write the run's HTML report.",
-}
-WORKERS = ("rollout", "steer")
-"""Stages of which a job array can make chunks."""
 
-
-def _stage_command(verb: str) -> Callable[..., None]:
+def _stage_command(name: str) -> Callable[..., None]:
     def command(
         config: ConfigPath,
         overrides: Overrides = None,
@@ -64,20 +50,20 @@ def _stage_command(verb: str) -> Callable[..., None]:
         site: Site = None,
         worker: Worker = False,
     ) -> None:
-        if worker and verb not in WORKERS:
+        if worker and name not in WORKERS:
             fail(
-                f"--worker: {verb} is not made in chunks by a job array; {' and '.join(WORKERS)} are"
+                f"--worker: {name} is not made in chunks by a job array; {' and '.join(WORKERS)} are"
             )
         if submit or site is not None:
-            _submit([verb], config, overrides or [], site, dry_run=dry_run)
+            _submit([name], config, overrides or [], site, dry_run=dry_run)
             return
-        _run_verbs([verb], config, overrides or [], dry_run=dry_run, redo=redo, worker=worker)
+        _run([name], config, overrides or [], dry_run=dry_run, redo=redo, worker=worker)
 
     return command
 
 
-for _verb, _help in STAGE_HELP.items():
-    app.command(_verb, help=_help)(_stage_command(_verb))
+for _stage in STAGES:
+    app.command(_stage.name, help=_stage.summary)(_stage_command(_stage.name))
 
 
 @app.command()
@@ -93,14 +79,14 @@ def run(
     ] = None,
 ) -> None:
     """Run every stage in order, skipping what is done; here, or as a chain of SLURM jobs."""
-    verbs = list(STAGE_HELP) if only is None else only.split(",")
-    unknown = sorted(set(verbs) - set(STAGE_HELP))
+    names = list(STAGE_NAMES) if only is None else only.split(",")
+    unknown = sorted(set(names) - set(STAGE_NAMES))
     if unknown:
-        fail(f"--only: no stage {', '.join(unknown)}; stages: {', '.join(STAGE_HELP)}")
+        fail(f"--only: no stage {', '.join(unknown)}; stages: {', '.join(STAGE_NAMES)}")
     if submit or site is not None:
-        _submit(verbs, config, overrides or [], site, dry_run=dry_run)
+        _submit(names, config, overrides or [], site, dry_run=dry_run)
         return
-    _run_verbs(verbs, config, overrides or [], dry_run=dry_run, redo=redo)
+    _run(names, config, overrides or [], dry_run=dry_run, redo=redo)
 
 
 @app.command()
@@ -133,7 +119,7 @@ def status(
     for column in ("stage", "state", "progress", "job"):
         table.add_column(column)
     for stage in found.stages:
-        table.add_row(stage.verb, stage.state, stage.progress, stage.job)
+        table.add_row(stage.name, stage.state, stage.progress, stage.job)
     out = console()
     out.print(table)
     if found.failure:
@@ -154,8 +140,8 @@ def cancel(
     console().print(f"cancelled {listed}" if cancelled else "nothing of this run is in the queue")
 
 
-def _run_verbs(
-    verbs: list[str],
+def _run(
+    names: list[str],
     path: Path,
     overrides: list[str],
     *,
@@ -164,17 +150,18 @@ def _run_verbs(
     worker: bool = False,
 ) -> None:
     if dry_run:
-        _show_plan(load(path, overrides), verbs)
+        _show_plan(load(path, overrides), names)
         return
     with opened(path, overrides, is_worker=worker) as context:
-        from stir_train.runtime.driver import run_stages, show_outcome
+        from stir_train.runtime.driver import run_stages
+        from stir_train.tools.outcome import show_outcome
 
-        run_stages(context, verbs, redo=redo)
-        show_outcome(context, verbs)
+        run_stages(context, names, redo=redo)
+        show_outcome(context, names)
 
 
 def _submit(
-    verbs: list[str], path: Path, overrides: list[str], site_file: Path | None, *, dry_run: bool
+    names: list[str], path: Path, overrides: list[str], site_file: Path | None, *, dry_run: bool
 ) -> None:
     """Check everything that can be checked here, then queue the chain; or show what would be."""
     from stir_train.artifacts.run_dir import RunDir
@@ -188,11 +175,11 @@ def _submit(
     config = load(path, overrides)
     site = SiteConfig() if site_file is None else load_config(SiteConfig, site_file)
     found = preflight(config, site, read_data=require_problems)
-    jobs = plan_jobs(config, site, verbs)
+    jobs = plan_jobs(config, site, names)
     scripts = slurm.scripts_of(config, site, jobs)
     out = console()
     if dry_run:
-        _show_plan(config, verbs)
+        _show_plan(config, names)
         for script, text in scripts[1:]:
             print(f"# {script}\n{text}")
     for note in found.notes:
@@ -216,7 +203,7 @@ def _submit(
     out.print(f"watch it with: stir-train status {config.directory}", soft_wrap=True)
 
 
-def _show_plan(config: RunConfig, verbs: list[str]) -> None:
+def _show_plan(config: RunConfig, names: list[str]) -> None:
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
@@ -227,8 +214,8 @@ def _show_plan(config: RunConfig, verbs: list[str]) -> None:
     for column in ("stage", "state", "what it does"):
         table.add_column(column)
     for stage in plan_run(config):
-        if stage.verb in verbs:
-            table.add_row(stage.verb, stage.state, stage.work)
+        if stage.name in names:
+            table.add_row(stage.name, stage.state, stage.work)
     out = Console()
     out.print(f"{config.model.name} on {config.task.name}, in {config.directory}", soft_wrap=True)
     out.print(table)

@@ -11,6 +11,8 @@ from stir_train.config.base import FrozenConfig
 from stir_train.config.tasks import KNOWN_TASKS
 
 SPREAD = "spread"
+SplitName = Literal["harvest", "tune", "test"]
+"""`harvest` is learnt from, `tune` chosen on, `test` answered once."""
 
 
 class ModelConfig(FrozenConfig):

@@ -27,13 +27,13 @@ class SubmittedJob:
     """A job in the queue, or that was there.
 
     Attributes:
-        name, verbs: As in `Job`.
+        name, stages: As in `Job`.
         job_id: Slurm's.
         script: Its sbatch script.
     """
 
     name: str
-    verbs: tuple[str, ...]
+    stages: tuple[str, ...]
     job_id: int
     script: str
 
@@ -85,7 +85,7 @@ def submit(
                 _slurm(["scancel", str(earlier.job_id)])
             raise StageError(f"sbatch refused {path}: {completed.stderr.strip()}")
         job_id = int(completed.stdout.strip().split(";")[0])
-        done.append(SubmittedJob(job.name, job.verbs, job_id, str(path)))
+        done.append(SubmittedJob(job.name, job.stages, job_id, str(path)))
     write_json(run_dir.path / SLURM / JOBS_FILE, [asdict(job) for job in done])
     return done
 
@@ -96,7 +96,7 @@ def submitted_jobs(run_dir: RunDir) -> list[SubmittedJob]:
     if not path.is_file():
         return []
     listed = json.loads(path.read_text(encoding="utf-8"))
-    return [SubmittedJob(**{**item, "verbs": tuple(item["verbs"])}) for item in listed]
+    return [SubmittedJob(**{**item, "stages": tuple(item["stages"])}) for item in listed]
 
 
 ALIVE = ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD")

@@ -141,7 +141,7 @@ def _controller(
         update={"mode": "value", "strength": injection.strength}
     )
     return BasisController(
-        basis, settings, block=injection.block, head=head, device=context.loaded.device
+        basis, settings, block=injection.block, head=head, device=context.resources.loaded.device
     )
 
 

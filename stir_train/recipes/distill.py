@@ -1,4 +1,4 @@
-"""Steered rollouts on harvest problems, then LoRA on the good ones, then proof that it loads."""
+"""LoRA on the good ones of the steered rollouts, then proof that it loads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.config.deepspeed import deepspeed_config
-from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.distill.objective import DistillLoss
 from stir_train.distributed.engine import TrainEngine, open_engine, peak_memory_gib
 from stir_train.export.adapter import ADAPTER_DIRECTORY, PROBES_FILE, save_adapter, save_probes
@@ -20,75 +19,26 @@ from stir_train.models.load import resolve_model_path
 from stir_train.models.lora import Student, make_student, make_whole_student
 from stir_train.monitoring.console import progress
 from stir_train.monitoring.metrics import Pace
-from stir_train.recipes.intervention_data import VALIDATE
 from stir_train.recipes.student_plan import (
-    STEERED,
     StudentSpec,
     early_stopping,
-    load_steered,
     mean_tokens,
     plan_students,
-    steered_job,
     student_batches,
 )
-from stir_train.recipes.tune import TUNE
-from stir_train.recipes.value import VALUE
-from stir_train.runtime.context import RunContext
-from stir_train.runtime.generation import generate_jobs
+from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.train.loop import FitPlan, FitResult, StepRecord, fit, warmup_then_cosine
 
-ADAPTER = STAGE_DIRECTORIES["distill"]
 NUM_PROBES, PROBE_TOKENS = 4, 48
 LOG_EVERY = 20
 FIGURES_FILE = "figures.json"
 
 
-def run_steered(context: RunContext) -> None:
-    """Sample completions of harvest problems under the chosen controller."""
-    config = context.config
-    settings = {
-        "seed": config.seed,
-        "num_threads": config.num_threads,
-        "num_samples": config.distill.num_samples,
-        "rollout": config.rollout,
-        "generation": config.generation,
-    }
-    if not config.distill.enabled:
-        return
-    stage = context.begin(STEERED, settings, upstream=(VALIDATE, VALUE, TUNE), splits=("harvest",))
-    if stage is None:
-        return
-    job = steered_job(context)
-    total = len(job.prompts) * job.num_samples
-    with progress(context.console, "steered rollouts", total, "rollouts") as advance:
-        generate_jobs(context, stage, [job], advance)
-    if not context.is_worker:
-        context.world.on_main("steered made", lambda: _finish_steered(context, stage))
-
-
-def _finish_steered(context: RunContext, stage: StageDir) -> None:
-    graded = load_steered(context)
-    correct = sum(g.grade.correct for g in graded) / len(graded)
-    context.report_done(
-        stage,
-        {"num_rollouts": len(graded), "correct_rate": correct},
-        f"{len(graded)} rollouts under {context.steering.choice().mode}, {correct:.1%} correct",
-    )
-
-
-def run_distill(context: RunContext) -> None:
+def run(context: RunContext, stage: StageDir) -> Finish:
     """Fine-tune LoRA on the chosen steered completions; export; verify in a fresh process."""
-    config = context.config
-    settings = {"distill": config.distill, "seed": config.seed, "num_threads": config.num_threads}
-    if not config.distill.enabled:
-        context.console.print("  adapter: distill.enabled is off")
-        return
-    stage = context.begin(ADAPTER, settings, upstream=(STEERED,), decodes=False)
-    if stage is None:
-        return
     specs = plan_students(context)
     taught = [_teach(context, stage, spec) for spec in specs]
-    context.world.on_main("distilled", lambda: _finish(context, stage, specs, taught))
+    return lambda: _finish(specs, taught)
 
 
 def _teach(context: RunContext, stage: StageDir, spec: StudentSpec) -> dict[str, Any]:
@@ -146,7 +96,7 @@ def _fit(
                     "eta_seconds": eta_seconds,
                 }
                 named = {f"{spec.prefix}{key}": value for key, value in figures.items()}
-                context.metrics.log(ADAPTER, named, step=record.step)
+                context.metrics.log("distill", named, step=record.step)
 
         fitted = fit(
             engine,
@@ -210,18 +160,15 @@ def _export_and_verify(
 
 
 def _finish(
-    context: RunContext,
-    stage: StageDir,
     specs: Sequence[StudentSpec],
     taught: Sequence[dict[str, Any]],
-) -> None:
+) -> Outcome:
     own, *others = taught
     summary = dict(own)
     for spec, figures in zip(specs[1:], others, strict=True):
         summary |= {f"{spec.name}/{key}": value for key, value in figures.items()}
     more = f"; also {', '.join(spec.name for spec in specs[1:])}" if others else ""
-    context.report_done(
-        stage,
+    return Outcome(
         summary,
         f"{own['num_samples']} samples, {own['num_steps']} steps; reloaded in a fresh process: "
         f"{own['num_tensors']} tensors, logits within {own['reload_difference']:.1e} of the "
@@ -231,7 +178,7 @@ def _finish(
 
 def run_verify(context: RunContext) -> VerificationResult:
     """Verify a finished run's adapter again."""
-    stage = context.stage(ADAPTER)
+    stage = context.stage("distill")
     stage.require_complete()
     for file in stage.files(ADAPTER_DIRECTORY):
         assert file.is_file()

@@ -6,7 +6,7 @@ import dataclasses
 import json
 
 from stir_train.artifacts.run_dir import StageDir
-from stir_train.config.pipeline import STAGE_DIRECTORIES
+from stir_train.config.pipeline import STAGE_NAMES
 from stir_train.data.prompts import require_unseen, split_sha256
 from stir_train.errors import StageError
 from stir_train.evals.metrics import MethodMetrics, compare_to_baseline
@@ -14,14 +14,9 @@ from stir_train.evals.retention import StudentComparison, compare_students
 from stir_train.evals.sampled import compare_samples
 from stir_train.monitoring.console import progress
 from stir_train.recipes.baselines import (
-    BASELINES_STAGE,
     answering,
 )
-from stir_train.recipes.distill import ADAPTER
-from stir_train.recipes.harvest import BASIS
-from stir_train.recipes.intervention_data import VALIDATE
 from stir_train.recipes.methods import (
-    EVAL,
     GREEDY,
     STEERED_METHOD,
     STUDENT,
@@ -36,11 +31,9 @@ from stir_train.recipes.out_of_domain import (
     out_of_domain_results,
 )
 from stir_train.recipes.tune import (
-    TUNE,
     price_per_token,
 )
-from stir_train.recipes.value import VALUE
-from stir_train.runtime.context import RunContext
+from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.runtime.generation import (
     GenerationJob,
     generate_jobs,
@@ -53,23 +46,9 @@ from stir_train.types.rollout import GradedRollout
 RESULTS_SCHEMA = 4
 
 
-def run_evaluate(context: RunContext) -> None:
+def run(context: RunContext, stage: StageDir) -> Finish:
     """Answer the test split with every method and compare with greedy decoding."""
     config = context.config
-    settings = {
-        "evaluate": config.evaluate,
-        "generation": config.generation,
-        "seed": config.seed,
-        "num_threads": config.num_threads,
-    }
-    upstream = (
-        *(BASIS, VALIDATE, VALUE, TUNE),
-        *([ADAPTER] if config.distill.enabled else []),
-        *([BASELINES_STAGE] if config.baselines.names else []),
-    )
-    stage = context.begin(EVAL, settings, upstream=upstream, splits=("test",))
-    if stage is None:
-        return
     outside = out_of_domain_prompts(context)  # may refuse its source, and then nothing was opened
     openings = int(context.world.on_main("open the test split", lambda: _open_test(context)))
     methods = build_methods(context)
@@ -101,7 +80,7 @@ def run_evaluate(context: RunContext) -> None:
     with progress(context.console, "evaluate", total, "problems") as advance:
         generate_jobs(context, stage, everything, advance)
     asked = Asked(methods, jobs, out_of_domain_jobs, sampled_jobs, openings)
-    context.world.on_main("evaluated", lambda: _finish(context, stage, asked))
+    return lambda: _finish(context, stage, asked)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,9 +161,9 @@ def _shown(row: MethodMetrics) -> dict[str, float | str]:
 
 def _open_test(context: RunContext) -> int:
     """Refuse test items that were used before; count the choices that the split was opened for."""
-    made_before = [name for name in STAGE_DIRECTORIES.values() if name != EVAL]
+    made_before = [name for name in STAGE_NAMES if name != "evaluate"]
     require_unseen(context.splits["test"], context.problems_used(made_before))
-    openings = context.run_dir.record_opening(context.stage(TUNE).fingerprint())
+    openings = context.run_dir.record_opening(context.stage("tune").fingerprint())
     if openings > 1:
         context.console.print(
             f"[yellow]! evaluate: the test split is opened for choice number {openings} of this run "
@@ -193,7 +172,7 @@ def _open_test(context: RunContext) -> int:
     return openings
 
 
-def _finish(context: RunContext, stage: StageDir, asked: Asked) -> None:
+def _finish(context: RunContext, stage: StageDir, asked: Asked) -> Outcome:
     answers = {name: load_answers(context, stage, job) for name, job in asked.jobs.items()}
     _require_null_is_greedy(answers)
     rows = [
@@ -225,15 +204,14 @@ def _finish(context: RunContext, stage: StageDir, asked: Asked) -> None:
         path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     for row in rows:
         context.metrics.log(
-            EVAL,
+            "evaluate",
             {f"{row.name}/accuracy": row.accuracy, f"{row.name}/tokens_mean": row.tokens_mean},
         )
-    context.metrics.table(EVAL, "methods", [_shown(row) for row in rows])
+    context.metrics.table("evaluate", "methods", [_shown(row) for row in rows])
     named = {row.name: row for row in rows}
     steered = named[STEERED_METHOD]
     student = f", LoRA student {named[STUDENT].accuracy:.1%}" if STUDENT in named else ""
-    context.report_done(
-        stage,
+    return Outcome(
         {"accuracy_greedy": named[GREEDY].accuracy, "accuracy_stir": steered.accuracy},
         f"{len(context.splits['test'])} test problems: greedy {named[GREEDY].accuracy:.1%}, "
         f"steered {steered.accuracy:.1%}{student}",
@@ -255,7 +233,7 @@ def _results(
     test = context.splits["test"]
     return {
         "schema": RESULTS_SCHEMA,
-        "model": context.described.identity.as_dict(),
+        "model": context.resources.described.identity.as_dict(),
         "task": context.config.task.name,
         "split": "test",
         "num_items": len(test),

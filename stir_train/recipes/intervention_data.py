@@ -11,10 +11,9 @@ import torch
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tables import load_table, save_table
 from stir_train.basis.validate import StatePool
-from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.errors import StageError
 from stir_train.generation.backend import ControlSpec, GenerationRequest, PlannedImpulse
-from stir_train.recipes.harvest import ROLLOUTS, load_basis, rollout_chunks
+from stir_train.recipes.harvest import load_basis, rollout_chunks
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import (
     GenerationJob,
@@ -32,7 +31,6 @@ from stir_train.types.steering import UNSTEERED, ControlBasis, Intervention, Pla
 from stir_train.types.trajectory import CapturedStates
 from stir_train.value.targets import ValueExamples, build_examples, build_intervened
 
-VALIDATE = STAGE_DIRECTORIES["validate"]
 NULL = "null/"
 LONG = 1.25
 """A right rollout is long when it takes this many times the shortest right sample."""
@@ -87,7 +85,7 @@ def greedy_job(context: RunContext) -> GenerationJob:
         prompts=context.splits["harvest"],
         num_samples=1,
         sampling=sampling_params(context, greedy=True),
-        capture_blocks=context.captured_blocks,
+        capture_blocks=context.resources.captured_blocks,
         prefix=NULL,
     )
 
@@ -195,13 +193,15 @@ def make_trials(
             )
         )
     control = ControlSpec(
-        context.automaton, context.config.control_points.max_points, context.captured_blocks
+        context.resources.automaton,
+        context.config.control_points.max_points,
+        context.resources.captured_blocks,
     )
-    result = context.engine.generate(
+    result = context.resources.engine.generate(
         requests, sampling_params(context, greedy=True), seed=context.config.seed, control=control
     )
     name = trials_file(number, chunk)
-    if not context.is_mine_to_write(f"{VALIDATE}/{name}", [r.token_ids for r in result.rollouts]):
+    if not context.is_mine_to_write(f"{'validate'}/{name}", [r.token_ids for r in result.rollouts]):
         return []
     rollouts = [
         dataclasses.replace(rollout, impulses=made)
@@ -245,7 +245,9 @@ def read_blocks(context: RunContext, block: int) -> tuple[int, ...]:
     """The blocks that a block's head reads: itself, and the captured ones below, which ran before it."""
     if not context.config.value.reads_below:
         return (block,)
-    return tuple(captured for captured in sorted(context.captured_blocks) if captured <= block)
+    return tuple(
+        captured for captured in sorted(context.resources.captured_blocks) if captured <= block
+    )
 
 
 def _impulse(token_index: int, plan: PlannedTrial) -> Impulse:
@@ -285,7 +287,7 @@ def _after_last_impulse(
 
 def _shortest_right_samples(context: RunContext) -> dict[str, int]:
     shortest: dict[str, int] = {}
-    context.stage(ROLLOUTS).require_complete()
+    context.stage("rollout").require_complete()
     for sampled, _ in rollout_chunks(context):
         for item in sampled:
             if item.grade.correct:

@@ -34,7 +34,7 @@ def out_of_domain_prompts(context: RunContext) -> dict[str, list[Prompt]]:
         problems = first_problems(
             read_problems(config), outside.num_problems, seed=config.splits.seed
         )
-        found[name] = render_prompts(problems, outside.task, context.described.tokenizer)
+        found[name] = render_prompts(problems, outside.task, context.resources.described.tokenizer)
         used = {
             split: {p.prompt_id for p in context.splits[split]} for split in ("harvest", "tune")
         }

@@ -8,7 +8,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from stir_train.evals.intervals import describe_change
-from stir_train.recipes.methods import EVAL, GREEDY, STEERED_METHOD, STUDENT
+from stir_train.recipes.methods import GREEDY, STEERED_METHOD, STUDENT
 from stir_train.runtime.context import RunContext
 from stir_train.tools.compare import RESULTS_FILE
 
@@ -133,5 +133,5 @@ def _change(value: float, interval: list[float]) -> str:
 
 def load_results(context: RunContext) -> dict[str, object]:
     """The results of a finished evaluation."""
-    path = context.stage(EVAL).file(RESULTS_FILE)
+    path = context.stage("evaluate").file(RESULTS_FILE)
     return dict(json.loads(path.read_text(encoding="utf-8")))

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from stir_train.config.learning import ObjectiveConfig
-from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.distill.objective import DistillLoss
 from stir_train.distill.on_policy import StudentSampling, on_policy_batches
 from stir_train.distill.samples import (
@@ -20,14 +19,12 @@ from stir_train.distributed.engine import TrainEngine
 from stir_train.errors import StageError
 from stir_train.generation.backend import ControlSpec, previewing
 from stir_train.models.lora import Student
-from stir_train.recipes.harvest import ROLLOUTS, rollout_job
-from stir_train.recipes.tune import TUNE, controller_for, tune_job
+from stir_train.recipes.rollout import rollout_job
+from stir_train.recipes.tune import controller_for, tune_job
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import GenerationJob, load_answers, sampling_params
 from stir_train.train.loop import EarlyStopping
 from stir_train.types.rollout import GradedRollout, Rollout
-
-STEERED = STAGE_DIRECTORIES["steer"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def _samples_of(context: RunContext, objective: ObjectiveConfig) -> list[Rollout
     """Right and short completions, steered or plain."""
     plain = objective.samples == "plain"
     graded = (
-        load_answers(context, context.stage(ROLLOUTS), rollout_job(context))
+        load_answers(context, context.stage("rollout"), rollout_job(context))
         if plain
         else load_steered(context)
     )
@@ -141,7 +138,7 @@ def _student_sampling(context: RunContext, spec: StudentSpec, student: Student) 
         student=student,
         prompts={prompt.prompt_id: prompt for prompt in context.splits["harvest"]},
         sampling=sampling_params(context, greedy=False),
-        control=ControlSpec(context.automaton, context.config.control_points.max_points),
+        control=ControlSpec(context.resources.automaton, context.config.control_points.max_points),
         controller=controller,
         seed=context.config.seed,
         share=spec.objective.on_policy,
@@ -162,7 +159,7 @@ def early_stopping(
     choice = context.steering.choice()
     plain = spec.objective.samples == "plain" or choice.mode == "none"
     job = tune_job(context, None if plain else choice, context.steering.basis())
-    answers = load_answers(context, context.stage(TUNE), job)
+    answers = load_answers(context, context.stage("tune"), job)
     right = [item.rollout for item in answers if item.grade.correct]
     if not right:
         raise StageError(
@@ -189,4 +186,4 @@ def steered_job(context: RunContext) -> GenerationJob:
 
 def load_steered(context: RunContext) -> list[GradedRollout]:
     """Those that were made."""
-    return load_answers(context, context.stage(STEERED), steered_job(context))
+    return load_answers(context, context.stage("steer"), steered_job(context))

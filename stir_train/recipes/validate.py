@@ -24,9 +24,8 @@ from stir_train.basis.validate import (
 from stir_train.distributed.leases import Note
 from stir_train.monitoring.console import Advance, progress
 from stir_train.recipes.block_selection import Heads, better_blocks, provisional_heads
-from stir_train.recipes.harvest import BASIS, load_basis, model_metadata, save_report
+from stir_train.recipes.harvest import load_basis, model_metadata, save_report
 from stir_train.recipes.intervention_data import (
-    VALIDATE,
     InterventionData,
     greedy_job,
     load_intervention_data,
@@ -37,39 +36,24 @@ from stir_train.recipes.intervention_data import (
     trials_file,
 )
 from stir_train.runtime.chunk_scheduler import make_missing
-from stir_train.runtime.context import RunContext
+from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.runtime.generation import generate_jobs
 from stir_train.steering.artifacts import BASIS_FILE
 from stir_train.types.steering import ControlBasis, Intervention, PlannedTrial
 
 
-def run_validate(context: RunContext) -> None:
+def run(context: RunContext, stage: StageDir) -> Finish:
     """Replay, summarise, and keep the entries that help."""
-    config = context.config
-    settings = {
-        "validate": config.validation,
-        "value": config.value,
-        "max_points": config.control_points.max_points,
-        "steering": config.steering.model_copy(
-            update={"mode": "value", "depth": None, "strength": 1.0}
-        ),
-        "generation": config.generation,
-        "seed": config.seed,
-        "num_threads": config.num_threads,
-    }
-    stage = context.begin(VALIDATE, settings, upstream=(BASIS,), splits=("harvest",))
-    if stage is None:
-        return
     basis = load_basis(context)
     trials: list[Intervention] = []
-    if config.validation.enabled:
+    if context.config.validation.enabled:
         trials = _run_trials(context, stage, basis)
-    context.world.on_main("validated", lambda: _finish(context, stage, basis, trials))
+    return lambda: _finish(context, stage, basis, trials)
 
 
 def _finish(
     context: RunContext, stage: StageDir, basis: ControlBasis, trials: Sequence[Intervention]
-) -> None:
+) -> Outcome:
     config = context.config
     kept = _keep_helpful(context, stage, basis, trials)
     save_tensors(stage, BASIS_FILE, vars(kept), model_metadata(context))
@@ -77,8 +61,7 @@ def _finish(
     num_kept = int((~kept.is_anchor).sum())
     gain = [t.uplift(config.steering.token_price, config.generation.max_new_tokens) for t in trials]
     helped = sum(value > 0 for value in gain) / len(gain) if gain else 0.0
-    context.report_done(
-        stage,
+    return Outcome(
         {"num_trials": len(trials), "num_kept": num_kept, "helped_rate": helped},
         f"{len(trials)} paired replays, {helped:.0%} helped; kept {num_kept} of {num} corrections"
         if config.validation.enabled
@@ -90,7 +73,7 @@ def finished_intervention_data(context: RunContext) -> InterventionData | None:
     """Everything that a finished validation tried, or None if it was off."""
     if not context.config.validation.enabled:
         return None
-    stage = context.stage(VALIDATE)
+    stage = context.stage("validate")
     stage.require_complete()
     return load_intervention_data(context, stage, context.config.validation.num_rounds)
 
@@ -98,10 +81,10 @@ def finished_intervention_data(context: RunContext) -> InterventionData | None:
 def _run_trials(context: RunContext, stage: StageDir, basis: ControlBasis) -> list[Intervention]:
     config = context.config.validation
     job = greedy_job(context)
-    total = len(job.prompts) + config.num_completions(len(context.captured_blocks))
+    total = len(job.prompts) + config.num_completions(len(context.resources.captured_blocks))
     injections = [
         Injection(block, strength)
-        for block in context.captured_blocks
+        for block in context.resources.captured_blocks
         for strength in config.strengths
     ]
     with progress(context.console, "validate", total, "replays") as advance:
@@ -161,7 +144,9 @@ def _guide(context: RunContext, heads: Heads) -> Guide:
     def score(
         block: int, point: int, states: Float[Tensor, "L D"], impulses: Float[Tensor, "E D"]
     ) -> Float[Tensor, "E"]:
-        rows = [context.captured_blocks.index(read) for read in read_blocks(context, block)]
+        rows = [
+            context.resources.captured_blocks.index(read) for read in read_blocks(context, block)
+        ]
         bound = heads[block].gain_bound(
             states[rows].flatten()[None],
             impulses[None],
@@ -202,10 +187,10 @@ def _make_round(
 
     def on_finished(key: str, note: Note) -> None:
         if note:
-            context.metrics.log(VALIDATE, {"round": number, **note}, step=int(key))
+            context.metrics.log("validate", {"round": number, **note}, step=int(key))
         advance(len(part(key)), f"round {number + 1}")
 
-    together = context.engine if context.is_sharded else None
+    together = context.resources.engine if context.is_sharded else None
     make_missing(context, stage, files, make, on_finished, together=together)
 
 

@@ -1,253 +1,147 @@
-"""Chain the stages of a run, skipping what is done."""
+"""Run stages of the table: begin, skip what is done, make, finish; or discard and remake."""
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
 import json
-import platform
-import subprocess
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
-from rich.console import Console
+from pydantic import BaseModel
 
-from stir_train.artifacts.atomic import write_json, write_text
-from stir_train.artifacts.run_dir import FAILURE_FILE, METRICS_FILE, RunDir
-from stir_train.config.load import dump_config
-from stir_train.config.pipeline import STAGE_DIRECTORIES
-from stir_train.config.run import RunConfig
-from stir_train.distributed.launch import usable_cores
-from stir_train.distributed.preemption import Preempted
-from stir_train.distributed.world import PeerError, World, open_world
-from stir_train.errors import StageError
-from stir_train.export.adapter import ADAPTER_DIRECTORY
-from stir_train.monitoring.console import LOG_WIDTH
-from stir_train.monitoring.metrics import Metrics, MetricsFile, open_metrics
-from stir_train.recipes.baselines import run_baselines
-from stir_train.recipes.distill import run_distill, run_steered
-from stir_train.recipes.evaluate import run_evaluate
-from stir_train.recipes.harvest import no_effect, run_basis, run_harvest, run_rollout
-from stir_train.recipes.report import PAGE, run_report
-from stir_train.recipes.result_tables import (
-    load_results,
-    out_of_domain_tables,
-    results_table,
-    sampled_table,
-    students_table,
-)
-from stir_train.recipes.tune import run_tune
-from stir_train.recipes.validate import run_validate
-from stir_train.recipes.value import run_value
-from stir_train.runtime.context import RunContext, set_threads
-from stir_train.steering.artifacts import BASIS_FILE
-from stir_train.tools.compare import RESULTS_FILE
-
-LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "accelerate", "datasets", "safetensors")
+from stir_train.artifacts.run_dir import StageDir, StageInputs
+from stir_train.config.inputs import SplitName
+from stir_train.config.pipeline import STAGES, Settings, Stage, stages_from
+from stir_train.data.prompts import split_sha256
+from stir_train.runtime.context import PROBLEMS_FILE, Finish, Outcome, RunContext
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A stage of the pipeline: its verb on the command line, its directory, what it does."""
-
-    verb: str
-    directory: str
-    run: Callable[[RunContext], None]
-
-
-BEFORE_BASIS = frozenset({"rollout", "harvest"})
-STAGES = tuple(
-    Stage(verb, STAGE_DIRECTORIES[verb], run)
-    for verb, run in (
-        ("rollout", run_rollout),
-        ("harvest", run_harvest),
-        ("basis", run_basis),
-        ("validate", run_validate),
-        ("value", run_value),
-        ("tune", run_tune),
-        ("steer", run_steered),
-        ("distill", run_distill),
-        ("baselines", run_baselines),
-        ("evaluate", run_evaluate),
-        ("report", run_report),
-    )
-)
-
-
-@contextmanager
-def open_run(
-    config: RunConfig, console: Console, argv: Sequence[str], *, is_worker: bool = False
-) -> Iterator[RunContext]:
-    """Join the launch, lock the run directory, record this attempt, and yield the context.
-
-    Args:
-        config: The run.
-        console: Where rank 0 speaks; other ranks write to the attempt's logs.
-        argv: The command, for the record.
-        is_worker: Only make chunks, beside other workers that share nothing but the disk.
-    """
-    with (
-        open_world() as world,
-        enter_run(config, console, argv, world, is_worker=is_worker) as context,
-    ):
-        yield context
-
-
-@contextmanager
-def enter_run(
-    config: RunConfig,
-    console: Console,
-    argv: Sequence[str],
-    world: World,
-    *,
-    is_worker: bool = False,
-) -> Iterator[RunContext]:
-    """The same in a launch that was joined before, which may enter one run after another."""
-    run_dir = RunDir(config.directory)
-    with ExitStack() as stack:
-        if is_worker and world.size > 1:
-            raise StageError("--worker is for processes by themselves, as in a job array")
-        set_threads(config)
-        attempt = run_dir.path / str(
-            world.on_main("attempt", lambda: _open_attempt(run_dir, config, argv, stack, is_worker))
-        )
-        if not world.is_main:
-            log = stack.enter_context((attempt / f"rank_{world.rank}.log").open("a"))
-            console = Console(file=log, width=LOG_WIDTH, highlight=False)
-        metrics = stack.enter_context(_metrics(config, run_dir, world, attempt, is_worker))
-        context = RunContext(config, run_dir, attempt, world, is_worker, metrics, console)
-        try:
-            yield context
-        except Exception as error:
-            _record_failure(attempt, world, error)
-            raise
-        finally:
-            context.close()
-
-
-def _open_attempt(
-    run_dir: RunDir, config: RunConfig, argv: Sequence[str], stack: ExitStack, is_worker: bool
-) -> str:
-    """Lock the run and open an attempt; its directory's name under the run's."""
-    stack.enter_context(run_dir.locked(shared=is_worker))
-    attempt = run_dir.new_attempt()
-    write_json(attempt / "provenance.json", provenance(argv))
-    write_text(run_dir.path / "config.yaml", dump_config(config))
-    return str(attempt.relative_to(run_dir.path))
-
-
-def _metrics(
-    config: RunConfig, run_dir: RunDir, world: World, attempt: Path, is_worker: bool
-) -> AbstractContextManager[Metrics]:
-    """Every sink on rank 0, a file of its own for a worker, none on other ranks."""
-    if not world.is_main:
-        return Metrics([])
-    if is_worker:
-        return Metrics([MetricsFile(attempt / METRICS_FILE)])
-    return open_metrics(
-        run_dir.path,
-        wandb_mode=_wandb_mode(config, world),
-        project=config.tracking.project,
-        name=config.name,
-        config=json.loads(config.model_dump_json()) | {"git_sha": _git_sha()},
-    )
-
-
-def _wandb_mode(config: RunConfig, world: World) -> str:
-    mode = config.tracking.wandb
-    if mode != "auto":
-        return mode
-    return "offline" if world.launch.in_slurm_job else "online"
-
-
-def _record_failure(attempt: Path, world: World, error: Exception) -> None:
-    """Leave word of what went wrong; of several ranks the first to fail is the cause."""
-    if isinstance(error, Preempted | PeerError):
-        return
-    message = {
-        "rank": world.rank,
-        "host": world.launch.host,
-        "kind": type(error).__name__,
-        "message": str(error),
-        "traceback": traceback.format_exc(),
-    }
-    try:
-        with (attempt / FAILURE_FILE).open("x", encoding="utf-8") as stream:
-            json.dump(message, stream, indent=1)
-    except FileExistsError:
-        return  # another rank failed before
-
-
-def run_stages(context: RunContext, verbs: Sequence[str], *, redo: bool) -> None:
+def run_stages(context: RunContext, names: Sequence[str], *, redo: bool) -> None:
     """Run the named stages in pipeline order; with ``redo`` they and all later ones are remade.
 
-    After a harvest without any contrast the rest is left out, and the console says why.
+    Where a finished stage found that nothing after it can be made, the console says why, and the rest
+    is left out.
     """
+    wanted = [stage for stage in STAGES if stage.name in names]
     if redo:
-        first = min(i for i, stage in enumerate(STAGES) if stage.verb in verbs)
-        later = [stage.directory for stage in STAGES[first:]]
-        if first > 0:  # what would be refused is refused before anything is lost
-            context.world.on_main("settings", context.require_settings_of_rollouts)
-        context.world.on_main("redo", lambda: context.run_dir.discard(later))
-    for stage in STAGES:
-        if stage.verb not in verbs:
-            continue
-        reason = no_effect(context) if stage.verb not in BEFORE_BASIS else None
+        _discard(context, wanted[0])
+    for stage in wanted:
+        reason = _ended_before(context, stage)
         if reason is not None:
             context.console.print(f"[yellow]! {reason}[/]")
             return
-        stage.run(context)
+        if stage.is_on(context.config):
+            run_stage(context, stage)
 
 
-def provenance(argv: Sequence[str]) -> dict[str, object]:
-    """What made this attempt: command, code, libraries, machine."""
-    return {
-        "argv": list(argv),
-        "git_sha": _git_sha(),
-        "python": platform.python_version(),
-        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
-        "machine": platform.machine(),
-        "cores": usable_cores(),
-        "executable": sys.executable,
+def run_stage(context: RunContext, stage: Stage) -> None:
+    """Make what a stage lacks, unless it is done. Collective."""
+    directory = begin(
+        context,
+        stage.name,
+        stage.settings(context.config),
+        reads=stage.sources(context.config),
+        splits=stage.splits,
+        decodes=stage.decodes,
+    )
+    if directory is None:
+        return
+    module, _, function = stage.run.partition(":")
+    done: Finish = getattr(importlib.import_module(module), function)(context, directory)
+    if not context.is_worker:
+        finish(context, directory, done)
+
+
+def begin(
+    context: RunContext,
+    name: str,
+    settings: Settings,
+    *,
+    reads: Sequence[str] = (),
+    splits: Sequence[SplitName] = (),
+    decodes: bool = True,
+) -> StageDir | None:
+    """Open a stage for its settings and sources; None when it is already complete. Collective.
+
+    Task and control points, on which every stage depends, must be those of the rollouts.
+
+    Args:
+        context: The run.
+        name: The stage's directory.
+        settings: What it depends on.
+        reads: Stages that it reads.
+        splits: Splits that it opens.
+        decodes: Whether it runs the model.
+    """
+    directory = context.stage(name)
+    has_work = context.world.on_main(
+        f"begin {name}", lambda: _begin(context, directory, settings, reads, splits)
+    )
+    if not has_work:
+        context.console.print(f"[green]✓[/] {name}: done before, nothing to do")
+        return None
+    if context.is_sharded and decodes:
+        _ = context.resources.loaded  # takes all ranks, so not when one of them first asks for it
+    return directory
+
+
+def finish(context: RunContext, directory: StageDir, done: Finish) -> None:
+    """Mark a stage complete, log its figures, tell the user. Collective; rank 0 does it."""
+    context.world.on_main(f"finish {directory.name}", lambda: _finish(context, directory, done()))
+
+
+def _begin(
+    context: RunContext,
+    directory: StageDir,
+    settings: Settings,
+    reads: Sequence[str],
+    splits: Sequence[SplitName],
+) -> bool:
+    """Write what the stage is made from, or check it; whether there is work left."""
+    if directory.name != STAGES[0].name:
+        context.require_settings_of_rollouts()
+    sources = {"model": context.resources.described.identity.fingerprint()}
+    sources |= {f"stage {other}": context.stage(other).fingerprint() for other in reads}
+    sources |= {f"split {split}": split_sha256(context.splits[split]) for split in splits}
+    config = {
+        key: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+        for key, value in settings.items()
     }
+    has_work = directory.begin(
+        StageInputs(config=config, sources=sources), alone=not context.is_worker
+    )
+    used = {split: sorted(p.prompt_id for p in context.splits[split]) for split in splits}
+    if has_work and used and not directory.has(PROBLEMS_FILE):
+        with directory.writing(PROBLEMS_FILE) as path:
+            path.write_text(json.dumps(used, indent=1) + "\n", encoding="utf-8")
+    return has_work
 
 
-def _git_sha() -> str:
-    try:
-        completed = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError:
-        return ""
-    return completed.stdout.strip()
+def _finish(context: RunContext, directory: StageDir, outcome: Outcome) -> None:
+    directory.finish(outcome.summary, ends_run=outcome.ends_run)
+    context.run_dir.forget_progress(directory.name)
+    scalars = {k: v for k, v in outcome.summary.items() if isinstance(v, int | float | str)}
+    context.metrics.log(directory.name, scalars | {"sha256": directory.fingerprint()})
+    context.console.print(f"[green]✓[/] {directory.name}: {outcome.sentence}")
 
 
-def show_outcome(context: RunContext, verbs: Sequence[str]) -> None:
-    """After an evaluation: the results table and where everything is."""
-    evaluation = context.stage(STAGE_DIRECTORIES["evaluate"])
-    if not context.world.is_main:
-        return
-    if "evaluate" not in verbs or not evaluation.is_complete:
-        return
-    results = load_results(context)
-    context.console.print(results_table(results))
-    for table in (students_table(results), sampled_table(results), *out_of_domain_tables(results)):
-        if table is not None:
-            context.console.print(table)
-    run = context.run_dir.path
-    for label, path in (
-        ("control basis", run / STAGE_DIRECTORIES["basis"] / BASIS_FILE),
-        ("LoRA adapter", run / STAGE_DIRECTORIES["distill"] / ADAPTER_DIRECTORY),
-        ("results", evaluation.path / RESULTS_FILE),
-        ("report", run / STAGE_DIRECTORIES["report"] / PAGE),
-        ("metrics", context.run_dir.metrics_file),
-    ):
-        if path.exists():
-            context.console.print(f"{label:>14}  {path}", soft_wrap=True)
+def _ended_before(context: RunContext, stage: Stage) -> str | None:
+    """Why this stage cannot be made, if one before it found so."""
+    for earlier in STAGES[: STAGES.index(stage)]:
+        directory = context.stage(earlier.name)
+        if directory.is_complete and (reason := directory.ends_run()) is not None:
+            return reason
+    return None
+
+
+def _discard(context: RunContext, first: Stage) -> None:
+    """Discard a stage and those after it, once all that could be refused afterwards has been read."""
+
+    def resolve() -> None:
+        _ = context.resources.described, context.splits
+        if first is not STAGES[0]:
+            context.require_settings_of_rollouts()
+        for name in first.sources(context.config):
+            context.stage(name).require_complete()
+
+    context.world.on_main("resolve", resolve)
+    context.world.on_main("redo", lambda: context.run_dir.discard(stages_from(first.name)))

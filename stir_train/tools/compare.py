@@ -12,7 +12,6 @@ from rich.table import Table
 
 from stir_train.artifacts.atomic import write_text
 from stir_train.artifacts.run_dir import RunDir
-from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.errors import ArtifactError
 from stir_train.evals.comparison_page import render_comparison
 
@@ -37,7 +36,7 @@ def read_results(run: Path) -> dict[str, Any]:
     """
     if not run.is_dir():
         raise ArtifactError(f"{run} is no run directory")
-    path = RunDir(run).stage(STAGE_DIRECTORIES["evaluate"]).file(RESULTS_FILE)
+    path = RunDir(run).stage("evaluate").file(RESULTS_FILE)
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 

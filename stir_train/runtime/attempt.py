@@ -1,0 +1,164 @@
+"""Open a run for one attempt: join the launch, lock the directory, record what was asked."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from stir_train.artifacts.atomic import write_json, write_text
+from stir_train.artifacts.run_dir import FAILURE_FILE, METRICS_FILE, RunDir
+from stir_train.config.load import dump_config
+from stir_train.config.run import RunConfig
+from stir_train.distributed.launch import usable_cores
+from stir_train.distributed.preemption import Preempted
+from stir_train.distributed.world import PeerError, World, open_world
+from stir_train.errors import StageError
+from stir_train.monitoring.console import LOG_WIDTH
+from stir_train.monitoring.metrics import Metrics, MetricsFile, open_metrics
+from stir_train.runtime.context import RunContext, set_threads
+from stir_train.runtime.resources import Resources
+
+LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "accelerate", "datasets", "safetensors")
+
+
+@contextmanager
+def open_run(
+    config: RunConfig, console: Console, argv: Sequence[str], *, is_worker: bool = False
+) -> Iterator[RunContext]:
+    """Join the launch, lock the run directory, record this attempt, and yield the context.
+
+    Args:
+        config: The run.
+        console: Where rank 0 speaks; other ranks write to the attempt's logs.
+        argv: The command, for the record.
+        is_worker: Only make chunks, beside other workers that share nothing but the disk.
+    """
+    with (
+        open_world() as world,
+        enter_run(config, console, argv, world, is_worker=is_worker) as context,
+    ):
+        yield context
+
+
+@contextmanager
+def enter_run(
+    config: RunConfig,
+    console: Console,
+    argv: Sequence[str],
+    world: World,
+    *,
+    is_worker: bool = False,
+) -> Iterator[RunContext]:
+    """The same in a launch that was joined before, which may enter one run after another."""
+    run_dir = RunDir(config.directory)
+    with ExitStack() as stack:
+        if is_worker and world.size > 1:
+            raise StageError("--worker is for processes by themselves, as in a job array")
+        set_threads(config)
+        attempt = run_dir.path / str(
+            world.on_main("attempt", lambda: _open_attempt(run_dir, config, argv, stack, is_worker))
+        )
+        if not world.is_main:
+            log = stack.enter_context((attempt / f"rank_{world.rank}.log").open("a"))
+            console = Console(file=log, width=LOG_WIDTH, highlight=False)
+        metrics = stack.enter_context(_metrics(config, run_dir, world, attempt, is_worker))
+        resources = Resources(config, world)
+        context = RunContext(
+            config, run_dir, attempt, world, is_worker, metrics, console, resources
+        )
+        try:
+            yield context
+        except Exception as error:
+            _record_failure(attempt, world, error)
+            raise
+        finally:
+            resources.close()
+
+
+def _open_attempt(
+    run_dir: RunDir, config: RunConfig, argv: Sequence[str], stack: ExitStack, is_worker: bool
+) -> str:
+    """Lock the run and open an attempt; its directory's name under the run's."""
+    stack.enter_context(run_dir.locked(shared=is_worker))
+    attempt = run_dir.new_attempt()
+    write_json(attempt / "provenance.json", provenance(argv))
+    write_text(run_dir.path / "config.yaml", dump_config(config))
+    return str(attempt.relative_to(run_dir.path))
+
+
+def _metrics(
+    config: RunConfig, run_dir: RunDir, world: World, attempt: Path, is_worker: bool
+) -> AbstractContextManager[Metrics]:
+    """Every sink on rank 0, a file of its own for a worker, none on other ranks."""
+    if not world.is_main:
+        return Metrics([])
+    if is_worker:
+        return Metrics([MetricsFile(attempt / METRICS_FILE)])
+    return open_metrics(
+        run_dir.path,
+        wandb_mode=_wandb_mode(config, world),
+        project=config.tracking.project,
+        name=config.name,
+        config=json.loads(config.model_dump_json()) | {"git_sha": _git_sha()},
+    )
+
+
+def _wandb_mode(config: RunConfig, world: World) -> str:
+    mode = config.tracking.wandb
+    if mode != "auto":
+        return mode
+    return "offline" if world.launch.in_slurm_job else "online"
+
+
+def _record_failure(attempt: Path, world: World, error: Exception) -> None:
+    """Leave word of what went wrong; of several ranks the first to fail is the cause."""
+    if isinstance(error, Preempted | PeerError):
+        return
+    message = {
+        "rank": world.rank,
+        "host": world.launch.host,
+        "kind": type(error).__name__,
+        "message": str(error),
+        "traceback": traceback.format_exc(),
+    }
+    try:
+        with (attempt / FAILURE_FILE).open("x", encoding="utf-8") as stream:
+            json.dump(message, stream, indent=1)
+    except FileExistsError:
+        return  # another rank failed before
+
+
+def provenance(argv: Sequence[str]) -> dict[str, object]:
+    """What made this attempt: command, code, libraries, machine."""
+    return {
+        "argv": list(argv),
+        "git_sha": _git_sha(),
+        "python": platform.python_version(),
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "machine": platform.machine(),
+        "cores": usable_cores(),
+        "executable": sys.executable,
+    }
+
+
+def _git_sha() -> str:
+    try:
+        completed = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        return ""
+    return completed.stdout.strip()
