@@ -249,22 +249,33 @@ def test_decisions_read_back(tmp_path: Path) -> None:
     assert RolloutStore(stage).decisions("greedy") == [decision]
 
 
-@pytest.mark.parametrize("width", [WIDTH, 2 * WIDTH, 3 * WIDTH])
-def test_gathered_states_are_the_same_in_memory_and_on_disk(tmp_path: Path, width: int) -> None:
+@pytest.mark.parametrize(
+    "columns", [slice(0, 2 * WIDTH), slice(WIDTH, 2 * WIDTH), slice(0, 3 * WIDTH)]
+)
+def test_gathered_states_are_the_same_in_memory_and_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: slice
+) -> None:
     stage = _begin(tmp_path)
     for number, rollouts in enumerate(_chunks()):
         _write_chunk(stage, "", number, rollouts)
     lazy = StateStore(stage).lazy()
-    held = gathered.hold_states(lazy)
-    gathered.write_states(lazy, tmp_path / "scratch")
-    written = gathered.open_written(lazy, tmp_path / "scratch")
+    held, mixed = gathered.GatheredStates(tmp_path / "none"), gathered.GatheredStates(tmp_path)
+    held.add(lazy)
+    held.add(lazy)
+    assert not (tmp_path / "none").exists()
+    mixed.add(lazy)
+    monkeypatch.setattr(gathered, "HELD_BYTES", 0)
+    mixed.write(lazy)
+    mixed.add(lazy)
     index = torch.tensor([5, 6, 7, 29, 0, 6])
-    expected = StateStore(stage).rows(where=index).flatten(1)[:, :width]
-    assert torch.equal(held.rows(index, width), expected)
-    assert torch.equal(written.rows(index, width), expected)
-    (tmp_path / "scratch").write_bytes((tmp_path / "scratch").read_bytes()[:100])
+    for chosen in (index, index + 30, torch.cat([index, index + 30])):
+        expected = StateStore(stage).rows(where=chosen % 30).flatten(1)[:, columns]
+        assert torch.equal(held.rows(chosen, columns), expected)
+        assert torch.equal(mixed.rows(chosen, columns), expected)
+    (scratch,) = tmp_path.glob("states-*")
+    scratch.write_bytes(scratch.read_bytes()[:100])
     with pytest.raises(ArtifactError, match="truncated"):
-        written.rows(index, width)
+        mixed.rows(index + 30, columns)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 64, b"\x02" + b"\0" * 7 + b"[]"])

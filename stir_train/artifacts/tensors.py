@@ -150,9 +150,9 @@ def read_rows(
     dtype: torch.dtype,
     index: Tensor,
     *,
-    num_read: int | None = None,
+    columns: slice | None = None,
 ) -> Tensor:
-    """Rows of a matrix that lies row after row in a file, as ``[R, num_read]``.
+    """Rows of a matrix that lies row after row in a file, as ``[R, C]``.
 
     Args:
         path: The file.
@@ -160,12 +160,13 @@ def read_rows(
         num_columns: Of the matrix.
         dtype: Of its numbers.
         index: ``Int[R]``, rows in any order; whole ones that lie side by side are read at once.
-        num_read: Columns that are read, the first ones; None reads all.
+        columns: The ``C`` neighbouring columns that are read; None reads all.
 
     Raises:
         ArtifactError: If the file ends before the rows do.
     """
-    width = num_columns if num_read is None else num_read
+    first_column, last_column, _ = (columns or slice(None)).indices(num_columns)
+    width = last_column - first_column
     order = index.argsort(stable=True)
     rows = index[order]
     found = torch.empty(len(rows), width, dtype=dtype)
@@ -179,7 +180,7 @@ def read_rows(
     buffer = found.view(torch.uint8).numpy().data.cast("B")  # the tensor's own memory
     with path.open("rb", buffering=0) as stream:
         for first, last in zip([0, *lasts], lasts, strict=False):
-            position = start + int(rows[first]) * row_bytes
+            position = start + int(rows[first]) * row_bytes + first_column * found.element_size()
             _read_into(stream, buffer[first * read_bytes : last * read_bytes], position)
     if bool((order[1:] > order[:-1]).all()):
         return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -37,13 +38,17 @@ def _wrong(block: int) -> str:
 class StoredContrasts:
     """One file's contrasts: small columns in memory, states on disk.
 
+    The file's checksum is verified when states are first read: of most files a rank needs the columns
+    alone, and they are read without the states.
+
     Attributes:
         prompt_ids, points, quality, saves_tokens, blocks: As in `Candidates`.
         width: Of a state.
     """
 
-    def __init__(self, file: TensorFile) -> None:
-        self._file = file
+    def __init__(self, stage: StageDir, name: str) -> None:
+        self._stage, self._name = stage, name
+        file = self._file = TensorFile(stage.path / name)
         self.prompt_ids: tuple[str, ...] = tuple(json.loads(file.metadata["prompt_ids"]))
         self.points: Int[Tensor, "C"] = file.tensor("points")
         self.quality: Float[Tensor, "C"] = file.tensor("quality")
@@ -59,10 +64,42 @@ class StoredContrasts:
         self, block: int, where: Shaped[Tensor, "N"] | None = None
     ) -> tuple[Float[Tensor, "R D"], Float[Tensor, "R D"]]:
         """Mean states of the better and of the worse rollouts, read now; see `Candidates.means`."""
+        self._stage.verified(self._name)
         rows = torch.arange(len(self)) if where is None else where
         if rows.dtype == torch.bool:
             rows = rows.nonzero()[:, 0]
         return self._file.rows(_right(block), rows), self._file.rows(_wrong(block), rows)
+
+
+class JoinedContrasts:
+    """The contrasts of several files as one.
+
+    Attributes:
+        prompt_ids, points, quality, saves_tokens, blocks, width: As in `StoredContrasts`.
+    """
+
+    def __init__(self, parts: Sequence[StoredContrasts]) -> None:
+        self._parts = tuple(parts)
+        self.prompt_ids: tuple[str, ...] = tuple(i for part in parts for i in part.prompt_ids)
+        self.points: Int[Tensor, "C"] = torch.cat([part.points for part in parts])
+        self.quality: Float[Tensor, "C"] = torch.cat([part.quality for part in parts])
+        self.saves_tokens: Bool[Tensor, "C"] = torch.cat([part.saves_tokens for part in parts])
+        self.blocks, self.width = parts[0].blocks, parts[0].width
+
+    def __len__(self) -> int:
+        """Number of contrasts."""
+        return len(self.prompt_ids)
+
+    def means(
+        self, block: int, where: Shaped[Tensor, "N"] | None = None
+    ) -> tuple[Float[Tensor, "R D"], Float[Tensor, "R D"]]:
+        """Mean states of the better and of the worse rollouts, read now; see `Candidates.means`."""
+        right, wrong = torch.empty(2, len(self), self.width)
+        start = 0
+        for part in self._parts:
+            right[start : start + len(part)], wrong[start : start + len(part)] = part.means(block)
+            start += len(part)
+        return (right, wrong) if where is None else (right[where], wrong[where])
 
 
 class ContrastStore:
@@ -90,7 +127,16 @@ class ContrastStore:
 
     def read(self) -> list[StoredContrasts]:
         """Every file's contrasts, their states left on disk."""
-        return [StoredContrasts(TensorFile(self.stage.verified(name))) for name in self.files()]
+        return [StoredContrasts(self.stage, name) for name in self.files()]
+
+    def head(self, at_least: int) -> JoinedContrasts:
+        """The contrasts of the first files, until there are so many or all."""
+        parts: list[StoredContrasts] = []
+        for part in self.read():
+            parts.append(part)
+            if sum(map(len, parts)) >= at_least:
+                break
+        return JoinedContrasts(parts)
 
 
 def save_contrasts(stage: StageDir, number: int, found: Candidates) -> None:

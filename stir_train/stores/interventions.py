@@ -19,7 +19,7 @@ from stir_train.artifacts.tables import load_table, save_table
 from stir_train.errors import ArtifactError, StageError
 from stir_train.stores.rollouts import RolloutStore, chunk_file
 from stir_train.stores.states import LazyStates, StateLabels, StateStore
-from stir_train.types.rollout import GradedRollout
+from stir_train.types.rollout import GradedRollout, RolloutOutcome
 from stir_train.types.steering import UNSTEERED, Intervention, PlannedTrial
 
 GREEDY_SET = "null"
@@ -62,6 +62,11 @@ class InterventionData:
     labels: StateLabels
     states: LazyStates
     trials: list[Intervention]
+
+    @property
+    def outcomes(self) -> list[RolloutOutcome]:
+        """How each of ``graded`` ended."""
+        return [item.outcome for item in self.graded]
 
     def steered(self) -> Int[Tensor, "S"]:
         """For each state, the block that was steered on the way there, or ``UNSTEERED``."""

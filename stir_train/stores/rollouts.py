@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tables import load_table, save_table
 from stir_train.errors import ArtifactError
-from stir_train.types.rollout import GradedRollout
+from stir_train.types.rollout import GradedRollout, RolloutOutcome
 from stir_train.types.steering import SteeringDecision
 
 _CHUNK = re.compile(r"(?:(?P<set>.+)/)?rollouts-(?P<number>\d{5})\.parquet")
@@ -37,18 +36,6 @@ def rollouts_file(name: str, number: int) -> str:
 def decisions_file(name: str, number: int) -> str:
     """Name of a chunk's controller decisions."""
     return chunk_file("decisions", name, number, ".parquet")
-
-
-@dataclass(frozen=True)
-class RolloutOutcome:
-    """How a rollout ended, without its tokens."""
-
-    prompt_id: str
-    sample: int
-    num_tokens: int
-    correct: bool
-    truncated: bool
-    reward: float
 
 
 class RolloutStore:
@@ -80,6 +67,15 @@ class RolloutStore:
         files = [rollouts_file(name, number) for number in numbers]
         self._refuse_foreign(name, files)
         return files
+
+    def require_complete(self) -> RolloutStore:
+        """The store itself, if its stage is finished.
+
+        Raises:
+            ArtifactError: If it is not.
+        """
+        self.stage.require_complete()
+        return self
 
     def num_chunks(self, name: str = "") -> int:
         """How many chunks a set has.

@@ -53,6 +53,18 @@ class StateLabels:
         """Number of states."""
         return len(self.rollout)
 
+    @staticmethod
+    def of(labels: Sequence[StateLabel], rollouts: Sequence[Rollout]) -> StateLabels:
+        """The columns of labels of some rollouts' states."""
+        index = {(r.prompt_id, r.sample): i for i, r in enumerate(rollouts)}
+        columns = (
+            [index[label.prompt_id, label.sample] for label in labels],
+            [label.point for label in labels],
+            [label.token_index for label in labels],
+            [label.token_id for label in labels],
+        )
+        return StateLabels(*(torch.tensor(values, dtype=torch.long) for values in columns))
+
     def select(self, index: Tensor) -> StateLabels:
         """The labels at ``index`` (integers or a mask)."""
         return StateLabels(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
@@ -236,19 +248,11 @@ def save_states(
         captured: Their states.
         block_convention: What a block's state is, for whoever reads the file elsewhere.
     """
-    index = {(r.prompt_id, r.sample): i for i, r in enumerate(rollouts)}
-    labels = captured.labels
-    columns = {
-        "rollout": [index[label.prompt_id, label.sample] for label in labels],
-        "point": [label.point for label in labels],
-        "token_index": [label.token_index for label in labels],
-        "token_id": [label.token_id for label in labels],
-    }
     save_tensors(
         stage,
         states_file(*place),
         {_block(block): captured.at_block(block) for block in captured.blocks}
-        | {name: torch.tensor(values, dtype=torch.long) for name, values in columns.items()},
+        | vars(StateLabels.of(captured.labels, rollouts)),
         {
             "blocks": ",".join(map(str, captured.blocks)),
             "block_convention": block_convention,

@@ -8,12 +8,11 @@ from pathlib import Path
 from stir_train.artifacts.atomic import json_sha256
 from stir_train.artifacts.run_dir import RunDir, StageDir
 from stir_train.artifacts.tensors import load_tensors, save_tensors
-from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.config.stages import ControlPointConfig, SteeringConfig
 from stir_train.errors import ArtifactError
 from stir_train.models.load import ModelIdentity
 from stir_train.models.value_head import ValueHead
-from stir_train.stores.reports import load_report
+from stir_train.stores.report_file import load_report
 from stir_train.types.steering import ControlBasis
 
 BASIS_FILE = "basis.safetensors"
@@ -52,8 +51,8 @@ class SteeringStore:
         """The settings that tuning froze, their depth always given."""
         return SteeringConfig.model_validate(load_report(self._stage("tune"))["chosen"])
 
-    def _stage(self, verb: str) -> StageDir:
-        return self._run_dir.stage(STAGE_DIRECTORIES[verb])
+    def _stage(self, name: str) -> StageDir:
+        return self._run_dir.stage(name)
 
     def _require_same_model(self, metadata: Mapping[str, str]) -> None:
         expected = self.identity.fingerprint()
