@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from stir_train.basis.validate import Injection, mean_gain
 from stir_train.generation.backend import GenerationRequest, PlannedImpulse
@@ -130,3 +131,30 @@ def better_blocks(
     }
     order = sorted(best, key=lambda block: best[block], reverse=True)
     return order[: (len(order) + 1) // 2]
+
+
+def injection_report(
+    trials: Sequence[Intervention], *, token_price: float, max_new_tokens: int
+) -> list[dict[str, Any]]:
+    """Uplift by block and strength, where there was something to gain and where there was not."""
+    rows = []
+    for injection in sorted({(t.block, t.strength) for t in trials}):
+        for improvable in (True, False):
+            values = [
+                t.uplift(token_price, max_new_tokens)
+                for t in trials
+                if (t.block, t.strength) == injection and t.improvable is improvable
+            ]
+            if values:
+                rows.append(
+                    {
+                        "block": injection[0],
+                        "strength": injection[1],
+                        "improvable": improvable,
+                        "count": len(values),
+                        "mean_uplift": sum(values) / len(values),
+                        "helped": sum(v > 0 for v in values) / len(values),
+                        "harmed": sum(v < 0 for v in values) / len(values),
+                    }
+                )
+    return rows

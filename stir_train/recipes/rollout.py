@@ -9,19 +9,14 @@ from stir_train.runtime.generation import GenerationJob, generate_jobs, sampling
 from stir_train.stores.rollouts import RolloutStore
 
 
-def rollout_job(context: RunContext) -> GenerationJob:
-    """Sampled rollouts of the harvest split, states captured at every harvested block."""
-    return GenerationJob(
+def run(context: RunContext, stage: StageDir) -> Finish:
+    """Sample, grade and capture states at every harvested block."""
+    job = GenerationJob(
         prompts=context.splits["harvest"],
         num_samples=context.config.rollout.num_samples,
         sampling=sampling_params(context, greedy=False),
         capture_blocks=context.resources.captured_blocks,
     )
-
-
-def run(context: RunContext, stage: StageDir) -> Finish:
-    """Sample, grade and capture."""
-    job = rollout_job(context)
     total = len(job.prompts) * job.num_samples
     with progress(context.console, "rollouts", total, "rollouts") as advance:
         generate_jobs(context, stage, [job], advance)

@@ -6,14 +6,17 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from stir_train.artifacts.run_dir import StageDir
-from stir_train.basis.trials import better_blocks, intervention_of, shortest_right, trial_request
+from stir_train.basis.trials import (
+    better_blocks,
+    injection_report,
+    intervention_of,
+    shortest_right,
+    trial_request,
+)
 from stir_train.basis.validate import (
     Guide,
     Injection,
@@ -53,10 +56,7 @@ from stir_train.stores.states import save_states
 from stir_train.stores.steering import head_file, load_basis, load_head, save_basis, save_head
 from stir_train.types.steering import ControlBasis, Intervention, PlannedTrial
 from stir_train.value.examples import HeadData, read_blocks
-from stir_train.value.fit import fit_value_head
-
-PROVISIONAL_STEPS = 3
-"""Heads between rounds are trained for one step in so many of the final head's."""
+from stir_train.value.provisional import fit_provisional, guide_of
 
 Heads = Mapping[int, ValueHead]
 """A value head by block."""
@@ -160,7 +160,12 @@ def _run_trials(validation: _Validation) -> list[Intervention]:
                 injections = _better_injections(
                     validation, data, (injections, heads), number, advance
                 )
-                guide = _guide(validation, heads)
+                guide = guide_of(
+                    heads,
+                    validation.blocks,
+                    token_price=validation.token_price,
+                    doubt=context.config.steering.value_doubt,
+                )
             _plan_round(validation, data, injections, guide, number)
             _make_round(validation, data, number, advance)
             data = validation.data.read(number + 1)
@@ -188,28 +193,17 @@ def _provisional_heads(
 
 
 def _fit(validation: _Validation, data: InterventionData, block: int) -> ValueHead:
-    config, head_data = validation.context.config, validation.head_data
-    for states in head_data.missing(data):
-        head_data.states.write(states)
-        head_data.states.add(states)
-    train, held_out = head_data.split(
+    config = validation.context.config
+    return fit_provisional(
+        validation.head_data,
         data,
         validation.basis,
-        validation.reads(block),
-        fraction=config.value.validation_fraction,
-        seed=config.seed,
-    )
-    briefly = {"num_steps": -(-config.value.num_steps // PROVISIONAL_STEPS)}
-    head, _ = fit_value_head(
-        train,
-        held_out,
-        config.value.model_copy(update=briefly),
+        config.value,
         reads=validation.reads(block),
         max_points=config.control_points.max_points,
         max_new_tokens=validation.budget,
         seed=config.seed,
     )
-    return head
 
 
 def _better_injections(
@@ -274,26 +268,6 @@ def _controller(
     return BasisController(
         basis, settings, block=injection.block, head=head, device=context.resources.loaded.device
     )
-
-
-def _guide(validation: _Validation, heads: Heads) -> Guide:
-    """Scores impulses as the heads would choose."""
-    config = validation.context.config.steering
-
-    def score(
-        block: int, point: int, states: Float[Tensor, "L D"], impulses: Float[Tensor, "E D"]
-    ) -> Float[Tensor, "E"]:
-        rows = [validation.blocks.index(read) for read in validation.reads(block)]
-        bound = heads[block].gain_bound(
-            states[rows].flatten()[None],
-            impulses[None],
-            torch.tensor([point]),
-            token_price=config.token_price,
-            doubt=config.value_doubt,
-        )
-        return bound[0]
-
-    return score
 
 
 def _plan_round(
@@ -425,7 +399,7 @@ def _keep_helpful(
     uplifts = entry_uplifts(trials, len(basis), token_price=price, max_new_tokens=budget)
     report = {
         "entries": [dataclasses.asdict(u) for u in uplifts if u.count],
-        "injections": _injection_report(trials, price, budget),
+        "injections": injection_report(trials, token_price=price, max_new_tokens=budget),
     }
     save_report(stage, report)
     kept = validated_basis(basis, uplifts)
@@ -434,30 +408,3 @@ def _keep_helpful(
             "[yellow]! validate: no entry helps by paired replay; steering will be `none`[/]"
         )
     return kept
-
-
-def _injection_report(
-    trials: Sequence[Intervention], price: float, budget: int
-) -> list[dict[str, Any]]:
-    """Uplift by block and strength, where there was something to gain and where there was not."""
-    rows = []
-    for injection in sorted({(t.block, t.strength) for t in trials}):
-        for improvable in (True, False):
-            values = [
-                t.uplift(price, budget)
-                for t in trials
-                if (t.block, t.strength) == injection and t.improvable is improvable
-            ]
-            if values:
-                rows.append(
-                    {
-                        "block": injection[0],
-                        "strength": injection[1],
-                        "improvable": improvable,
-                        "count": len(values),
-                        "mean_uplift": sum(values) / len(values),
-                        "helped": sum(v > 0 for v in values) / len(values),
-                        "harmed": sum(v < 0 for v in values) / len(values),
-                    }
-                )
-    return rows
