@@ -18,6 +18,7 @@ from stir_train.basis.trials import (
     trial_request,
 )
 from stir_train.basis.validate import (
+    EntryUplift,
     Guide,
     Injection,
     entry_uplifts,
@@ -100,6 +101,15 @@ class _Validation:
         """The captured blocks."""
         return self.context.resources.captured_blocks
 
+    def uplifts(self, trials: Sequence[Intervention]) -> list[EntryUplift]:
+        """What trials say of every entry."""
+        return entry_uplifts(
+            trials,
+            len(self.basis),
+            token_price=self.token_price,
+            max_new_tokens=self.budget,
+        )
+
     def reads(self, block: int) -> tuple[int, ...]:
         """The blocks that a block's head reads."""
         return read_blocks(self.blocks, block, reads_below=self.context.config.value.reads_below)
@@ -177,6 +187,7 @@ def _provisional_heads(
 ) -> Heads:
     """Value heads of the trials before a round, trained once for all ranks and attempts."""
     context, stage = validation.context, validation.stage
+    config = context.config
     files = {
         block: f"{round_set(number)}/{head_file(block)}"
         for block in sorted({injection.block for injection in injections})
@@ -185,25 +196,20 @@ def _provisional_heads(
     def make() -> None:
         for block, name in files.items():
             if not stage.has(name):
-                head = _fit(validation, data, block)
+                head = fit_provisional(
+                    validation.head_data,
+                    data,
+                    validation.basis,
+                    config.value,
+                    reads=validation.reads(block),
+                    max_points=config.control_points.max_points,
+                    max_new_tokens=validation.budget,
+                    seed=config.seed,
+                )
                 save_head(stage, name, head, context.resources.described.identity)
 
     context.world.on_main(f"heads before round {number}", make)
     return {block: load_head(stage.verified(name))[0] for block, name in files.items()}
-
-
-def _fit(validation: _Validation, data: InterventionData, block: int) -> ValueHead:
-    config = validation.context.config
-    return fit_provisional(
-        validation.head_data,
-        data,
-        validation.basis,
-        config.value,
-        reads=validation.reads(block),
-        max_points=config.control_points.max_points,
-        max_new_tokens=validation.budget,
-        seed=config.seed,
-    )
 
 
 def _better_injections(
@@ -228,10 +234,7 @@ def _better_injections(
     if len(heads) == 1:
         return list(injections)
     price, budget = validation.token_price, validation.budget
-    kept = validated_basis(
-        validation.basis,
-        entry_uplifts(data.trials, len(validation.basis), token_price=price, max_new_tokens=budget),
-    )
+    kept = validated_basis(validation.basis, validation.uplifts(data.trials))
     sets = {i: selection_set(number, i.block, i.strength) for i in injections}
     jobs = [
         GenerationJob(
@@ -278,21 +281,15 @@ def _plan_round(
     number: int,
 ) -> None:
     """Write down what a round tries, once for all ranks and attempts."""
-    context, basis = validation.context, validation.basis
+    context = validation.context
 
     def write() -> None:
         if validation.stage.has(plan_file(number)):
             return
-        uplifts = entry_uplifts(
-            data.trials,
-            len(basis),
-            token_price=validation.token_price,
-            max_new_tokens=validation.budget,
-        )
         plans = plan_trials(
             pool_of(data),
-            basis,
-            still_promising(uplifts),
+            validation.basis,
+            still_promising(validation.uplifts(data.trials)),
             injections,
             context.config.validation.trials_per_round,
             torch.Generator().manual_seed(context.config.seed + number),
