@@ -27,6 +27,7 @@ from stir_train.basis.validate import (
     still_promising,
     validated_basis,
 )
+from stir_train.config.steering import ValueSteering
 from stir_train.distributed.leases import Note
 from stir_train.generation.backend import ControlSpec
 from stir_train.models.value_head import ValueHead
@@ -89,7 +90,7 @@ class _Validation:
     @property
     def token_price(self) -> float:
         """What a whole token budget is worth in accuracy."""
-        return self.context.config.steering.token_price
+        return self.context.config.utility.token_price
 
     @property
     def budget(self) -> int:
@@ -137,7 +138,7 @@ def _finish(
     save_basis(stage, kept, context.resources.described.identity)
     num = int((~basis.is_anchor).sum())
     num_kept = int((~kept.is_anchor).sum())
-    gain = [t.uplift(config.steering.token_price, config.generation.max_new_tokens) for t in trials]
+    gain = [t.uplift(config.utility.token_price, config.generation.max_new_tokens) for t in trials]
     helped = sum(value > 0 for value in gain) / len(gain) if gain else 0.0
     return Outcome(
         {"num_trials": len(trials), "num_kept": num_kept, "helped_rate": helped},
@@ -174,7 +175,7 @@ def _run_trials(validation: _Validation) -> list[Intervention]:
                     heads,
                     validation.blocks,
                     token_price=validation.token_price,
-                    doubt=context.config.steering.value_doubt,
+                    doubt=ValueSteering.like(context.config.steering).doubt,
                 )
             _plan_round(validation, data, injections, guide, number)
             _make_round(validation, data, number, advance)
@@ -265,11 +266,14 @@ def _better_injections(
 def _controller(
     context: RunContext, basis: ControlBasis, injection: Injection, head: ValueHead
 ) -> BasisController:
-    settings = context.config.steering.model_copy(
-        update={"mode": "value", "strength": injection.strength}
-    )
+    settings = ValueSteering.like(context.config.steering, {"strength": injection.strength})
     return BasisController(
-        basis, settings, block=injection.block, head=head, device=context.resources.loaded.device
+        basis,
+        settings,
+        block=injection.block,
+        head=head,
+        device=context.resources.loaded.device,
+        utility=context.config.utility,
     )
 
 
@@ -391,7 +395,7 @@ def _keep_helpful(
     if not trials:
         save_report(stage, {"entries": [], "injections": []})
         return basis
-    price = context.config.steering.token_price
+    price = context.config.utility.token_price
     budget = context.config.generation.max_new_tokens
     uplifts = entry_uplifts(trials, len(basis), token_price=price, max_new_tokens=budget)
     report = {

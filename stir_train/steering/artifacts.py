@@ -1,4 +1,4 @@
-"""Build the controllers of a run from its basis and value heads."""
+"""Build the controllers of a run from its basis, value heads and settings."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from pathlib import Path
 
 import torch
 
-from stir_train.config.stages import VALUE_MODES, ControlPointConfig, SteeringConfig
+from stir_train.config.stages import ControlPointConfig, UtilityConfig
+from stir_train.config.steering import SteeringConfig
 from stir_train.errors import ArtifactError
 from stir_train.models.blocks import resolve_depth
-from stir_train.models.load import ModelIdentity
+from stir_train.models.identity import ModelIdentity
 from stir_train.models.value_head import ValueHead
-from stir_train.steering.controller import BasisController
-from stir_train.steering.static import StaticController
+from stir_train.steering.interface import (
+    ControllerInputs,
+    SteeringController,
+    make_controller,
+)
 from stir_train.stores.steering import SteeringStore, open_steering
 from stir_train.types.steering import ControlBasis
-
-SteeringController = BasisController | StaticController
 
 
 class SteeringArtifacts:
@@ -41,6 +43,10 @@ class SteeringArtifacts:
         """The settings that tuning froze, their depth always given."""
         return self._store.choice()
 
+    def utility(self) -> UtilityConfig:
+        """What an answer was worth when the run's basis was validated."""
+        return self._store.utility()
+
     def controller(
         self,
         settings: SteeringConfig,
@@ -52,15 +58,21 @@ class SteeringArtifacts:
 
         Raises:
             ArtifactError: If the settings name no depth.
+            ConfigError: If they name a controller that cannot be made.
         """
         if settings.depth is None:
             raise ArtifactError("steering.depth is not set; tuning sets it, or name one")
         block = resolve_depth(settings.depth, self._store.identity.num_blocks)
-        head = self.head(block) if settings.mode in VALUE_MODES else None
-        used = self.basis() if basis is None else basis
-        if settings.mode == "static":
-            return StaticController(used, settings, block=block, device=device)
-        return BasisController(used, settings, block=block, head=head, device=device)
+        return make_controller(
+            ControllerInputs(
+                settings=settings,
+                basis=self.basis() if basis is None else basis,
+                block=block,
+                head=self.head,
+                utility=self.utility(),
+                device=device,
+            )
+        )
 
 
 def open_run_artifacts(path: Path, identity: ModelIdentity) -> SteeringArtifacts:
