@@ -57,11 +57,8 @@ from stir_train.stores.rollouts import RolloutStore, save_rollouts
 from stir_train.stores.states import save_states
 from stir_train.stores.steering import head_file, load_basis, load_head, save_basis, save_head
 from stir_train.types.steering import ControlBasis, Intervention, PlannedTrial
-from stir_train.value.examples import HeadData, read_blocks
+from stir_train.value.examples import HeadData
 from stir_train.value.provisional import fit_provisional, guide_of
-
-Heads = Mapping[int, ValueHead]
-"""A value head by block."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +78,6 @@ class _Validation:
     basis: ControlBasis
     shortest: Mapping[str, int]
     head_data: HeadData
-
-    @property
-    def data(self) -> InterventionStore:
-        """What was tried so far."""
-        return InterventionStore(self.stage)
 
     @property
     def token_price(self) -> float:
@@ -111,10 +103,6 @@ class _Validation:
             max_new_tokens=self.budget,
         )
 
-    def reads(self, block: int) -> tuple[int, ...]:
-        """The blocks that a block's head reads."""
-        return read_blocks(self.blocks, block, reads_below=self.context.config.value.reads_below)
-
 
 def run(context: RunContext, stage: StageDir) -> Finish:
     """Replay, summarise, and keep the entries that help."""
@@ -122,10 +110,9 @@ def run(context: RunContext, stage: StageDir) -> Finish:
     trials: list[Intervention] = []
     if context.config.validation.enabled:
         rollouts = RolloutStore(context.stage("rollout")).require_complete()
-        scratch = context.run_dir.scratch(stage.name)
-        validation = _Validation(
-            context, stage, basis, shortest_right(rollouts.outcomes()), HeadData(rollouts, scratch)
-        )
+        scratch, shortest = context.run_dir.scratch(stage.name), shortest_right(rollouts.outcomes())
+        head_data = HeadData(rollouts, scratch, reads_below=context.config.value.reads_below)
+        validation = _Validation(context, stage, basis, shortest, head_data)
         trials = _run_trials(validation)
     return lambda: _finish(context, stage, basis, trials)
 
@@ -163,7 +150,7 @@ def _run_trials(validation: _Validation) -> list[Intervention]:
     ]
     with progress(context.console, "validate", total, "replays") as advance:
         generate_jobs(context, validation.stage, [greedy], advance)
-        data = validation.data.read(0)
+        data = InterventionStore(validation.stage).read(0)
         for number in range(config.num_rounds):
             guide = None
             if number:
@@ -179,13 +166,13 @@ def _run_trials(validation: _Validation) -> list[Intervention]:
                 )
             _plan_round(validation, data, injections, guide, number)
             _make_round(validation, data, number, advance)
-            data = validation.data.read(number + 1)
+            data = InterventionStore(validation.stage).read(number + 1)
     return data.trials
 
 
 def _provisional_heads(
     validation: _Validation, data: InterventionData, injections: Sequence[Injection], number: int
-) -> Heads:
+) -> dict[int, ValueHead]:
     """Value heads of the trials before a round, trained once for all ranks and attempts."""
     context, stage = validation.context, validation.stage
     config = context.config
@@ -202,7 +189,7 @@ def _provisional_heads(
                     data,
                     validation.basis,
                     config.value,
-                    reads=validation.reads(block),
+                    block=block,
                     max_points=config.control_points.max_points,
                     max_new_tokens=validation.budget,
                     seed=config.seed,
@@ -216,7 +203,7 @@ def _provisional_heads(
 def _better_injections(
     validation: _Validation,
     data: InterventionData,
-    controllers: tuple[Sequence[Injection], Heads],
+    controllers: tuple[Sequence[Injection], Mapping[int, ValueHead]],
     number: int,
     advance: Advance,
 ) -> list[Injection]:
@@ -308,7 +295,7 @@ def _make_round(
     validation: _Validation, data: InterventionData, number: int, advance: Advance
 ) -> None:
     """Generate the trials of a round chunk by chunk, together with the other ranks."""
-    context, plans = validation.context, validation.data.plan(number)
+    context, plans = validation.context, InterventionStore(validation.stage).plan(number)
     size = context.config.generation.chunk_completions
     chunks = {f"{chunk:05d}": chunk for chunk in range(-(-len(plans) // size))}
     files = {key: trials_file(number, chunk) for key, chunk in chunks.items()}
