@@ -46,7 +46,7 @@ from stir_train.stores.states import StateStore, save_states
 from stir_train.types.rollout import Grade, GradedRollout, Impulse, Rollout
 from stir_train.types.steering import ControlBasis, Intervention, PlannedTrial
 from stir_train.types.trajectory import CapturedStates, StateLabel
-from stir_train.value.examples import HeadData, read_blocks
+from stir_train.value.examples import HeadData
 from stir_train.value.fit import fit_value_head, predict
 
 BLOCKS, WIDTH, NUM_POINTS, NUM_SAMPLES = (16, 21, 27), 3584, 8, 8
@@ -232,18 +232,17 @@ def _train(run: RunDir, data: InterventionData, steps: int) -> None:
         saves_tokens=torch.zeros(NUM_ENTRIES, dtype=torch.bool),
         contrast=entries,
     )
-    head_data = HeadData(RolloutStore(run.stage("rollout")), run.scratch("value"))
+    head_data = HeadData(RolloutStore(run.stage("rollout")), run.scratch("value"), reads_below=True)
     for states in head_data.missing(data):
         head_data.states.write(states)
         head_data.states.add(states)
     for block in BLOCKS:
-        reads = read_blocks(BLOCKS, block, reads_below=True)
-        train, held_out = head_data.split(data, made_up, reads, fraction=0.2, seed=0)
+        train, held_out = head_data.split(data, made_up, block, fraction=0.2, seed=0)
         head, _ = fit_value_head(
             train,
             held_out,
             ValueConfig(num_steps=steps),
-            reads=reads,
+            reads=head_data.reads(block),
             max_points=NUM_POINTS,
             max_new_tokens=NUM_TOKENS,
             seed=0,

@@ -18,6 +18,7 @@ from stir_train.basis.trials import (
     trial_request,
 )
 from stir_train.basis.validate import (
+    EntryUplift,
     Guide,
     Injection,
     entry_uplifts,
@@ -56,11 +57,8 @@ from stir_train.stores.rollouts import RolloutStore, save_rollouts
 from stir_train.stores.states import save_states
 from stir_train.stores.steering import head_file, load_basis, load_head, save_basis, save_head
 from stir_train.types.steering import ControlBasis, Intervention, PlannedTrial
-from stir_train.value.examples import HeadData, read_blocks
+from stir_train.value.examples import HeadData
 from stir_train.value.provisional import fit_provisional, guide_of
-
-Heads = Mapping[int, ValueHead]
-"""A value head by block."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +80,6 @@ class _Validation:
     head_data: HeadData
 
     @property
-    def data(self) -> InterventionStore:
-        """What was tried so far."""
-        return InterventionStore(self.stage)
-
-    @property
     def token_price(self) -> float:
         """What a whole token budget is worth in accuracy."""
         return self.context.config.utility.token_price
@@ -101,9 +94,14 @@ class _Validation:
         """The captured blocks."""
         return self.context.resources.captured_blocks
 
-    def reads(self, block: int) -> tuple[int, ...]:
-        """The blocks that a block's head reads."""
-        return read_blocks(self.blocks, block, reads_below=self.context.config.value.reads_below)
+    def uplifts(self, trials: Sequence[Intervention]) -> list[EntryUplift]:
+        """What trials say of every entry."""
+        return entry_uplifts(
+            trials,
+            len(self.basis),
+            token_price=self.token_price,
+            max_new_tokens=self.budget,
+        )
 
 
 def run(context: RunContext, stage: StageDir) -> Finish:
@@ -112,10 +110,9 @@ def run(context: RunContext, stage: StageDir) -> Finish:
     trials: list[Intervention] = []
     if context.config.validation.enabled:
         rollouts = RolloutStore(context.stage("rollout")).require_complete()
-        scratch = context.run_dir.scratch(stage.name)
-        validation = _Validation(
-            context, stage, basis, shortest_right(rollouts.outcomes()), HeadData(rollouts, scratch)
-        )
+        scratch, shortest = context.run_dir.scratch(stage.name), shortest_right(rollouts.outcomes())
+        head_data = HeadData(rollouts, scratch, reads_below=context.config.value.reads_below)
+        validation = _Validation(context, stage, basis, shortest, head_data)
         trials = _run_trials(validation)
     return lambda: _finish(context, stage, basis, trials)
 
@@ -153,7 +150,7 @@ def _run_trials(validation: _Validation) -> list[Intervention]:
     ]
     with progress(context.console, "validate", total, "replays") as advance:
         generate_jobs(context, validation.stage, [greedy], advance)
-        data = validation.data.read(0)
+        data = InterventionStore(validation.stage).read(0)
         for number in range(config.num_rounds):
             guide = None
             if number:
@@ -169,15 +166,16 @@ def _run_trials(validation: _Validation) -> list[Intervention]:
                 )
             _plan_round(validation, data, injections, guide, number)
             _make_round(validation, data, number, advance)
-            data = validation.data.read(number + 1)
+            data = InterventionStore(validation.stage).read(number + 1)
     return data.trials
 
 
 def _provisional_heads(
     validation: _Validation, data: InterventionData, injections: Sequence[Injection], number: int
-) -> Heads:
+) -> dict[int, ValueHead]:
     """Value heads of the trials before a round, trained once for all ranks and attempts."""
     context, stage = validation.context, validation.stage
+    config = context.config
     files = {
         block: f"{round_set(number)}/{head_file(block)}"
         for block in sorted({injection.block for injection in injections})
@@ -186,31 +184,26 @@ def _provisional_heads(
     def make() -> None:
         for block, name in files.items():
             if not stage.has(name):
-                head = _fit(validation, data, block)
+                head = fit_provisional(
+                    validation.head_data,
+                    data,
+                    validation.basis,
+                    config.value,
+                    block=block,
+                    max_points=config.control_points.max_points,
+                    max_new_tokens=validation.budget,
+                    seed=config.seed,
+                )
                 save_head(stage, name, head, context.resources.described.identity)
 
     context.world.on_main(f"heads before round {number}", make)
     return {block: load_head(stage.verified(name))[0] for block, name in files.items()}
 
 
-def _fit(validation: _Validation, data: InterventionData, block: int) -> ValueHead:
-    config = validation.context.config
-    return fit_provisional(
-        validation.head_data,
-        data,
-        validation.basis,
-        config.value,
-        reads=validation.reads(block),
-        max_points=config.control_points.max_points,
-        max_new_tokens=validation.budget,
-        seed=config.seed,
-    )
-
-
 def _better_injections(
     validation: _Validation,
     data: InterventionData,
-    controllers: tuple[Sequence[Injection], Heads],
+    controllers: tuple[Sequence[Injection], Mapping[int, ValueHead]],
     number: int,
     advance: Advance,
 ) -> list[Injection]:
@@ -229,10 +222,7 @@ def _better_injections(
     if len(heads) == 1:
         return list(injections)
     price, budget = validation.token_price, validation.budget
-    kept = validated_basis(
-        validation.basis,
-        entry_uplifts(data.trials, len(validation.basis), token_price=price, max_new_tokens=budget),
-    )
+    kept = validated_basis(validation.basis, validation.uplifts(data.trials))
     sets = {i: selection_set(number, i.block, i.strength) for i in injections}
     jobs = [
         GenerationJob(
@@ -282,21 +272,15 @@ def _plan_round(
     number: int,
 ) -> None:
     """Write down what a round tries, once for all ranks and attempts."""
-    context, basis = validation.context, validation.basis
+    context = validation.context
 
     def write() -> None:
         if validation.stage.has(plan_file(number)):
             return
-        uplifts = entry_uplifts(
-            data.trials,
-            len(basis),
-            token_price=validation.token_price,
-            max_new_tokens=validation.budget,
-        )
         plans = plan_trials(
             pool_of(data),
-            basis,
-            still_promising(uplifts),
+            validation.basis,
+            still_promising(validation.uplifts(data.trials)),
             injections,
             context.config.validation.trials_per_round,
             torch.Generator().manual_seed(context.config.seed + number),
@@ -311,7 +295,7 @@ def _make_round(
     validation: _Validation, data: InterventionData, number: int, advance: Advance
 ) -> None:
     """Generate the trials of a round chunk by chunk, together with the other ranks."""
-    context, plans = validation.context, validation.data.plan(number)
+    context, plans = validation.context, InterventionStore(validation.stage).plan(number)
     size = context.config.generation.chunk_completions
     chunks = {f"{chunk:05d}": chunk for chunk in range(-(-len(plans) // size))}
     files = {key: trials_file(number, chunk) for key, chunk in chunks.items()}

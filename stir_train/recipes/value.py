@@ -18,7 +18,7 @@ from stir_train.stores.rollouts import RolloutStore
 from stir_train.stores.steering import head_file, load_basis, save_head
 from stir_train.train.loop import StepRecord
 from stir_train.value.calibration import auroc, calibration, reliability
-from stir_train.value.examples import HeadData, read_blocks
+from stir_train.value.examples import HeadData
 from stir_train.value.fit import TrainSetup, fit_value_head, predict
 from stir_train.value.targets import ValueExamples
 
@@ -34,7 +34,8 @@ def run(context: RunContext, stage: StageDir) -> Finish:
         validation.require_complete()
         data = InterventionStore(validation).read()
     rollouts = RolloutStore(context.stage("rollout")).require_complete()
-    head_data = HeadData(rollouts, context.run_dir.scratch(stage.name))
+    scratch = context.run_dir.scratch(stage.name)
+    head_data = HeadData(rollouts, scratch, reads_below=config.value.reads_below)
     for states in head_data.missing(data):
         name = f"states {head_data.states.num_parts}"
         context.world.on_main(name, partial(head_data.states.write, states))
@@ -61,11 +62,9 @@ def _train(
 ) -> tuple[ValueHead, dict[str, Any]]:
     """A block's head, and how well it does on problems that it did not learn from. Collective."""
     config, (head_data, data) = context.config, source
-    captured = head_data.observed.states.blocks
-    reads = read_blocks(captured, block, reads_below=config.value.reads_below)
     basis, _ = load_basis(context.stage("basis"))
     train, validation = head_data.split(
-        data, basis, reads, fraction=config.value.validation_fraction, seed=config.seed
+        data, basis, block, fraction=config.value.validation_fraction, seed=config.seed
     )
 
     def on_step(record: StepRecord) -> None:
@@ -77,7 +76,7 @@ def _train(
         train,
         validation,
         config.value,
-        reads=reads,
+        reads=head_data.reads(block),
         max_points=config.control_points.max_points,
         max_new_tokens=config.generation.max_new_tokens,
         seed=config.seed,
@@ -87,7 +86,7 @@ def _train(
     )
     advance(config.value.num_steps - fitted.num_steps)
     report = _value_report(head, train, validation)
-    _, intervened = head_data.examples(data, basis, reads)
+    _, intervened = head_data.examples(data, basis, block)
     if intervened is not None:
         caused = intervened.select(torch.isin(intervened.prompt, validation.prompt.unique()))
         report["intervened"] = dataclasses.asdict(

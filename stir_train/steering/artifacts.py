@@ -1,4 +1,4 @@
-"""Build the controllers of a run from its basis and value heads."""
+"""Build the controllers of a run from its basis, value heads and settings."""
 
 from __future__ import annotations
 

@@ -97,16 +97,26 @@ class HeadData:
         states: The states of sampled rollouts, then those of interventions.
     """
 
-    def __init__(self, rollouts: RolloutStore, scratch: Path) -> None:
-        """Read nothing yet; scratch files will lie in ``scratch``."""
+    def __init__(self, rollouts: RolloutStore, scratch: Path, *, reads_below: bool) -> None:
+        """Read nothing yet.
+
+        Args:
+            rollouts: Of a finished rollout stage.
+            scratch: Where scratch files may lie.
+            reads_below: Whether heads read the captured blocks below their own.
+        """
         self.states = GatheredStates(scratch)
-        self._rollouts = rollouts
+        self._rollouts, self._reads_below = rollouts, reads_below
         self._num_pooled = 0
 
     @cached_property
     def observed(self) -> ObservedRollouts:
         """The sampled rollouts."""
         return ObservedRollouts.read(self._rollouts)
+
+    def reads(self, block: int) -> tuple[int, ...]:
+        """The blocks that a block's head reads; its own comes last."""
+        return read_blocks(self.observed.states.blocks, block, reads_below=self._reads_below)
 
     def missing(self, data: InterventionData | None) -> Iterator[LazyStates]:
         """States that are not among ``states`` yet, in the order in which to add them.
@@ -122,21 +132,21 @@ class HeadData:
             yield LazyStates(new)
 
     def examples(
-        self, data: InterventionData | None, basis: ControlBasis, reads: Sequence[int]
+        self, data: InterventionData | None, basis: ControlBasis, block: int
     ) -> tuple[ValueExamples, ValueExamples | None]:
         """As `block_examples` makes them, once nothing is missing."""
-        return block_examples(self.states, self.observed, data, basis, reads)
+        return block_examples(self.states, self.observed, data, basis, self.reads(block))
 
     def split(
         self,
         data: InterventionData | None,
         basis: ControlBasis,
-        reads: Sequence[int],
+        block: int,
         *,
         fraction: float,
         seed: int,
     ) -> tuple[ValueExamples, ValueExamples]:
         """Training and validation examples; ``fraction`` of the prompts validate."""
-        parts = [part for part in self.examples(data, basis, reads) if part is not None]
+        parts = [part for part in self.examples(data, basis, block) if part is not None]
         generator = torch.Generator().manual_seed(seed)
         return ValueExamples.concatenate(parts).split_by_prompt(fraction, generator)

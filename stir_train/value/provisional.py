@@ -25,7 +25,7 @@ def fit_provisional(
     basis: ControlBasis,
     config: ValueConfig,
     *,
-    reads: Sequence[int],
+    block: int,
     max_points: int,
     max_new_tokens: int,
     seed: int,
@@ -37,7 +37,7 @@ def fit_provisional(
         data: The trials so far.
         basis: What they injected.
         config: Of the final head.
-        reads: The blocks that the head reads; the last is its own.
+        block: The head's own.
         max_points: Control points told apart.
         max_new_tokens: Token budget.
         seed: Of the split, the weights and the order of examples.
@@ -46,13 +46,13 @@ def fit_provisional(
         head_data.states.write(states)
         head_data.states.add(states)
     train, held_out = head_data.split(
-        data, basis, reads, fraction=config.validation_fraction, seed=seed
+        data, basis, block, fraction=config.validation_fraction, seed=seed
     )
     head, _ = fit_value_head(
         train,
         held_out,
         config.model_copy(update={"num_steps": -(-config.num_steps // PROVISIONAL_STEPS)}),
-        reads=reads,
+        reads=head_data.reads(block),
         max_points=max_points,
         max_new_tokens=max_new_tokens,
         seed=seed,
