@@ -7,7 +7,7 @@ on, and above the lowest wanted block. All blocks and places come from the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
