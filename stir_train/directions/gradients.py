@@ -176,10 +176,11 @@ class _GradientPass:
         cache = self._prefill(rollouts)
         token_ids, targets = _fed(rollouts)
         watch = _BlockWatch(rollouts, settings)
+        is_first = not self.cost.batches
         with (
             torch.enable_grad(),
             block_hooks(loaded.blocks, watch.edits()),
-            self._head.apart() as seen,
+            self._head.apart(num_through=int(is_first)) as seen,
         ):
             logits = loaded.model(
                 input_ids=token_ids.to(loaded.device),
@@ -187,7 +188,7 @@ class _GradientPass:
                 use_cache=cache is not None,
             ).logits
         (hidden,) = seen
-        if not self.cost.batches:
+        if is_first:
             self._head.require_equal(hidden, logits)
         is_fed = targets >= 0
         picked = hidden[is_fed.to(hidden.device)]

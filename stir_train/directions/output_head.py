@@ -47,13 +47,14 @@ class OutputHead:
         return logits if self._softcap is None else (logits / self._softcap).tanh() * self._softcap
 
     @contextmanager
-    def apart(self) -> Iterator[list[Float[Tensor, "B T D"]]]:
-        """Collect what passes would feed to the layer, and let one position of it through."""
+    def apart(self, num_through: int = 0) -> Iterator[list[Float[Tensor, "B T D"]]]:
+        """Collect what passes would feed to the layer, and let that many positions of it through."""
         seen: list[Tensor] = []
 
         def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
             seen.append(inputs[0])
-            return (inputs[0][:1, :1].detach(), *inputs[1:])
+            # Contiguous, or the product would copy the whole weight.
+            return (inputs[0][:1, :num_through].detach().contiguous(), *inputs[1:])
 
         handle = self._layer.register_forward_pre_hook(hook)
         try:
@@ -64,7 +65,7 @@ class OutputHead:
     def require_equal(
         self, states: Float[Tensor, "B T D"], model_logits: Float[Tensor, "1 1 V"]
     ) -> None:
-        """Check the logits of the position that `apart` let through against the model's.
+        """Check the logits of the first position, which `apart` let through, against the model's.
 
         Raises:
             ModelError: If the architecture does something to logits that is not known here.
