@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stir_train.directions.output_head import OutputHead
 from stir_train.directions.places import num_fed, place_mask, span_selector, spans_of
-from stir_train.errors import ArtifactError, StageError
+from stir_train.errors import ArtifactError, ModelError, StageError
 from stir_train.generation.backend import SamplingParams
 from stir_train.models.hooks import BlockEdit, block_hooks
 from stir_train.models.load import LoadedModel
@@ -108,7 +108,7 @@ def rollout_gradients(
     Raises:
         ArtifactError: If a rollout carries impulses, whose pass this would not reproduce.
         StageError: If the sampled distribution has no gradient, or blocks are not ascending.
-        ModelError: If the architecture changes logits in an unknown way.
+        ModelError: If the architecture changes logits in an unknown way, or ZeRO-3 shards the model.
     """
     _require_differentiable(loaded, rollouts, settings)
     gradient_pass = _GradientPass(loaded, head or OutputHead(loaded), settings)
@@ -340,6 +340,11 @@ def _all_points(parts: Sequence[_Part]) -> PointGradients:
 def _require_differentiable(
     loaded: LoadedModel, rollouts: Sequence[Rollout], settings: GradientSettings
 ) -> None:
+    if loaded.lockstep is not None:
+        raise ModelError(
+            "model.sharding=zero3: ranks would wait for one another in backward passes of their own; "
+            "use tensor or none for this stage"
+        )
     if settings.sampling.temperature == 0:
         raise StageError(
             "greedy completions have no score: name the temperature at which the others were sampled"

@@ -36,6 +36,7 @@ class OutputHead:
         self._architecture = loaded.identity.architecture
         self._logits_at_once = logits_at_once
         config = loaded.model.config.get_text_config()
+        self._vocab_size = int(config.vocab_size)
         self._scale = float(getattr(config, "logit_scale", None) or 1)
         self._scale /= float(getattr(config, "logits_scaling", None) or 1)
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
@@ -101,8 +102,7 @@ class OutputHead:
         """
         logprobs, gradients = [], []
         filtered = filtered and (sampling.top_k > 0 or sampling.top_p < 1)
-        size = getattr(self._layer, "out_features", None) or self._layer.weight.shape[0]
-        rows = max(1, self._logits_at_once // int(size))
+        rows = max(1, self._logits_at_once // self._vocab_size)
         for some, wanted in zip(states.split(rows), targets.split(rows), strict=True):
             leaf = some.detach().requires_grad_()
             with torch.enable_grad():
