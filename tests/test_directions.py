@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -45,7 +46,8 @@ from stir_train.models.hooks import block_hooks
 from stir_train.models.load import LoadedModel, load_model
 from stir_train.types.directions import PLACES, Place, PlacedVector, RolloutGradients
 from stir_train.types.rollout import Grade, GradedRollout, Impulse, Prompt, Rollout
-from tests.support import tiny_models
+from tests.support import gradient_ranks, tiny_models
+from tests.support.ranks import outputs, run_ranks
 
 TEMPERATURE = 0.6
 SAMPLING = SamplingParams(99, temperature=TEMPERATURE)
@@ -414,6 +416,16 @@ def test_an_unknown_change_of_logits_is_refused() -> None:
     loaded.model.forward = scaled
     with pytest.raises(ModelError, match="changes logits"):
         rollout_gradients(loaded, some_rollouts(), SETTINGS)
+
+
+def test_ranks_that_hold_a_model_together_find_the_same(tmp_path: Path) -> None:
+    program = str(Path(gradient_ranks.__file__))
+    output, log = tmp_path / "found.safetensors", tmp_path / "log"
+    ended = run_ranks(2, [program, str(output)], log)
+    assert not any(ended), outputs(2, log)
+    whole = load_model(ModelConfig(name=gradient_ranks.MODEL))
+    found, _ = rollout_gradients(whole, gradient_ranks.rollouts(), gradient_ranks.SETTINGS)
+    torch.testing.assert_close(load_file(output)["sums"], found.sums, rtol=1e-3, atol=1e-3)
 
 
 def graded(prompt_id: str, sample: int, reward: float, tokens: int = 4) -> GradedRollout:
