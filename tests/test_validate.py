@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from stir_train.basis.validate import (
-    UNSTEERED,
     EntryUplift,
     Injection,
     StatePool,
@@ -25,7 +24,7 @@ from stir_train.generation.engine import DecodeEngine
 from stir_train.harvest.contrast import contrast_rollouts
 from stir_train.models.load import LoadedModel
 from stir_train.types.rollout import Prompt
-from stir_train.types.steering import Candidates, ControlBasis, Intervention
+from stir_train.types.steering import UNSTEERED, Candidates, ControlBasis, Intervention
 from stir_train.value.targets import build_intervened
 from tests.support import bases
 
@@ -118,12 +117,24 @@ def test_the_published_part_of_the_basis_is_what_it_is_without_the_other_kind() 
     assert bool(basis.saves_tokens.any())
 
 
+@dataclasses.dataclass(frozen=True)
+class _Pooled:
+    states: torch.Tensor
+
+    def gather(self, index: torch.Tensor) -> torch.Tensor:
+        return self.states[index]
+
+
 def _pool() -> StatePool:
     _, captured = bases.harvest()
     points = torch.tensor([label.point for label in captured.labels])
     unsteered = torch.full((len(points),), UNSTEERED)
     return StatePool(
-        captured.states, points, torch.ones(len(points)), captured.blocks, steered=unsteered
+        _Pooled(captured.states),
+        points,
+        torch.ones(len(points)),
+        captured.blocks,
+        steered=unsteered,
     )
 
 
@@ -219,7 +230,7 @@ def test_uplifts_are_paired_priced_and_shrunk() -> None:
         _trial(1, False, 60),
         _trial(1, False, 100, improvable=False),
     ]
-    uplifts = entry_uplifts(trials, 3, token_price=PRICE, max_new_tokens=BUDGET)
+    uplifts = entry_uplifts(trials, 3, Utility(PRICE, BUDGET))
     assert [u.count for u in uplifts] == [2, 1, 0]
     assert uplifts[0].mean == pytest.approx((1.0 + 0.9) / 2)
     assert uplifts[1].mean == 0
@@ -233,9 +244,9 @@ def test_uplifts_are_paired_priced_and_shrunk() -> None:
 def test_entries_that_cannot_help_are_given_up() -> None:
     harmful = [_trial(0, False, 60 + i) for i in range(8)]
     helpful = [_trial(1, i % 2 == 0, 60, strength=3.0) for i in range(8)]
-    uplifts = entry_uplifts(harmful + helpful, 3, token_price=PRICE, max_new_tokens=BUDGET)
+    uplifts = entry_uplifts(harmful + helpful, 3, Utility(PRICE, BUDGET))
     assert still_promising(uplifts).tolist() == [False, True, True]
-    gain = partial(mean_gain, harmful + helpful, token_price=PRICE, max_new_tokens=BUDGET)
+    gain = partial(mean_gain, harmful + helpful, utility=Utility(PRICE, BUDGET))
     assert gain(Injection(bases.BLOCK, 3.0)) == pytest.approx(0.5)
     assert gain(Injection(bases.BLOCK, 2.0)) == 0
     assert gain(Injection(3, 1.0)) == 0
@@ -320,8 +331,10 @@ def test_the_head_learns_from_the_states_that_trials_steered() -> None:
         _trial(entry, True, 50, state=6, prompt_id=owner.prompt_id, block=3),
     ]
     numbers = bases.prompt_numbers(graded)
-    examples = build_intervened(trials, captured, basis, bases.READS, numbers)
-    assert len(examples.correct) == 1
+    inputs = bases.inputs(captured, basis.directions)
+    found = build_intervened(inputs, trials, numbers, block=bases.BLOCK)
+    assert len(found) == 1
+    examples = found.batch()
     both = [captured.at_block(block)[5] for block in bases.READS]
     assert torch.equal(examples.states[0], torch.cat(both)), "its own block comes last"
     assert torch.equal(examples.impulses[0], 2.0 * basis.directions[entry])

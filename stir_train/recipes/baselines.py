@@ -17,12 +17,13 @@ from stir_train.baselines.interface import (
 )
 from stir_train.baselines.registry import load_baselines
 from stir_train.evals.halving import Candidate, split_by_halving
-from stir_train.recipes.harvest import model_metadata, rollout_chunks
 from stir_train.runtime.answerers import baseline_answerer, parameters_file
 from stir_train.runtime.context import Finish, Outcome, RunContext
-from stir_train.runtime.generation import load_set
 from stir_train.runtime.search import answers_of, compare_in_run, search_by_halving
 from stir_train.stores.reports import save_report
+from stir_train.stores.rollouts import RolloutStore
+from stir_train.stores.states import StateStore
+from stir_train.stores.steering import model_metadata
 from stir_train.types.results import BaselinesReport, BaselineTrial, TunedBaseline
 from stir_train.types.trajectory import CapturedStates
 
@@ -58,7 +59,7 @@ def run(context: RunContext, stage: StageDir) -> Finish:
     found = search_by_halving(context, stage, answerers, parts, within_groups=True)
 
     def trials() -> dict[Candidate, BaselineTrial]:
-        greedy = load_set(context.stage("tune"), f"{GREEDY}/")
+        greedy = RolloutStore(context.stage("tune")).read(GREEDY)
         made = {}
         for outcome in found:
             candidate, seen = outcome.candidate, parts[: outcome.num_parts]
@@ -74,7 +75,7 @@ def run(context: RunContext, stage: StageDir) -> Finish:
 
 def _learn(context: RunContext, stage: StageDir, methods: Sequence[Baseline]) -> dict[str, str]:
     """Save what each method learns, unless it is there; why some cannot be applied."""
-    chunks = rollout_chunks(context)
+    chunks = list(StateStore(context.stage("rollout")).chunks())
     harvest = HarvestData(
         loaded=context.resources.loaded,
         graded=[item for part, _ in chunks for item in part],
@@ -97,7 +98,8 @@ def _learn(context: RunContext, stage: StageDir, methods: Sequence[Baseline]) ->
             with stage.writing(why) as path:
                 path.write_text(f"{finding}\n", encoding="utf-8")
             continue
-        save_tensors(stage, parameters_file(method.name), parameters, model_metadata(context))
+        identity = context.resources.described.identity
+        save_tensors(stage, parameters_file(method.name), parameters, model_metadata(identity))
     return reasons
 
 

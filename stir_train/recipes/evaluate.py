@@ -25,7 +25,6 @@ from stir_train.errors import StageError
 from stir_train.evals.retention import compare_students
 from stir_train.evals.sampled import compare_samples
 from stir_train.monitoring.console import progress
-from stir_train.recipes.harvest import load_basis
 from stir_train.runtime.answerers import baseline_answerer, plain_answerer, steered_answerer
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.runtime.generation import (
@@ -40,6 +39,7 @@ from stir_train.runtime.students import merge_students, student_answerer
 from stir_train.steering.controls import empty_basis, random_directions, shuffled_keys
 from stir_train.stores.reports import load_report
 from stir_train.stores.results import RESULTS_SCHEMA, save_results
+from stir_train.stores.steering import load_basis
 from stir_train.types.results import (
     BaselinesReport,
     MethodMetrics,
@@ -98,7 +98,7 @@ def build_methods(context: RunContext) -> list[Method]:
     """Greedy, the published rule, the tuned controller, its controls, baselines and students."""
     config = context.config
     basis, choice = context.steering.basis(), context.steering.choice()
-    selected = load_basis(context)
+    selected, _ = load_basis(context.stage("basis"))
     published = selected.select(~selected.saves_tokens)
 
     def steered(name: str, settings: SteeringConfig, used: ControlBasis, chosen: str) -> Method:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from stir_train.answering.methods import GREEDY, STEERED
 from stir_train.artifacts.run_dir import StageDir
-from stir_train.artifacts.tables import load_table
 from stir_train.config.load import dump_config
 from stir_train.config.pipeline import STAGES
 from stir_train.evals.report import PAGE, ReportData, build_examples, render_report
 from stir_train.runtime.context import Finish, Outcome, RunContext
-from stir_train.runtime.generation import load_set
 from stir_train.stores.reports import load_report
 from stir_train.stores.results import load_results
+from stir_train.stores.rollouts import RolloutStore
 from stir_train.types.reports import BasisReport, ValidationReport, ValueReport
 from stir_train.types.results import TuneReport
-from stir_train.types.steering import SteeringDecision
 
 
 def run(context: RunContext, stage: StageDir) -> Finish:
@@ -24,14 +22,11 @@ def run(context: RunContext, stage: StageDir) -> Finish:
 
 def _write(context: RunContext, stage: StageDir) -> Outcome:
     evaluation = context.stage("evaluate")
-    greedy, steered = load_set(evaluation, f"{GREEDY}/"), load_set(evaluation, f"{STEERED}/")
+    rollouts = RolloutStore(evaluation)
+    greedy, steered = rollouts.read(GREEDY), rollouts.read(STEERED)
     questions = {p.prompt_id: (p.question, p.answer) for p in context.splits["test"]}
     wins, losses = build_examples(greedy, steered, questions, context.resources.described.decode)
-    decisions = [
-        decision
-        for path in evaluation.files(f"{STEERED}/decisions-")
-        for decision in load_table(path, SteeringDecision)
-    ]
+    decisions = rollouts.decisions(STEERED)
     made = [found.name for found in STAGES if found.is_on(context.config)]
     stages = [name for name in made if name != stage.name]
     page = render_report(

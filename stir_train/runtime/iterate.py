@@ -30,12 +30,13 @@ from stir_train.runtime.driver import begin, finish, run_stages
 from stir_train.runtime.generation import (
     GenerationJob,
     generate_jobs,
-    load_set,
+    load_answers,
     sampling_params,
 )
 from stir_train.runtime.search import compare_in_run
 from stir_train.runtime.students import merge_adapter
 from stir_train.stores.results import RESULTS_SCHEMA, save_results
+from stir_train.stores.rollouts import RolloutStore
 from stir_train.types.results import MethodRow, Results
 from stir_train.types.rollout import GradedRollout
 
@@ -125,8 +126,8 @@ def _make_generation(
 def _mixed_share(inner: RunContext) -> float:
     """Share of the harvest problems whose samples are neither all right nor all wrong."""
     outcomes: dict[str, set[bool]] = {}
-    for item in load_set(inner.stage("rollout")):
-        outcomes.setdefault(item.rollout.prompt_id, set()).add(item.grade.correct)
+    for outcome in RolloutStore(inner.stage("rollout")).require_complete().outcomes():
+        outcomes.setdefault(outcome.prompt_id, set()).add(outcome.correct)
     return sum(len(found) == 2 for found in outcomes.values()) / len(outcomes)
 
 
@@ -163,7 +164,7 @@ def _answers(context: RunContext, split: SplitName, generation: int) -> list[Gra
         with progress(context.console, title, len(job.prompts), "problems") as advance:
             generate_jobs(context, stage, [job], advance)
         finish(context, stage, lambda: Outcome({"num_items": len(job.prompts)}, title))
-    return load_set(context.stage(name), job.prefix)
+    return load_answers(context, context.stage(name), job)
 
 
 def _finish(context: RunContext, best: int, made: int) -> Results:

@@ -15,9 +15,9 @@ from stir_train.runtime.generation import (
     GenerationJob,
     generate_jobs,
     load_answers,
-    load_set,
     sampling_params,
 )
+from stir_train.stores.rollouts import RolloutStore
 from stir_train.types.results import MethodMetrics
 from stir_train.types.rollout import GradedRollout, Prompt
 
@@ -96,10 +96,9 @@ def answers_of(
 
 def load_parts(stage: StageDir, name: str) -> list[GradedRollout]:
     """The answers of a candidate of a finished search, all its parts together."""
-    parts: list[list[GradedRollout]] = []
-    while stage.files(f"{name}/part-{len(parts)}/rollouts-"):
-        parts.append(load_set(stage, f"{name}/part-{len(parts)}/"))
-    return [item for part in parts for item in part]
+    store = RolloutStore(stage)
+    parts = [found for found in store.sets() if found.startswith(f"{name}/part-")]
+    return [item for part in parts for item in store.read(part)]
 
 
 def compare_in_run(

@@ -23,8 +23,9 @@ from stir_train.generation.backend import previewing
 from stir_train.models.lora import Student
 from stir_train.runtime.answerers import control_spec, controller_for
 from stir_train.runtime.context import RunContext
-from stir_train.runtime.generation import load_set, sampling_params
+from stir_train.runtime.generation import sampling_params
 from stir_train.runtime.search import load_parts
+from stir_train.stores.rollouts import RolloutStore
 from stir_train.train.loop import EarlyStopping
 from stir_train.types.rollout import Rollout
 
@@ -34,7 +35,7 @@ def samples_of(context: RunContext, objective: ObjectiveConfig) -> list[Rollout]
     config = context.config.distill
     source = "rollout" if objective.samples == "plain" else "steer"
     return choose_samples(
-        load_set(context.stage(source)),
+        RolloutStore(context.stage(source)).require_complete().read(),
         keep_per_prompt=config.keep_per_prompt,
         hard_below=config.hard_below,
     )
@@ -107,7 +108,7 @@ def early_stopping(
     choice = context.steering.choice()
     plain = spec.objective.samples == "plain" or choice.mode == "none"
     tune = context.stage("tune")
-    answers = load_set(tune, f"{GREEDY}/") if plain else load_parts(tune, settings_label(choice))
+    answers = RolloutStore(tune).read(GREEDY) if plain else load_parts(tune, settings_label(choice))
     right = [item.rollout for item in answers if item.grade.correct]
     if not right:
         raise StageError(

@@ -8,8 +8,8 @@ from stir_train.evals.report import PAGE
 from stir_train.evals.tables import tables
 from stir_train.export.adapter import ADAPTER_DIRECTORY
 from stir_train.runtime.context import RunContext
-from stir_train.steering.artifacts import BASIS_FILE
 from stir_train.stores.results import RESULTS_FILE, load_results
+from stir_train.stores.steering import BASIS_FILE
 
 
 def show_outcome(context: RunContext, stages: Sequence[str]) -> None:
