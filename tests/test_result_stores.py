@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stir_train.artifacts.run_dir import RunDir, StageDir, StageInputs
-from stir_train.config.stages import SteeringConfig
+from stir_train.config.steering import ValueSteering, parse_steering
 from stir_train.errors import ArtifactError
 from stir_train.stores.reports import load_report, save_report
 from stir_train.stores.results import (
@@ -48,7 +48,7 @@ def stage(tmp_path: Path) -> StageDir:
 
 def _full() -> Results:
     row = MethodRow(
-        metrics("stir"), "value-depth0.6", "tune", steering=SteeringConfig(depth=0.6), setting=None
+        metrics("stir"), "value-depth0.6", "tune", steering=ValueSteering(depth=0.6), setting=None
     )
     voted = MethodRow(metrics("seal"), "seal", "tune", setting={"block": 3, "c": 2.0, "v": "mean"})
     return results(
@@ -148,7 +148,7 @@ def test_reports_go_by_block_and_point_numbers(stage: StageDir) -> None:
 
 def test_the_best_of_each_mode_has_answered_everything_and_is_the_first_of_equals() -> None:
     def trial(mode: str, strength: float, utility: float, num_problems: int = 9) -> SteeringTrial:
-        settings = SteeringConfig.model_validate({"mode": mode, "strength": strength, "depth": 0.6})
+        settings = parse_steering({"mode": mode, "strength": strength, "depth": 0.6})
         return SteeringTrial(settings, metrics("t", utility=utility), num_problems)
 
     trials = (
@@ -159,7 +159,4 @@ def test_the_best_of_each_mode_has_answered_everything_and_is_the_first_of_equal
         trial("static", 1.0, -0.1),
     )
     report = TuneReport(trials[1].settings, 9, trials)
-    assert [(s.mode, s.strength) for s in report.best_of_each_mode()] == [
-        ("static", 1.0),
-        ("value", 2.0),
-    ]
+    assert report.best_of_each_mode() == [trials[4].settings, trials[2].settings]

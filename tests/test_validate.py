@@ -25,6 +25,7 @@ from stir_train.harvest.contrast import contrast_rollouts
 from stir_train.models.load import LoadedModel
 from stir_train.types.rollout import Prompt
 from stir_train.types.steering import UNSTEERED, Candidates, ControlBasis, Intervention
+from stir_train.types.utility import Utility
 from stir_train.value.targets import build_intervened
 from tests.support import bases
 

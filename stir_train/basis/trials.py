@@ -114,7 +114,7 @@ def better_blocks(
     """
 
     def worth(outcome: RolloutOutcome) -> float:
-        return utility.of(outcome.correct, outcome.num_tokens)
+        return utility.of(float(outcome.correct), float(outcome.num_tokens))
 
     def score(injection: Injection) -> tuple[float, float]:
         # Where early heads do harm, later ones will know better; greedy returns have no noise.

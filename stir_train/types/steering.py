@@ -261,4 +261,4 @@ class Intervention:
     def uplift(self, utility: Utility) -> float:
         """Utility with the impulse less that without it."""
         gained = float(self.correct) - float(self.null_correct)
-        return utility.of(gained, self.tokens - self.null_tokens)
+        return utility.of(gained, float(self.tokens - self.null_tokens))
