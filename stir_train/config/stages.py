@@ -31,7 +31,9 @@ VALUE_MODES = frozenset({"value", "hybrid"})
 class ControlPointConfig(FrozenConfig):
     """Where a trajectory may be read and steered."""
 
-    delimiters: tuple[Annotated[str, Field(min_length=1)], ...] = ("\n\n",)
+    delimiters: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=("\n\n",), min_length=1
+    )
     """A control point is the token that completes one of these."""
     every_tokens: PositiveInt | None = None
     """Instead of delimiters: a control point every so many completion tokens."""
@@ -72,7 +74,7 @@ class RolloutConfig(FrozenConfig):
 class HarvestConfig(FrozenConfig):
     """Contrasting right and wrong rollouts at each control point."""
 
-    depths: tuple[Fraction, ...] = (0.6, 0.8, 1.0)
+    depths: tuple[Fraction, ...] = Field(default=(0.6, 0.8, 1.0), min_length=1)
     """Depth fractions of the captured blocks, of which tuning picks: `round(depth * (num_blocks - 1))`."""
     num_positive: PositiveInt = 2
     """Best-rewarded correct rollouts averaged at a point."""
@@ -109,7 +111,7 @@ class ValidationConfig(FrozenConfig):
     """After each round entries that cannot help are given up, and the worse half of the blocks."""
     trials_per_round: PositiveInt = 2000
     """Continuations per round."""
-    strengths: tuple[PositiveFloat, ...] = (1.0, 2.0, 3.0)
+    strengths: tuple[PositiveFloat, ...] = Field(default=(1.0, 2.0, 3.0), min_length=1)
     """Strengths tried; with each harvested block an arm."""
     problems_per_arm: PositiveInt = 128
     """Harvest problems that every arm's controller answers between rounds."""
@@ -181,7 +183,7 @@ class SteeringConfig(FrozenConfig):
     token_price: NonNegativeFloat = 0.5
     """What a whole token budget is worth in accuracy: entries are validated, impulses weighed and
     settings chosen by `P(correct) - token_price * tokens / max_new_tokens`."""
-    strength_factors: tuple[PositiveFloat, ...] = (1.0,)
+    strength_factors: tuple[PositiveFloat, ...] = Field(default=(1.0,), min_length=1)
     """`value`: multiples of `strength` among which the head picks."""
     value_margin: float = 0.005
     """`value`: least predicted gain that is worth an impulse; far below 0 there is no gate."""
@@ -202,13 +204,13 @@ class TuneConfig(FrozenConfig):
 
     enabled: bool = True
     """When off, `steering` is used as it stands."""
-    modes: tuple[SteeringMode, ...] = ("value", "preview", "static")
+    modes: tuple[SteeringMode, ...] = Field(default=("value", "preview", "static"), min_length=1)
     """Controller modes to try; the best setting of each is evaluated, the best of all deployed."""
-    strengths: tuple[PositiveFloat, ...] = (1.0, 2.0, 3.0)
+    strengths: tuple[PositiveFloat, ...] = Field(default=(1.0, 2.0, 3.0), min_length=1)
     """Strengths to try."""
     depths: tuple[Fraction, ...] = ()
     """Depths to try; empty tries every harvested depth."""
-    doubts: tuple[NonNegativeFloat, ...] = (1.0, 3.0)
+    doubts: tuple[NonNegativeFloat, ...] = Field(default=(1.0, 3.0), min_length=1)
     """`steering.value_doubt` to try, in the modes that ask the value head."""
     margins: tuple[float, ...] = ()
     """`steering.value_margin` to try, in the same modes; empty keeps the given one."""
@@ -248,7 +250,7 @@ class OutsideConfig(FrozenConfig):
 class EvaluateConfig(FrozenConfig):
     """The held-out comparison."""
 
-    num_bootstrap: PositiveInt = 10_000
+    num_bootstrap: int = Field(default=10_000, ge=100)
     """Bootstrap resamples behind every interval."""
     controls: bool = True
     """Add the controls: empty basis, norm-matched random vectors, shuffled keys."""
