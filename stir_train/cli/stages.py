@@ -136,6 +136,8 @@ def status(
         table.add_row(stage.verb, stage.state, stage.progress, stage.job)
     out = console()
     out.print(table)
+    if found.queue:
+        out.print(f"! {found.queue}", soft_wrap=True)
     if found.failure:
         out.print(f"[red]last failure[/] {found.failure}", soft_wrap=True)
     out.print(found.advice, soft_wrap=True)

@@ -57,7 +57,7 @@ def list_problems(origin: str, problems: Sequence[Problem]) -> ConfigError:
 def describe_problems(kind: type[BaseModel], error: ValidationError) -> list[Problem]:
     """Everything that a model refused; alternatives of one value are one problem."""
     complaints: dict[str, list[str]] = {}
-    got: dict[str, str] = {}
+    got: dict[str, Any] = {}
     for item in error.errors(include_url=False):
         location = list(item["loc"])
         key = ".".join(_names(kind, location))
@@ -71,9 +71,11 @@ def describe_problems(kind: type[BaseModel], error: ValidationError) -> list[Pro
         if complaint not in said:
             said.append(complaint)
         if location and item["type"] not in ("missing", "extra_forbidden"):
-            hint = "; in quotes it is text" if item["type"] == "string_type" else ""
-            got.setdefault(key, _shown(item["input"], hint))
-    return [(key, _either(said) + got.get(key, "")) for key, said in complaints.items()]
+            got[key] = item["input"]
+    return [
+        (key, _either(said) + (_shown(got[key], said) if key in got else ""))
+        for key, said in complaints.items()
+    ]
 
 
 def _either(said: Sequence[str]) -> str:
@@ -93,7 +95,7 @@ def _complaint(
     return str(item["msg"]).removeprefix("Value error, ")
 
 
-def _shown(value: Any, hint: str) -> str:
+def _shown(value: Any, said: Sequence[str]) -> str:
     """The refused value, its beginning if it is long."""
     if isinstance(value, dict):
         return ""
@@ -102,6 +104,8 @@ def _shown(value: Any, hint: str) -> str:
     text = as_yaml[value] if known else repr(value)
     if len(text) > SHOWN_CHARACTERS:
         text = f"{text[:SHOWN_CHARACTERS]}..."
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    hint = "; in quotes it is text" if is_number and _EXPECTED["string_type"] in said else ""
     return f" (got {text}{hint})"
 
 

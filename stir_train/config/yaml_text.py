@@ -152,7 +152,9 @@ class _BoundedLoader(yaml.SafeLoader):
 
 
 def _refusal(event: yaml.Event, problem: str) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+    mark = event.start_mark
+    assert isinstance(mark, yaml.Mark | None)
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
 def _value(node: yaml.Node, key: str, problems: list[tuple[str, str]]) -> Any:
