@@ -87,7 +87,7 @@ def test_settings_of_a_site_stand_in_the_script_as_they_were_typed(tmp_path: Pat
     path = tmp_path / "site.yaml"
     path.write_text(
         "time: 16:00:00\noptions:\n  exclusive: true\n  contiguous: false\n  begin: 16:00:00\n"
-        "  mem: 0\n  account: 007\n  qos: on\n  comment: a # it's\n  --reservation: x y\n"
+        '  mem: 0\n  account: 007\n  qos: on\n  comment: "a # it\'s"\n  --reservation: x y\n'
         'environment: {OMP_NUM_THREADS: 1, NOTE: "a\'b $X"}\nmodules: [gcc/12 cuda]\n'
         "cpus_per_task: 3\ncommand: /opt/my env/stir-train\n"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -106,8 +107,6 @@ def run(
 @app.command()
 def iterate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Run generations, each from the last one's student, while the tune split improves."""
-    import sys
-
     settings = load(config, overrides or [])
     from stir_train.recipes.iterate import run_iterate
     from stir_train.recipes.result_tables import results_table
@@ -125,8 +124,10 @@ def status(
     """Show a run's stages, jobs and progress, its last failure, and what to do next."""
     from rich.box import SIMPLE
     from rich.table import Table
+    from rich.text import Text
 
     from stir_train.launch.status import run_status
+    from stir_train.monitoring.console import caution
 
     found = run_status(run_directory)
     table = Table(box=SIMPLE)
@@ -137,9 +138,9 @@ def status(
     out = console()
     out.print(table)
     if found.queue:
-        out.print(f"! {found.queue}", soft_wrap=True)
+        out.print(caution(found.queue), soft_wrap=True)
     if found.failure:
-        out.print(f"[red]last failure[/] {found.failure}", soft_wrap=True)
+        out.print(Text.assemble(("last failure", "red"), f" {found.failure}"), soft_wrap=True)
     out.print(found.advice, soft_wrap=True)
 
 
@@ -185,6 +186,7 @@ def _submit(
     from stir_train.launch.jobs import plan_jobs
     from stir_train.launch.preflight import preflight
     from stir_train.launch.site import SiteConfig
+    from stir_train.monitoring.console import caution
     from stir_train.recipes.problems import require_problems
 
     config = load(path, overrides)
@@ -198,7 +200,7 @@ def _submit(
         for script, text in scripts[1:]:
             print(f"# {script}\n{text}")
     for note in found.notes:
-        out.print(f"[yellow]! {note}[/]", soft_wrap=True)
+        out.print(caution(note), soft_wrap=True)
     if found.estimate is not None:
         needs = found.estimate
         out.print(
@@ -220,10 +222,10 @@ def _submit(
 
 def _show_plan(config: RunConfig, verbs: list[str]) -> None:
     from rich.box import SIMPLE
-    from rich.console import Console
     from rich.table import Table
 
     from stir_train.launch.plan import plan_run
+    from stir_train.monitoring.console import make_console
 
     table = Table(box=SIMPLE)
     for column in ("stage", "state", "what it does"):
@@ -231,6 +233,6 @@ def _show_plan(config: RunConfig, verbs: list[str]) -> None:
     for stage in plan_run(config):
         if stage.verb in verbs:
             table.add_row(stage.verb, stage.state, stage.work)
-    out = Console()
+    out = make_console(sys.stdout)
     out.print(f"{config.model.name} on {config.task.name}, in {config.directory}", soft_wrap=True)
     out.print(table)

@@ -33,6 +33,7 @@ from stir_train.errors import ModelError
 from stir_train.generation.engine import DecodeEngine
 from stir_train.models.blocks import resolve_depth
 from stir_train.models.load import LoadedModel, ModelDescription, describe_model, load_model
+from stir_train.monitoring.console import good
 from stir_train.monitoring.metrics import Metrics
 from stir_train.recipes.problems import read_problems
 from stir_train.steering.artifacts import SteeringArtifacts
@@ -237,7 +238,7 @@ class RunContext:
             if self.is_sharded and decodes:
                 _ = self.loaded  # takes all ranks, so not when one of them first asks for it
             return stage
-        self.console.print(f"[green]✓[/] {name}: done before, nothing to do")
+        self.console.print(good(f"{name}: done before, nothing to do"))
         return None
 
     def _begin(
@@ -283,7 +284,7 @@ class RunContext:
         self.run_dir.forget_progress(stage.name)
         scalars = {k: v for k, v in summary.items() if isinstance(v, int | float | str)}
         self.metrics.log(stage.name, scalars | {"sha256": stage.fingerprint()})
-        self.console.print(f"[green]✓[/] {stage.name}: {sentence}")
+        self.console.print(good(f"{stage.name}: {sentence}"))
 
 
 def set_threads(config: RunConfig) -> None:

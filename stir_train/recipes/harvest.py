@@ -19,7 +19,7 @@ from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.distributed.claims import Note
 from stir_train.distributed.world import World
 from stir_train.harvest.contrast import contrast_rollouts
-from stir_train.monitoring.console import progress
+from stir_train.monitoring.console import caution, progress
 from stir_train.recipes.context import RunContext
 from stir_train.recipes.elastic import make_missing
 from stir_train.recipes.rollouts import (
@@ -210,7 +210,7 @@ def _finish_basis(context: RunContext, stage: StageDir, selections: list[BlockSe
     save_report(stage, report)
     _log_basis(context, selections, coverage)
     for warning in warnings:
-        context.console.print(f"[yellow]! basis: {warning}[/]")
+        context.console.print(caution(f"basis: {warning}"))
     context.report_done(
         stage,
         {"num_entries": len(basis), "num_corrections": int((~basis.is_anchor).sum())},

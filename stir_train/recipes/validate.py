@@ -23,7 +23,7 @@ from stir_train.basis.validate import (
     validated_basis,
 )
 from stir_train.distributed.claims import Note
-from stir_train.monitoring.console import Advance, progress
+from stir_train.monitoring.console import Advance, caution, progress
 from stir_train.recipes.arms import Heads, better_blocks, provisional_heads
 from stir_train.recipes.context import RunContext
 from stir_train.recipes.elastic import make_missing
@@ -223,7 +223,7 @@ def _keep_helpful(
     kept = validated_basis(basis, uplifts)
     if not len(kept):
         context.console.print(
-            "[yellow]! validate: no entry helps by paired replay; steering will be `none`[/]"
+            caution("validate: no entry helps by paired replay; steering will be `none`")
         )
     return kept
 
