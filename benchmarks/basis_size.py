@@ -15,7 +15,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal, get_args
 
-from rich.console import Console
 from rich.table import Table
 
 from stir_train.basis.select import select_basis
@@ -23,6 +22,7 @@ from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
 from stir_train.config.stages import BasisConfig, SteeringConfig, SteeringMode
 from stir_train.generation.backend import ControlSpec, GenerationRequest
+from stir_train.monitoring.console import make_console
 from stir_train.recipes.context import RunContext
 from stir_train.recipes.harvest import HARVEST, load_candidates, load_shards
 from stir_train.recipes.rollouts import grade_rollouts, sampling_params
@@ -79,7 +79,7 @@ def main() -> None:
     modes: tuple[SteeringMode, ...] = ("preview", "value")
     columns = ("size", "rule", *modes, "corrections at the first point")
     table = Table(*columns, title=f"{arguments.run}: accuracy on the tune split")
-    with open_run(config, Console(stderr=True), ["basis_size"]) as context:
+    with open_run(config, make_console(), ["basis_size"]) as context:
         block = context.block_at(arguments.depth)
         for size in arguments.sizes:
             for rule in arguments.rules:
@@ -94,7 +94,7 @@ def main() -> None:
                     for mode in modes
                 ]
                 table.add_row(str(size), rule, *found, kinds_at_first_point(context, basis))
-    Console().print(table)
+    make_console(sys.stdout).print(table)
 
 
 if __name__ == "__main__":

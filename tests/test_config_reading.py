@@ -204,6 +204,13 @@ def test_files_that_extend_each_other_twice_are_read_once(tmp_path: Path) -> Non
         load_config(RunConfig, tmp_path / "0.yaml")
 
 
+@pytest.mark.parametrize("text", ["a #b", "it's 50% #x", "'a #b'", '"a #b"'])
+def test_an_override_has_no_comments(text: str) -> None:
+    config = parse_config(RunConfig, {"name": "x"}, [f"task.name={text}"], origin="x")
+    quoted = text[0] in "'\""
+    assert config.task.name == (text[1:-1] if quoted else text)
+
+
 def test_an_override_changes_one_use_of_an_alias_and_not_the_others(tmp_path: Path) -> None:
     path = _write(
         tmp_path,

@@ -16,6 +16,8 @@ from stir_train.errors import ConfigError
 EXTENDS = "extends"
 MAX_FILES, MAX_GENERATIONS = 100, 20
 """Files that a configuration may extend, in all and one above the other."""
+YAML_INDICATORS = "'\"|>!&*"
+"""With which a text begins that is not plain."""
 Config = TypeVar("Config", bound=BaseModel)
 
 
@@ -157,5 +159,8 @@ def _apply_override(values: dict[str, Any], override: str) -> list[Problem]:
         if not isinstance(child, dict):
             return [("", f"override {shown}: {part!r} is a value, not a section")]
         node = child
-    node[parts[-1]] = found.value
+    words = text.strip()
+    is_plain = isinstance(found.value, str) and words[0] not in YAML_INDICATORS
+    # A command line has no comments: what follows a `#` belongs to the value.
+    node[parts[-1]] = words if is_plain else found.value
     return [(f"{key}{inner}", complaint) for inner, complaint in found.problems]
