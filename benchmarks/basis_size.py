@@ -23,10 +23,10 @@ from stir_train.config.run import RunConfig
 from stir_train.config.stages import BasisConfig, SteeringConfig, SteeringMode
 from stir_train.generation.backend import ControlSpec, GenerationRequest
 from stir_train.monitoring.console import make_console
-from stir_train.recipes.context import RunContext
-from stir_train.recipes.harvest import HARVEST, load_candidates, load_shards
-from stir_train.recipes.rollouts import grade_rollouts, sampling_params
-from stir_train.recipes.run import open_run
+from stir_train.recipes.harvest import load_candidates, load_shards
+from stir_train.runtime.attempt import open_run
+from stir_train.runtime.context import RunContext
+from stir_train.runtime.generation import grade_rollouts, sampling_params
 from stir_train.steering.controller import BasisController
 from stir_train.types.steering import ControlBasis
 
@@ -36,7 +36,7 @@ Rule = Literal["greedy", "top", "random"]
 def basis_of(context: RunContext, size: int, rule: Rule, block: int) -> ControlBasis:
     """One block's basis of right-against-wrong contrasts."""
     config = BasisConfig(size=size, selection=rule, min_per_point=0)
-    shards = load_shards(context.stage(HARVEST), context.world)
+    shards = load_shards(context.stage("harvest"), context.world)
     found = select_basis(shards, config, seed=context.config.seed, world=context.world)
     return next(part.basis for part in found if part.block == block and not part.saves_tokens)
 
@@ -45,12 +45,12 @@ def accuracy(context: RunContext, basis: ControlBasis, settings: SteeringConfig,
     """Of a controller over a basis, on the tune split."""
     prompts = context.splits["tune"]
     head = context.steering.head(block) if settings.mode == "value" else None
-    device = context.loaded.device
-    result = context.engine.generate(
+    device = context.resources.loaded.device
+    result = context.resources.engine.generate(
         [GenerationRequest(prompt) for prompt in prompts],
         sampling_params(context, greedy=True),
         seed=0,
-        control=ControlSpec(context.automaton, context.config.control_points.max_points),
+        control=ControlSpec(context.resources.automaton, context.config.control_points.max_points),
         controller=BasisController(basis, settings, block=block, head=head, device=device),
     )
     graded = grade_rollouts(context, result.rollouts, prompts)
@@ -80,7 +80,7 @@ def main() -> None:
     columns = ("size", "rule", *modes, "corrections at the first point")
     table = Table(*columns, title=f"{arguments.run}: accuracy on the tune split")
     with open_run(config, make_console(), ["basis_size"]) as context:
-        block = context.block_at(arguments.depth)
+        block = context.resources.block_at(arguments.depth)
         for size in arguments.sizes:
             for rule in arguments.rules:
                 basis = basis_of(context, size, rule, block)

@@ -13,14 +13,13 @@ from pathlib import Path
 
 from stir_train.artifacts.run_dir import RunDir
 from stir_train.artifacts.tables import load_table
-from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.evals.metrics import compare_to_baseline
 from stir_train.types.rollout import GradedRollout
 
 
 def answers(run: Path, method: str) -> list[GradedRollout]:
     """A method's answers to the test items, in order."""
-    stage = RunDir(run).stage(STAGE_DIRECTORIES["evaluate"])
+    stage = RunDir(run).stage("evaluate")
     return [g for f in stage.files(f"{method}/rollouts-") for g in load_table(f, GradedRollout)]
 
 

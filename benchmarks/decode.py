@@ -31,7 +31,8 @@ from stir_train.generation.backend import (
 from stir_train.generation.engine import DecodeEngine
 from stir_train.models.blocks import find_blocks
 from stir_train.models.hooks import block_hooks
-from stir_train.models.load import LoadedModel, ModelIdentity, load_model
+from stir_train.models.identity import ModelIdentity
+from stir_train.models.load import LoadedModel, load_model
 from stir_train.models.value_head import ValueHead
 from stir_train.steering.controller import BasisController
 from stir_train.tasks.families import FAMILIES
@@ -79,7 +80,7 @@ def random_model(width: int, num_blocks: int, max_tokens: int, device: str) -> L
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     model.to(device, dtype).eval().requires_grad_(False)
     tokenizer = load_model(ModelConfig(name="embedded/addition", device="cpu")).tokenizer
-    identity = ModelIdentity("random", "", "LlamaForCausalLM", "", "", width, num_blocks)
+    identity = ModelIdentity("random", "", "LlamaForCausalLM", "", "", "", (), width, num_blocks)
     return LoadedModel(model, tokenizer, find_blocks(model), identity)
 
 

@@ -28,11 +28,11 @@ from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
 from stir_train.generation.backend import ControlSpec, GenerationRequest, PlannedImpulse
 from stir_train.monitoring.console import make_console
-from stir_train.recipes.context import RunContext
 from stir_train.recipes.harvest import rollout_chunks
-from stir_train.recipes.rollouts import grade_rollouts, sampling_params
-from stir_train.recipes.run import open_run
 from stir_train.recipes.tune import controller_for
+from stir_train.runtime.attempt import open_run
+from stir_train.runtime.context import RunContext
+from stir_train.runtime.generation import grade_rollouts, sampling_params
 from stir_train.types.rollout import GradedRollout, Prompt
 from stir_train.types.steering import ControlBasis
 from stir_train.types.trajectory import CapturedStates
@@ -106,8 +106,8 @@ class Oracle:
 
     def _decode(self, requests: list[GenerationRequest]) -> list[GradedRollout]:
         context = self.context
-        spec = ControlSpec(context.automaton, context.config.control_points.max_points)
-        result = context.engine.generate(
+        spec = ControlSpec(context.resources.automaton, context.config.control_points.max_points)
+        result = context.resources.engine.generate(
             requests, sampling_params(context, greedy=True), seed=0, control=spec
         )
         return grade_rollouts(context, result.rollouts, [r.prompt for r in requests])
@@ -115,8 +115,8 @@ class Oracle:
 
 def controlled(context: RunContext, prompts: Sequence[Prompt]) -> list[GradedRollout]:
     """Answers under the tuned controller."""
-    spec = ControlSpec(context.automaton, context.config.control_points.max_points)
-    result = context.engine.generate(
+    spec = ControlSpec(context.resources.automaton, context.config.control_points.max_points)
+    result = context.resources.engine.generate(
         [GenerationRequest(prompt) for prompt in prompts],
         sampling_params(context, greedy=True),
         seed=0,
@@ -196,7 +196,7 @@ def main() -> None:
         assert choice.depth is not None, "tuning sets it"
         strength = arguments.strength or choice.strength
         basis = context.steering.basis()
-        oracle = Oracle(context, basis, context.block_at(choice.depth), strength)
+        oracle = Oracle(context, basis, context.resources.block_at(choice.depth), strength)
         prompts = context.splits["tune"][: arguments.problems]
         controlled_by = f"tuned ({choice.mode}, strength {choice.strength:g})"
         endings = {

@@ -29,9 +29,9 @@ from stir_train.generation.backend import (
 )
 from stir_train.generation.teacher_forced import teacher_force
 from stir_train.monitoring.console import make_console
-from stir_train.recipes.context import RunContext
-from stir_train.recipes.rollouts import grade_rollouts, sampling_params
-from stir_train.recipes.run import open_run
+from stir_train.runtime.attempt import open_run
+from stir_train.runtime.context import RunContext
+from stir_train.runtime.generation import grade_rollouts, sampling_params
 from stir_train.steering.controller import BasisController
 from stir_train.types.rollout import Prompt, Rollout
 
@@ -118,7 +118,9 @@ class Segmenter:
         ]
         max_points = self.context.config.control_points.max_points
         reads = self.controller.reads
-        read = teacher_force(self.context.loaded, prefixes, reads, max_points=max_points).states
+        read = teacher_force(
+            self.context.resources.loaded, prefixes, reads, max_points=max_points
+        ).states
         last = {label.prompt_id: row for row, label in enumerate(read.labels)}
         for course in courses:
             row = last[course.prompt.prompt_id]
@@ -138,8 +140,8 @@ class Segmenter:
             for course in courses
         ]
         max_points = context.config.control_points.max_points
-        spec = ControlSpec(context.automaton, max_points, reads)
-        result = context.engine.generate(
+        spec = ControlSpec(context.resources.automaton, max_points, reads)
+        result = context.resources.engine.generate(
             requests, sampling_params(context, greedy=True), seed=0, control=spec
         )
         states: dict[str, dict[int, tuple[int, Tensor]]] = {}
@@ -163,17 +165,17 @@ def main() -> None:
         "impulses", "accuracy", "tokens", title=f"{arguments.run}, depth {arguments.depth:g}"
     )
     with open_run(config, make_console(), ["persistence"]) as context:
-        block = context.block_at(arguments.depth)
+        block = context.resources.block_at(arguments.depth)
         prompts = context.splits["tune"]
 
         def controller() -> BasisController:
             basis, head = context.steering.basis(), context.steering.head(block)
             return BasisController(
-                basis, settings, block=block, head=head, device=context.loaded.device
+                basis, settings, block=block, head=head, device=context.resources.loaded.device
             )
 
-        spec = ControlSpec(context.automaton, config.control_points.max_points)
-        at_once = context.engine.generate(
+        spec = ControlSpec(context.resources.automaton, config.control_points.max_points)
+        at_once = context.resources.engine.generate(
             [GenerationRequest(prompt) for prompt in prompts],
             sampling_params(context, greedy=True),
             seed=0,

@@ -39,8 +39,8 @@ def measure(size: int, directory: Path) -> tuple[float, list[float]]:
     argv += [f"output_dir={directory}", *SETTINGS]
     subprocess.run(argv, check=True, capture_output=True)
     run = directory / "smoke"
-    begin = (run / "rollouts" / "stage.json").stat().st_mtime
-    end = (run / "rollouts" / "complete").stat().st_mtime
+    begin = (run / "rollout" / "stage.json").stat().st_mtime
+    end = (run / "rollout" / "complete").stat().st_mtime
     chunks = [
         float(json.loads(line)["seconds"])
         for path in (run / "logs").rglob("*.work.jsonl")

@@ -12,7 +12,7 @@ import dataclasses
 import pytest
 import torch
 
-from stir_train.baselines.interface import Bench, Evidence
+from stir_train.baselines.interface import AnsweringContext, HarvestData
 from stir_train.config.inputs import ModelConfig, TaskConfig
 from stir_train.config.stages import ControlPointConfig
 from stir_train.data.control_points import ControlPointAutomaton, build_automaton
@@ -60,20 +60,20 @@ def greedy(loaded: LoadedModel) -> SamplingParams:
 
 
 @pytest.fixture(scope="session")
-def evidence(loaded: LoadedModel) -> Evidence:
+def harvest(loaded: LoadedModel) -> HarvestData:
     graded, captured = bases.harvest()
-    return Evidence(loaded, graded, captured, bases.basis(), bases.READS)
+    return HarvestData(loaded, graded, captured, bases.basis(), bases.READS)
 
 
 @pytest.fixture(scope="session")
-def bench(loaded: LoadedModel, automaton: ControlPointAutomaton) -> Bench:
+def answering(loaded: LoadedModel, automaton: ControlPointAutomaton) -> AnsweringContext:
     def answers_of(prompts: list[Prompt], texts: list[str]) -> list[str]:
         items = [(text, p.gold, False) for p, text in zip(prompts, texts, strict=True)]
         return [grade.extracted for grade in grade_batch(TaskConfig(), items)]
 
     greedy = SamplingParams(bases.BUDGET, loaded.stop_token_ids)
     vocabulary = loaded.tokenizer.get_vocab()
-    return Bench(
+    return AnsweringContext(
         loaded=loaded,
         engine=DecodeEngine(loaded, max_rows=16),
         greedy=greedy,
@@ -87,5 +87,5 @@ def bench(loaded: LoadedModel, automaton: ControlPointAutomaton) -> Bench:
 
 
 @pytest.fixture(scope="session")
-def plain(bench: Bench, prompts: list[Prompt]) -> list[Rollout]:
-    return bench.answer(prompts)
+def plain(answering: AnsweringContext, prompts: list[Prompt]) -> list[Rollout]:
+    return answering.answer(prompts)

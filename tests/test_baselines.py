@@ -17,7 +17,7 @@ from stir_train.baselines.deer import Deer
 from stir_train.baselines.editing import forbidding, token_ids_of_words
 from stir_train.baselines.efficiency import EfficiencySteering
 from stir_train.baselines.fractional import FractionalReasoning, ramp, turn
-from stir_train.baselines.interface import Bench, Evidence, NotApplicable, label_of
+from stir_train.baselines.interface import AnsweringContext, HarvestData, NotApplicable, label_of
 from stir_train.baselines.nowait import KEYWORDS, NoWait
 from stir_train.baselines.pairs import right_and_wrong, shortest_and_longest_right
 from stir_train.baselines.reading import read
@@ -36,14 +36,14 @@ Prepared = dict[str, dict[str, torch.Tensor]]
 
 
 @pytest.fixture(scope="module")
-def prepared(evidence: Evidence) -> Prepared:
+def prepared(harvest: HarvestData) -> Prepared:
     """What every method that applies learns; the model is the same before and after."""
-    before = {n: p.clone() for n, p in evidence.loaded.model.named_parameters()}
+    before = {n: p.clone() for n, p in harvest.loaded.model.named_parameters()}
     found = {}
     for name, method in BASELINES.items():
         with suppress(NotApplicable):
-            found[name] = method.prepare(evidence)
-    for name, parameter in evidence.loaded.model.named_parameters():
+            found[name] = method.prepare(harvest)
+    for name, parameter in harvest.loaded.model.named_parameters():
         assert torch.equal(parameter, before[name]), name
     return found
 
@@ -53,11 +53,11 @@ def _tokens(rollouts: list[Rollout]) -> list[tuple[int, ...]]:
 
 
 def test_every_method_has_a_name_a_grid_and_learns_without_touching_the_model(
-    evidence: Evidence, prepared: Prepared
+    harvest: HarvestData, prepared: Prepared
 ) -> None:
     assert tuple(BASELINES) == get_args(BaselineName)
     with pytest.raises(NotApplicable, match="no words"):  # the embedded model does not know them
-        BASELINES["fractional-reasoning"].prepare(evidence)
+        BASELINES["fractional-reasoning"].prepare(harvest)
     assert set(prepared) == set(BASELINES) - {"fractional-reasoning"}
     for name, tensors in prepared.items():
         assert all(torch.isfinite(t).all() for t in tensors.values()), name
@@ -82,12 +82,12 @@ def test_a_vote_takes_the_first_sample_of_the_majority_and_counts_every_token() 
 
 
 def test_voting_stops_early_where_a_window_agrees(
-    bench: Bench, prompts: list[Prompt], evidence: Evidence
+    answering: AnsweringContext, prompts: list[Prompt], harvest: HarvestData
 ) -> None:
     method = SelfConsistency()
-    assert method.prepare(evidence) == {}
-    three = method.answer(bench, {}, {"samples": 3, "window": 3}, prompts[:8])
-    six = method.answer(bench, {}, {"samples": 6, "window": 3}, prompts[:8])
+    assert method.prepare(harvest) == {}
+    three = method.answer(answering, {}, {"samples": 3, "window": 3}, prompts[:8])
+    six = method.answer(answering, {}, {"samples": 6, "window": 3}, prompts[:8])
     more = [b.total_tokens > a.total_tokens for a, b in zip(three, six, strict=True)]
     assert {True, False} == set(more)
     for a, b, went_on in zip(three, six, more, strict=True):
@@ -95,9 +95,9 @@ def test_voting_stops_early_where_a_window_agrees(
 
 
 def test_seal_tells_steps_apart_and_acts_at_control_points_alone(
-    bench: Bench,
+    answering: AnsweringContext,
     prompts: list[Prompt],
-    evidence: Evidence,
+    harvest: HarvestData,
     prepared: Prepared,
     plain: list[Rollout],
 ) -> None:
@@ -106,11 +106,11 @@ def test_seal_tells_steps_apart_and_acts_at_control_points_alone(
     assert not is_execution("There is another approach.")
     assert is_execution("col 12+b30")
     method = Seal()
-    learnt = prepared["seal"]
+    parameters = prepared["seal"]
     setting = {"block": bases.BLOCK, "coefficient": 2.0}
-    none = {name: torch.zeros_like(vector) for name, vector in learnt.items()}
-    assert _tokens(method.answer(bench, none, setting, prompts)) == _tokens(plain)
-    steered = method.answer(bench, learnt, setting, prompts)
+    none = {name: torch.zeros_like(vector) for name, vector in parameters.items()}
+    assert _tokens(method.answer(answering, none, setting, prompts)) == _tokens(plain)
+    steered = method.answer(answering, parameters, setting, prompts)
     assert _tokens(steered) != _tokens(plain)
     for one, other in zip(steered, plain, strict=True):
         first = other.control_points[0]
@@ -118,9 +118,9 @@ def test_seal_tells_steps_apart_and_acts_at_control_points_alone(
         places = [impulse.token_index for impulse in one.impulses]
         assert places == list(one.control_points[: bases.MAX_POINTS])
     executing = dataclasses.replace(
-        evidence,
+        harvest,
         graded=[
-            dataclasses.replace(g, rollout=_without_waiting(g.rollout)) for g in evidence.graded
+            dataclasses.replace(g, rollout=_without_waiting(g.rollout)) for g in harvest.graded
         ],
     )
     with pytest.raises(NotApplicable, match="no steps"):
@@ -132,28 +132,31 @@ def _without_waiting(rollout: Rollout) -> Rollout:
 
 
 def test_compression_is_as_strong_as_its_budget_allows(
-    bench: Bench,
+    answering: AnsweringContext,
     prompts: list[Prompt],
-    evidence: Evidence,
+    harvest: HarvestData,
     prepared: Prepared,
     plain: list[Rollout],
 ) -> None:
     method = SteeredCompression()
-    learnt = prepared["steered-compression"]
-    calibration = [pair[1] for pair in shortest_and_longest_right(evidence)[:32]]
-    unsteered = list(read(evidence.loaded, calibration, {}))
+    parameters = prepared["steered-compression"]
+    calibration = [pair[1] for pair in shortest_and_longest_right(harvest)[:32]]
+    unsteered = list(read(harvest.loaded, calibration, {}))
     block = bases.BLOCK
-    strengths = [float(learnt[f"strength {block} {budget:g}"]) for budget in BUDGETS]
+    strengths = [float(parameters[f"strength {block} {budget:g}"]) for budget in BUDGETS]
     assert strengths == sorted(strengths)
     for budget, strength in zip(BUDGETS, strengths, strict=True):
-        kl = mean_kl(evidence.loaded, unsteered, block, strength * learnt[f"block {block}"])
+        kl = mean_kl(harvest.loaded, unsteered, block, strength * parameters[f"block {block}"])
         assert kl == pytest.approx(budget, rel=0.02)
-    answered = method.answer(bench, learnt, {"block": block, "kl": BUDGETS[-1]}, prompts)
+    answered = method.answer(answering, parameters, {"block": block, "kl": BUDGETS[-1]}, prompts)
     assert _tokens(answered) != _tokens(plain)
 
 
 def test_fractional_reasoning_turns_and_keeps_norms_and_votes(
-    bench: Bench, prompts: list[Prompt], evidence: Evidence, monkeypatch: pytest.MonkeyPatch
+    answering: AnsweringContext,
+    prompts: list[Prompt],
+    harvest: HarvestData,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     x, direction = torch.randn(2, 1, 64, generator=generator), torch.zeros(64)
@@ -167,99 +170,99 @@ def test_fractional_reasoning_turns_and_keeps_norms_and_votes(
     monkeypatch.setattr(fractional, "DIRECT", "just ")
     monkeypatch.setattr(fractional, "REASONED", "maybe ")
     method, few = FractionalReasoning(), prompts[:8]
-    learnt = method.prepare(evidence)
-    torch.testing.assert_close(learnt["direction"].norm(dim=-1), torch.ones(6))
-    none = method.answer(bench, learnt, {"draws": 1, "most": 0.0}, few)
-    sampled = bench.engine.generate(
-        [GenerationRequest(prompt) for prompt in few], bench.sampled, seed=bench.seed
+    parameters = method.prepare(harvest)
+    torch.testing.assert_close(parameters["direction"].norm(dim=-1), torch.ones(6))
+    none = method.answer(answering, parameters, {"draws": 1, "most": 0.0}, few)
+    sampled = answering.engine.generate(
+        [GenerationRequest(prompt) for prompt in few], answering.sampled, seed=answering.seed
     )
     assert _tokens(none) == _tokens(list(sampled.rollouts))
-    three = method.answer(bench, learnt, {"draws": 3, "most": 2.0}, few)
+    three = method.answer(answering, parameters, {"draws": 3, "most": 2.0}, few)
     assert all(rollout.preview_tokens > 0 for rollout in three)
     assert _tokens(three) != _tokens(none)
 
 
 def test_the_control_vector_is_the_difference_of_last_states_and_reaches_the_prompt(
-    bench: Bench,
+    answering: AnsweringContext,
     prompts: list[Prompt],
-    evidence: Evidence,
+    harvest: HarvestData,
     prepared: Prepared,
     plain: list[Rollout],
 ) -> None:
     method = RepresentationControl()
-    learnt = prepared["representation-control"]
-    mean, pca = learnt[f"mean {bases.BLOCK}"], learnt[f"pca {bases.BLOCK}"]
+    parameters = prepared["representation-control"]
+    mean, pca = parameters[f"mean {bases.BLOCK}"], parameters[f"pca {bases.BLOCK}"]
     assert float(pca.norm()) == pytest.approx(float(mean.norm()), rel=1e-4)
     assert float(pca @ mean) > 0
-    right, wrong = right_and_wrong(evidence)[0]
-    module = {"b": evidence.loaded.blocks[bases.BLOCK]}
-    (reading,) = read(evidence.loaded, [*right, *wrong], module)
+    right, wrong = right_and_wrong(harvest)[0]
+    module = {"b": harvest.loaded.blocks[bases.BLOCK]}
+    (reading,) = read(harvest.loaded, [*right, *wrong], module)
     rows = reading.lasts("b")
     difference = rows[: len(right)].mean(0) - rows[len(right) :].mean(0)
     only = dataclasses.replace(
-        evidence,
-        graded=[g for g in evidence.graded if g.rollout.prompt_id == right[0].prompt_id],
+        harvest,
+        graded=[g for g in harvest.graded if g.rollout.prompt_id == right[0].prompt_id],
     )
     torch.testing.assert_close(
         method.prepare(only)[f"mean {bases.BLOCK}"], difference, atol=1e-4, rtol=1e-3
     )
     setting = {"vector": "mean", "block": bases.BLOCK, "strength": 0.0}
-    assert _tokens(method.answer(bench, learnt, setting, prompts)) == _tokens(plain)
+    assert _tokens(method.answer(answering, parameters, setting, prompts)) == _tokens(plain)
     # In the prompt's pass already: the first token of all is chosen under the vector.
     loud = {f"mean {bases.BLOCK}": 50 * torch.randn(64, generator=torch.Generator().manual_seed(0))}
-    moved = method.answer(bench, loud, {**setting, "strength": 1.0}, prompts)
+    moved = method.answer(answering, loud, {**setting, "strength": 1.0}, prompts)
     assert any(a.token_ids[0] != b.token_ids[0] for a, b in zip(moved, plain, strict=True))
 
 
 def test_efficiency_steering_leaves_the_prompt_alone_and_shortens(
-    bench: Bench,
+    answering: AnsweringContext,
     prompts: list[Prompt],
-    evidence: Evidence,
+    harvest: HarvestData,
     prepared: Prepared,
     plain: list[Rollout],
 ) -> None:
-    for short, long in shortest_and_longest_right(evidence):
+    for short, long in shortest_and_longest_right(harvest):
         assert short.prompt_id == long.prompt_id
         assert len(short.token_ids) < len(long.token_ids)
     method = EfficiencySteering()
-    learnt = prepared["efficiency-steering"]
-    steered = method.answer(bench, learnt, {"block": bases.BLOCK, "strength": 4.0}, prompts)
+    parameters = prepared["efficiency-steering"]
+    steered = method.answer(answering, parameters, {"block": bases.BLOCK, "strength": 4.0}, prompts)
     assert [r.token_ids[0] for r in steered] == [r.token_ids[0] for r in plain]
     assert _tokens(steered) != _tokens(plain)
 
 
 def test_nowait_never_writes_a_keyword(
-    bench: Bench, prompts: list[Prompt], prepared: Prepared, loaded: LoadedModel
+    answering: AnsweringContext, prompts: list[Prompt], prepared: Prepared, loaded: LoadedModel
 ) -> None:
-    learnt = prepared["nowait"]
-    words = {loaded.tokenizer.decode([i]).strip().lower() for i in learnt["token_ids"].tolist()}
+    parameters = prepared["nowait"]
+    words = {loaded.tokenizer.decode([i]).strip().lower() for i in parameters["token_ids"].tolist()}
     assert "wait" in words
     assert words <= KEYWORDS
-    answered = NoWait().answer(bench, learnt, {}, prompts)
-    banned = set(learnt["token_ids"].tolist())
+    answered = NoWait().answer(answering, parameters, {}, prompts)
+    banned = set(parameters["token_ids"].tolist())
     assert not any(banned & set(rollout.token_ids) for rollout in answered)
     assert token_ids_of_words(loaded, frozenset({"nonesuch"})) == []
     assert int((forbidding([1, 3], 5) < 0).sum()) == 2
 
 
 def test_the_progress_vector_tells_progress_and_is_a_bias_on_the_logits(
-    evidence: Evidence, prepared: Prepared
+    harvest: HarvestData, prepared: Prepared
 ) -> None:
-    learnt = prepared["progress-vector"]
-    head = evidence.loaded.model.get_output_embeddings()
+    parameters = prepared["progress-vector"]
+    head = harvest.loaded.model.get_output_embeddings()
     assert isinstance(head, nn.Linear)
-    rollouts = [g.rollout for g in evidence.graded[:40]]
+    rollouts = [g.rollout for g in harvest.graded[:40]]
     predicted, actual = [], []
-    for reading in read(evidence.loaded, rollouts, {}, {"final": head}):
+    for reading in read(harvest.loaded, rollouts, {}, {"final": head}):
         states = reading.found["final"][reading.response].float()
-        predicted.append(states @ learnt["probe"])
+        predicted.append(states @ parameters["probe"])
         actual += [
             torch.arange(1, len(r.token_ids) + 1) / len(r.token_ids) for r in reading.rollouts
         ]
         # Added after the last norm, or as a bias: the same logits.
         torch.testing.assert_close(
-            head(reading.found["final"] + 3 * learnt["probe"]),
-            reading.logits + 3 * learnt["bias"],
+            head(reading.found["final"] + 3 * parameters["probe"]),
+            reading.logits + 3 * parameters["bias"],
             atol=1e-4,
             rtol=1e-4,
         )
@@ -268,45 +271,45 @@ def test_the_progress_vector_tells_progress_and_is_a_bias_on_the_logits(
 
 
 def test_deer_leaves_at_a_sure_answer_and_never_without_one(
-    bench: Bench, prompts: list[Prompt], evidence: Evidence, plain: list[Rollout]
+    answering: AnsweringContext, prompts: list[Prompt], harvest: HarvestData, plain: list[Rollout]
 ) -> None:
-    assert Deer().prepare(evidence)["token_ids"].numel() == 1
+    assert Deer().prepare(harvest)["token_ids"].numel() == 1
     # Greedily this model never waits: another word stands for the monitor.
-    words = token_ids_of_words(bench.loaded, frozenset({"so"}))
-    learnt, monitors = {"token_ids": torch.tensor(words)}, set(words)
+    words = token_ids_of_words(answering.loaded, frozenset({"so"}))
+    parameters, monitors = {"token_ids": torch.tensor(words)}, set(words)
     waits = [bool(monitors & set(r.token_ids)) for r in plain]
     chosen = [p for p, waiting in zip(prompts, waits, strict=True) if waiting][:4]
     others = [p for p, waiting in zip(prompts, waits, strict=True) if not waiting][:4]
     assert chosen
     assert others
     by_prompt = {r.prompt_id: r for r in plain}
-    patient = Deer().answer(bench, learnt, {"threshold": 2.0}, [*chosen, *others])
+    patient = Deer().answer(answering, parameters, {"threshold": 2.0}, [*chosen, *others])
     assert _tokens(patient) == [by_prompt[p.prompt_id].token_ids for p in (*chosen, *others)]
     assert all(r.preview_tokens > 0 for r in patient[: len(chosen)]), "trials are counted"
     assert all(r.preview_tokens == 0 for r in patient[len(chosen) :])
-    hasty = Deer().answer(bench, learnt, {"threshold": -1.0}, chosen)
+    hasty = Deer().answer(answering, parameters, {"threshold": -1.0}, chosen)
     for rollout in hasty:
         whole = by_prompt[rollout.prompt_id].token_ids
         place = next(i for i, token in enumerate(whole) if token in monitors)
         assert rollout.token_ids[:place] == whole[:place]
-        tail = rollout.token_ids[place : place + len(bench.answer_prompt)]
-        assert tail == bench.answer_prompt
+        tail = rollout.token_ids[place : place + len(answering.answer_prompt)]
+        assert tail == answering.answer_prompt
         assert rollout.preview_tokens == 0
 
 
 def test_cgrs_suppresses_triggers_in_proportion_to_certainty(
-    bench: Bench, prompts: list[Prompt], prepared: Prepared, plain: list[Rollout]
+    answering: AnsweringContext, prompts: list[Prompt], prepared: Prepared, plain: list[Rollout]
 ) -> None:
     assert probability(0.9, 0.9) == 0
     assert probability(1.0, 0.9) == pytest.approx(1)
     assert probability(0.95, 0.9) == pytest.approx(0.5)
     assert probability(0.2, 0.9) == 0
-    learnt = prepared["cgrs"]
-    never = Cgrs().answer(bench, learnt, {"delta": 1 - 1e-12}, prompts[:6])
+    parameters = prepared["cgrs"]
+    never = Cgrs().answer(answering, parameters, {"delta": 1 - 1e-12}, prompts[:6])
     assert _tokens(never) == _tokens(plain[:6])
     assert all(r.preview_tokens > 0 for r in never)
-    always = Cgrs().answer(bench, learnt, {"delta": -1e9}, prompts)
-    triggers = set(learnt["token_ids"].tolist())
+    always = Cgrs().answer(answering, parameters, {"delta": -1e9}, prompts)
+    triggers = set(parameters["token_ids"].tolist())
     assert any(triggers & set(r.token_ids[r.control_points[0] + 1 :]) for r in plain)
     for rollout, other in zip(always, plain, strict=True):
         after = rollout.token_ids[other.control_points[0] + 1 :]
@@ -314,10 +317,12 @@ def test_cgrs_suppresses_triggers_in_proportion_to_certainty(
 
 
 def test_samples_of_one_prompt_share_their_noise_with_other_calls(
-    bench: Bench, prompts: list[Prompt]
+    answering: AnsweringContext, prompts: list[Prompt]
 ) -> None:
-    one = bench.engine.generate([GenerationRequest(prompts[0], 3)], bench.sampled, seed=bench.seed)
-    some = bench.engine.generate(
-        [GenerationRequest(prompts[0], k) for k in range(5)], bench.sampled, seed=bench.seed
+    one = answering.engine.generate(
+        [GenerationRequest(prompts[0], 3)], answering.sampled, seed=answering.seed
+    )
+    some = answering.engine.generate(
+        [GenerationRequest(prompts[0], k) for k in range(5)], answering.sampled, seed=answering.seed
     )
     assert one.rollouts[0].token_ids == some.rollouts[3].token_ids

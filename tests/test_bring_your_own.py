@@ -33,7 +33,7 @@ def test_a_users_own_model_and_problems_need_no_code(tmp_path: Path) -> None:
         done = run_smoke(tmp_path, *settings, verb=verb)
         assert done.returncode == 0, done.stderr
     assert "contrasts" in done.stderr
-    used = json.loads((tmp_path / "smoke" / "rollouts" / "problems.json").read_text())
+    used = json.loads((tmp_path / "smoke" / "rollout" / "problems.json").read_text())
     assert len(used["harvest"]) == 24
 
 
@@ -52,7 +52,7 @@ def test_a_model_that_never_solves_anything_ends_in_a_sentence_not_an_error(tmp_
         said = " ".join(done.stderr.split())
         assert "no effect: of 96 rollouts 0.0% are correct" in said
         assert "nothing to steer with" in said
-    assert not (tmp_path / "smoke" / "eval").exists()
+    assert not (tmp_path / "smoke" / "evaluate").exists()
 
 
 @pytest.mark.slow
@@ -65,16 +65,16 @@ def test_generations_start_from_the_last_student_and_the_test_split_comes_last(
     done = run_smoke(tmp_path, *settings, verb="iterate")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "smoke"
-    second = json.loads((run / "generation-2/rollouts/stage.json").read_text())
-    first = json.loads((run / "generation-1/rollouts/stage.json").read_text())
+    second = json.loads((run / "generation-2/rollout/stage.json").read_text())
+    first = json.loads((run / "generation-1/rollout/stage.json").read_text())
     assert second["sources"]["model"] != first["sources"]["model"]
     assert second["sources"]["split harvest"] == first["sources"]["split harvest"]
     config = (run / "generation-2/config.yaml").read_text()
     assert f"name: {run}/students/1" in config
     # The first student is right every time here: the second generation ends at its rollouts.
     assert "nothing is left to learn" in done.stderr
-    assert not (run / "generation-2/adapter").exists()
-    assert not (run / "generation-1/eval").exists(), "the test split is for the end"
+    assert not (run / "generation-2/distill").exists()
+    assert not (run / "generation-1/evaluate").exists(), "the test split is for the end"
     results = json.loads((run / "test/results.json").read_text())
     rows = {row["name"]: row for row in results["methods"]}
     assert list(rows) == ["greedy", "generation-1"]

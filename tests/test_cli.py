@@ -27,7 +27,7 @@ VERBS = [
     "verify",
     "export",
     "generate",
-    "preview",
+    "trace",
     "data",
     "inspect",
     "doctor",
@@ -75,7 +75,7 @@ def test_dry_run_shows_the_work_and_touches_nothing(tmp_path: Path) -> None:
         (("run", DEMO, "model.name=/no/such/dir"), "no directory"),
         (("run", DEMO, "task.name=chess"), "no embedded family"),
         (("run", DEMO, "splits.num_test=100000"), "distinct"),
-        (("harvest", DEMO), "rollouts stage is missing; run it first"),
+        (("harvest", DEMO), "rollout stage is missing; run it first"),
         (("verify", DEMO), "missing; run it first"),
         (("inspect", "nothing"), "is no run directory"),
         (("settings", "nothing"), "sections: model"),
@@ -125,14 +125,14 @@ def test_offline_wandb_writes_one_run_whose_id_is_kept(tmp_path: Path) -> None:
         with open_metrics(
             tmp_path, wandb_mode="offline", project="p", name="n", config={"a": 1}, warn=print
         ) as metrics:
-            metrics.log("rollouts", {"correct_rate": 0.5}, step=3)
+            metrics.log("rollout", {"correct_rate": 0.5}, step=3)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2
-    assert lines[0]["stage"] == "rollouts"
+    assert lines[0]["stage"] == "rollout"
     assert lines[0]["step"] == 3
     identity = (tmp_path / "wandb_id").read_text()
     offline = list((tmp_path / "wandb").glob("offline-run-*"))
     assert offline
     assert all(identity in path.name for path in offline)
     content = b"".join(p.read_bytes() for path in offline for p in path.glob("*.wandb"))
-    assert b"rollouts/correct_rate" in content
+    assert b"rollout/correct_rate" in content

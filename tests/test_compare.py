@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from stir_train.errors import ArtifactError
-from stir_train.evals.comparison import render_comparison, warnings_of
+from stir_train.evals.comparison_page import render_comparison, warnings_of
 from stir_train.evals.frontier import frontier, undominated
-from stir_train.recipes.compare import as_markdown, result_rows
+from stir_train.tools.compare import as_markdown, result_rows
 
 
 def test_runs_that_are_not_finished_cannot_be_compared(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no run directory"):
         result_rows([tmp_path / "none"])
     (tmp_path / "run").mkdir()
-    with pytest.raises(ArtifactError, match="eval stage is missing"):
+    with pytest.raises(ArtifactError, match="evaluate stage is missing"):
         result_rows([tmp_path / "run"])
     rows = [("a", "greedy", "", "1.0", "", "2.0", "", "2.0")]
     assert as_markdown(rows).splitlines()[2] == "| a | greedy |  | 1.0 |  | 2.0 |  | 2.0 |"
@@ -57,8 +57,8 @@ def test_tasks_outside_the_harvest_have_rows_under_the_settings_of_their_methods
         {key: value for key, value in row.items() if key != "label"} | {"accuracy": 0.25}
         for row in _results("bb", "greedy", "stir")["methods"]  # type: ignore[attr-defined]
     ]
-    results["outside"] = [{"task": "lists", "methods": elsewhere}]
-    monkeypatch.setattr("stir_train.recipes.compare.read_results", lambda run: results)
+    results["out_of_domain"] = [{"task": "lists", "methods": elsewhere}]
+    monkeypatch.setattr("stir_train.tools.compare.read_results", lambda run: results)
     rows = [row[:4] for row in result_rows([Path("runs/one"), Path("runs/two")])]
     assert rows[1] == ("one", "stir", "stir-label", "50.0")
     assert rows[3] == ("one on lists", "stir", "stir-label", "25.0")

@@ -11,7 +11,7 @@ import yaml
 
 from stir_train.config.describe import describe_settings
 from stir_train.config.load import dump_config, load_config
-from stir_train.config.pipeline import STAGE_DIRECTORIES
+from stir_train.config.pipeline import STAGE_NAMES
 from stir_train.config.run import RunConfig
 from stir_train.errors import ConfigError
 from stir_train.launch.plan import plan_run
@@ -34,7 +34,7 @@ def _write(tmp_path: Path, text: str) -> Path:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_shipped_configs_validate_plan_and_survive_a_round_trip(path: Path, tmp_path: Path) -> None:
     config = load_config(RunConfig, path)
-    assert [stage.verb for stage in plan_run(config)] == list(STAGE_DIRECTORIES)
+    assert [stage.name for stage in plan_run(config)] == list(STAGE_NAMES)
     again = load_config(RunConfig, _write(tmp_path, dump_config(config)))
     assert again == config
 

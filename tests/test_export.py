@@ -32,7 +32,7 @@ CONFIG = DistillConfig(rank=8, alpha=16)
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    stage = StageDir(tmp_path_factory.mktemp("run") / "adapter")
+    stage = StageDir(tmp_path_factory.mktemp("run") / "distill")
     stage.begin(StageInputs({}, {}))
     model = add_lora(load_model(EMBEDDED), CONFIG, seed=0)
     generator = torch.Generator().manual_seed(0)
@@ -116,7 +116,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damage_is_caught_with_its_reason(saved: Path, tmp_path: Path, name: str) -> None:
     damage, reason = DAMAGES[name]
-    copy = tmp_path / "adapter"
+    copy = tmp_path / "distill"
     shutil.copytree(saved, copy)
     damage(copy)
     with pytest.raises(VerificationError, match=reason):
@@ -134,7 +134,7 @@ def test_another_base_is_caught(saved: Path, tmp_path: Path) -> None:
 
 
 def test_an_adapter_that_learnt_nothing_is_not_saved(tmp_path: Path) -> None:
-    stage = StageDir(tmp_path / "adapter")
+    stage = StageDir(tmp_path / "distill")
     stage.begin(StageInputs({}, {}))
     with pytest.raises(VerificationError, match="learnt nothing"):
         save_adapter(add_lora(load_model(EMBEDDED), CONFIG, seed=0), stage)

@@ -333,7 +333,7 @@ def test_status_says_what_is_done_what_failed_and_what_to_do(tmp_path: Path) -> 
     failure = {"rank": 3, "host": "n2", "kind": "StageError", "message": "out of luck"}
     (attempt / "failure.json").write_text(json.dumps(failure))
     found = run_status(run.path)
-    states = {stage.verb: stage.state for stage in found.stages}
+    states = {stage.name: stage.state for stage in found.stages}
     assert states["rollout"] == "to do"
     assert states["distill"] == "off"
     assert "rank 3 on n2: StageError: out of luck" in found.failure

@@ -16,12 +16,12 @@ import torch
 
 from stir_train.artifacts.run_dir import RunDir
 from stir_train.artifacts.tables import load_table
-from stir_train.basis.validate import Arm, mean_gain
+from stir_train.basis.validate import Injection, mean_gain
 from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
-from stir_train.recipes.compare import result_rows
-from stir_train.recipes.replays import load_plan
-from stir_train.recipes.rollouts import load_rollouts
+from stir_train.recipes.intervention_data import load_plan
+from stir_train.runtime.generation import load_rollouts
+from stir_train.tools.compare import result_rows
 from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import Intervention
 from tests.support.commands import stir_train
@@ -89,7 +89,7 @@ def test_wandb_holds_what_is_promised(finished: Path) -> None:
 
 
 def test_results_are_complete_and_consistent(finished: Path) -> None:
-    results = json.loads((finished / "smoke" / "eval" / "results.json").read_text())
+    results = json.loads((finished / "smoke" / "evaluate" / "results.json").read_text())
     assert results["num_items"] == 24
     assert results["test_openings"] == 1
     rows = {row["name"]: row for row in results["methods"]}
@@ -120,11 +120,11 @@ def test_every_export_is_written_where_it_was_asked_for(finished: Path, tmp_path
         assert {path.name for path in target.iterdir()} == files
         assert str(target) in done.stderr
     card = (tmp_path / "lora" / "README.md").read_text()
-    results = json.loads((finished / "smoke" / "eval" / "results.json").read_text())
+    results = json.loads((finished / "smoke" / "evaluate" / "results.json").read_text())
     for row in results["methods"]:
         if row["name"] in ("greedy", "stir", "lora-student"):
             assert f"| {row['name']} | {100 * row['accuracy']:.1f} |" in card
-    assert RunDir(finished / "smoke").stage("adapter").fingerprint()[:16] in card
+    assert RunDir(finished / "smoke").stage("distill").fingerprint()[:16] in card
     assert "lora-rejection" in {student["name"] for student in results["students"]}
 
 
@@ -135,7 +135,7 @@ def test_the_adapter_is_two_files_that_plain_peft_loads(finished: Path) -> None:
 
     from stir_train.models.load import EMBEDDED_ROOT
 
-    adapter = finished / "smoke" / "adapter" / "lora"
+    adapter = finished / "smoke" / "distill" / "lora"
     assert {p.name for p in adapter.iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -148,20 +148,20 @@ def test_the_adapter_is_two_files_that_plain_peft_loads(finished: Path) -> None:
 
 @pytest.mark.parametrize("method", ["stir", "lora-student"])
 def test_a_prompt_is_answered_and_decisions_are_shown(finished: Path, method: str) -> None:
-    table = json.loads((finished / "smoke" / "eval" / "results.json").read_text())
+    table = json.loads((finished / "smoke" / "evaluate" / "results.json").read_text())
     assert method in {row["name"] for row in table["methods"]}
     question = "a3, b4, c1, d9: ones sum, exam\\n"
     answered = run_smoke(finished, "--method", method, "--prompt", question, verb="generate")
     assert answered.returncode == 0, answered.stderr
     assert "Answer: " in answered.stdout
-    shown = run_smoke(finished, "--method", method, "--index", "1", verb="preview")
+    shown = run_smoke(finished, "--method", method, "--index", "1", verb="trace")
     assert shown.returncode == 0, shown.stderr
     assert "point 1" in shown.stdout
     assert "gold answer" in shown.stdout
 
 
 def test_an_unknown_method_is_refused(finished: Path) -> None:
-    wrong = run_smoke(finished, "--method", "magic", verb="preview")
+    wrong = run_smoke(finished, "--method", "magic", verb="trace")
     assert wrong.returncode == 1
     assert "is none of greedy, stir" in wrong.stderr
 
@@ -184,7 +184,7 @@ def test_other_settings_or_a_damaged_file_stop_with_what_to_do(
         assert "rollouts was made with other settings" in " ".join(other.stderr.split())
         assert "control_points.max_points: 8 then, 3 now" in other.stderr
     assert (copy / "smoke" / "value" / "complete").exists(), "nothing was thrown away"
-    shard = next((copy / "smoke" / "rollouts").glob("states-*.safetensors"))
+    shard = next((copy / "smoke" / "rollout").glob("states-*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-100])
     shutil.rmtree(copy / "smoke" / "harvest")
     damaged = run_smoke(copy, verb="harvest")
@@ -212,7 +212,7 @@ def test_plain_generate_inside_the_context_gives_the_engines_tokens(finished: Pa
     from stir_train.types.rollout import GradedRollout
 
     run = finished / "smoke"
-    table = load_table(run / "eval" / "stir" / "rollouts-00000.parquet", GradedRollout)
+    table = load_table(run / "evaluate" / "stir" / "rollouts-00000.parquet", GradedRollout)
     assert any(g.rollout.impulses for g in table)
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_ROOT / "addition", padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(EMBEDDED_ROOT / "addition")
@@ -247,7 +247,7 @@ def test_plain_generate_inside_the_context_gives_the_engines_tokens(finished: Pa
 
 
 def test_validation_goes_on_with_the_block_whose_controller_did_best(finished: Path) -> None:
-    stage = RunDir(finished / "smoke").stage("validation")
+    stage = RunDir(finished / "smoke").stage("validate")
     config = load_config(RunConfig, finished / "smoke" / "config.yaml", [])
     price = config.steering.token_price / config.generation.max_new_tokens
 
@@ -264,14 +264,14 @@ def test_validation_goes_on_with_the_block_whose_controller_did_best(finished: P
 
     def score(block: int) -> tuple[float, float]:
         answers = load_rollouts(stage, f"round-01/block-{block}-strength-3/", 0)
-        assert len(answers) == config.validation.problems_per_arm
+        assert len(answers) == config.validation.selection_problems
         pairs = list(zip(answers, greedy, strict=False))
         assert all(a.rollout.prompt_id == g.rollout.prompt_id for a, g in pairs)
         gained = sum(max(0.0, utility(a) - utility(g)) for a, g in pairs)
         # Equally good controllers are told apart by what single trials gained.
         single = mean_gain(
             alone,
-            Arm(block, 3.0),
+            Injection(block, 3.0),
             token_price=config.steering.token_price,
             max_new_tokens=config.generation.max_new_tokens,
         )
@@ -286,7 +286,7 @@ def test_validation_goes_on_with_the_block_whose_controller_did_best(finished: P
 @pytest.mark.slow
 def test_other_methods_and_other_tasks_join_the_comparison(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "smoke", tmp_path / "smoke")
-    outside = "evaluate.outside={sums: {task: {name: addition}, num_problems: 16}}"
+    outside = "evaluate.out_of_domain={sums: {task: {name: addition}, num_problems: 16}}"
     methods = "baselines.methods=[nowait, thinkedit]"
     only = ("--only", "baselines,evaluate,report", "--redo")
     variants = "evaluate.variants={shut: {value_margin: 10}, first: {first_point_only: true}}"
@@ -294,14 +294,14 @@ def test_other_methods_and_other_tasks_join_the_comparison(finished: Path, tmp_p
     assert done.returncode == 0, done.stderr
     assert "2 other methods tuned over 11 settings" in done.stderr
     assert "outside the harvest: 16 problems of sums" in done.stderr
-    results = json.loads((tmp_path / "smoke/eval/results.json").read_text())
+    results = json.loads((tmp_path / "smoke/evaluate/results.json").read_text())
     rows = {row["name"]: row for row in results["methods"]}
     assert rows["nowait"]["chosen_on"] == rows["thinkedit"]["chosen_on"] == "tune"
     assert set(rows["thinkedit"]["settings"]) == {"against", "heads"}
     assert rows["variant-shut"]["chosen_on"] == "tune, then changed"
     assert rows["stir"]["intervention_rate"] > rows["variant-shut"]["intervention_rate"] == 0
     assert rows["variant-first"]["settings"]["first_point_only"] is True
-    (sums,) = results["outside"]
+    (sums,) = results["out_of_domain"]
     assert [row["name"] for row in sums["methods"]] == [
         "greedy",
         "stir",
@@ -317,7 +317,7 @@ def test_other_methods_and_other_tasks_join_the_comparison(finished: Path, tmp_p
     assert "Outside the harvest: sums" in page
     assert "thinkedit-" in page
     # The model's weights were edited and put back: greedy answers are what they were.
-    before = json.loads((finished / "smoke/eval/results.json").read_text())
+    before = json.loads((finished / "smoke/evaluate/results.json").read_text())
     kept = ("accuracy", "tokens_mean")
     greedy = next(row for row in before["methods"] if row["name"] == "greedy")
     assert [rows["greedy"][key] for key in kept] == [greedy[key] for key in kept]

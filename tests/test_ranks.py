@@ -120,8 +120,8 @@ def test_a_basis_is_the_same_bytes_for_any_number_of_ranks(tmp_path: Path) -> No
 
 ROOT = Path(__file__).parents[1]
 SMOKE = ROOT / "configs" / "tiny" / "smoke.yaml"
-EXACT = ("rollouts", "harvest", "basis", "validation")
-TRAINED = ("value", "tune", "steered", "adapter", "eval")
+EXACT = ("rollout", "harvest", "basis", "validate")
+TRAINED = ("value", "tune", "steer", "distill", "evaluate")
 
 
 def _run(size: int, directory: Path, *arguments: str, verb: str = "run") -> list[int]:
@@ -173,7 +173,7 @@ def test_any_number_of_ranks_gives_equal_artifacts(alone: Path, tmp_path: Path, 
         for p in (alone, run)
     ]
     assert results[0] == results[1]
-    chunks = [item for item in _work_log(run) if item[0] in ("rollouts", "steered")]
+    chunks = [item for item in _work_log(run) if item[0] in ("rollout", "steer")]
     assert len(chunks) == len(set(chunks)) == 12 + 6
 
 
@@ -198,7 +198,7 @@ def test_a_killed_rank_loses_nothing_and_other_numbers_of_ranks_go_on(
     assert {statuses[0], statuses[2]} <= {75, 0}, outputs(3, tmp_path / "killed")
     made = _work_log(run)
     assert _run(2, tmp_path, verb="rollout") == [0, 0], outputs(2, tmp_path / "log2")
-    assert _files(run, "rollouts") == _files(alone, "rollouts")
+    assert _files(run, "rollout") == _files(alone, "rollout")
     again = _work_log(run)
     assert len(again) == len(set(again)) == 12, "nothing is done twice"
     assert len(made) >= 3
@@ -212,10 +212,10 @@ def test_workers_that_share_only_the_disk_make_each_chunk_once(alone: Path, tmp_
     for number, worker in enumerate(workers):
         assert worker.wait(timeout=240) == 0, outputs(1, tmp_path / f"worker{number}")
     run = tmp_path / "smoke"
-    assert not (run / "rollouts" / "complete").exists()
-    assert sorted(_work_log(run)) == [("rollouts", f"{i:05d}") for i in range(12)]
+    assert not (run / "rollout" / "complete").exists()
+    assert sorted(_work_log(run)) == [("rollout", f"{i:05d}") for i in range(12)]
     assert _run(1, tmp_path, verb="rollout") == [0], outputs(1, tmp_path / "log1")
-    assert _files(run, "rollouts") == _files(alone, "rollouts")
+    assert _files(run, "rollout") == _files(alone, "rollout")
     assert len(_work_log(run)) == 12
 
 
@@ -252,6 +252,6 @@ def test_every_launcher_starts_ranks_that_share_the_work(
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "smoke"
-    assert _files(run, "rollouts") == _files(alone, "rollouts")
+    assert _files(run, "rollout") == _files(alone, "rollout")
     logs = {path.name for path in (run / "logs").rglob("*.work.jsonl")}
     assert logs == {"rank_0.work.jsonl", "rank_1.work.jsonl"}

@@ -18,8 +18,8 @@ from stir_train.config.run import RunConfig
 from stir_train.config.stages import SteeringConfig, SteeringMode
 from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.distributed.launch import Launch
+from stir_train.distributed.model_parallel import ModelParallelGroup
 from stir_train.distributed.preemption import StopRequest
-from stir_train.distributed.team import Team
 from stir_train.distributed.world import World
 from stir_train.errors import ConfigError, ModelError, StageError
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
@@ -69,7 +69,7 @@ def _made(run: Path) -> list[tuple[str, str]]:
         for path in (run / "logs").rglob("*.work.jsonl")
         for line in path.read_text().splitlines()
     ]
-    return [(line["stage"], line["key"]) for line in lines if line["stage"] == "rollouts"]
+    return [(line["stage"], line["key"]) for line in lines if line["stage"] == "rollout"]
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +81,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _require_same_rollouts(run: Path, whole: Path) -> None:
-    assert _tokens(run, "rollouts") == _tokens(whole, "rollouts")
-    for path in sorted((whole / "rollouts").glob("states-*.safetensors")):
-        expected, found = load_file(path), load_file(run / "rollouts" / path.name)
+    assert _tokens(run, "rollout") == _tokens(whole, "rollout")
+    for path in sorted((whole / "rollout").glob("states-*.safetensors")):
+        expected, found = load_file(path), load_file(run / "rollout" / path.name)
         for name in ("rollout", "point", "token_index", "token_id"):
             assert expected[name].tolist() == found[name].tolist()
         assert float((expected["states"] - found["states"]).abs().max()) < ROUNDING
@@ -101,7 +101,7 @@ def test_two_ranks_that_hold_a_model_together_run_the_pipeline(
     _require_same_rollouts(run, whole)
     for method in ("greedy", "lora-student"):
         assert _tokens(run, f"eval/{method}") == _tokens(whole, f"eval/{method}"), method
-    verified = json.loads((run / "adapter" / "manifest.json").read_text())["summary"]
+    verified = json.loads((run / "distill" / "manifest.json").read_text())["summary"]
     assert verified["effect"] > 0
 
 
@@ -150,7 +150,8 @@ def test_settings_that_cannot_shard_are_refused(settings: list[str], reason: str
 def test_a_team_that_decodes_different_tokens_stops() -> None:
     store = HashStore()
     leader, member = (
-        Team(World(Launch(rank=rank, size=2), store, StopRequest()), 2, "set") for rank in (0, 1)
+        ModelParallelGroup(World(Launch(rank=rank, size=2), store, StopRequest()), 2, "set")
+        for rank in (0, 1)
     )
     member.require_agreement("chunk 1", "same")
     leader.require_agreement("chunk 1", "same")

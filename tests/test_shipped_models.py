@@ -14,10 +14,10 @@ from stir_train.data.prompts import render_prompts
 from stir_train.generation.backend import GenerationRequest, SamplingParams
 from stir_train.generation.engine import DecodeEngine
 from stir_train.models.load import EMBEDDED_ROOT, describe_model, load_model
-from stir_train.recipes.tiny import measure_competence
 from stir_train.tasks.families import FAMILIES
 from stir_train.tasks.problem import held_out_problems
 from stir_train.tasks.tokenizer import build_tokenizer
+from stir_train.tools.tiny import measure_competence
 from tests.support import tiny_models
 
 

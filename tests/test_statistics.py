@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from stir_train.evals.compare import (
+from stir_train.evals.intervals import (
     bootstrap_interval,
     describe_change,
     describe_interval,

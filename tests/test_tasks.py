@@ -22,9 +22,9 @@ from stir_train.data.problems import SourceProblem, read_source
 from stir_train.data.prompts import cut_splits, first_problems, render_prompts, require_unseen
 from stir_train.errors import ConfigError, DataError
 from stir_train.models.load import LoadedModel
-from stir_train.recipes.tiny import write_problems
 from stir_train.tasks.families import FAMILIES, HELD_OUT_POOL
 from stir_train.tasks.problem import held_out_problems
+from stir_train.tools.tiny import write_problems
 from stir_train.types.rollout import Gold
 
 SAMPLES = Path(__file__).parent / "data" / "tasks"

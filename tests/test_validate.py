@@ -10,8 +10,8 @@ import torch
 
 from stir_train.basis.validate import (
     UNSTEERED,
-    Arm,
     EntryUplift,
+    Injection,
     StatePool,
     entry_uplifts,
     mean_gain,
@@ -130,20 +130,22 @@ def _pool() -> StatePool:
 def test_trials_draw_active_corrections_of_their_own_block_and_point() -> None:
     basis, pool = _basis(), _pool()
     active = torch.rand(len(basis), generator=torch.Generator().manual_seed(1)) < 0.7
-    arms = [Arm(3, 1.0), Arm(4, 2.0)]
-    plans = plan_trials(pool, basis, active, arms, 500, torch.Generator().manual_seed(0))
-    assert plans == plan_trials(pool, basis, active, arms, 500, torch.Generator().manual_seed(0))
+    injections = [Injection(3, 1.0), Injection(4, 2.0)]
+    plans = plan_trials(pool, basis, active, injections, 500, torch.Generator().manual_seed(0))
+    assert plans == plan_trials(
+        pool, basis, active, injections, 500, torch.Generator().manual_seed(0)
+    )
     assert len(plans) > 300
     for plan in plans:
         assert active[plan.entry]
         assert not basis.is_anchor[plan.entry]
         assert int(basis.blocks[plan.entry]) == plan.block
         assert int(basis.points[plan.entry]) == int(pool.points[plan.state])
-        assert Arm(plan.block, plan.strength) in arms
+        assert Injection(plan.block, plan.strength) in injections
         assert 0 < plan.propensity <= 0.5
     only = torch.zeros(len(basis), dtype=torch.bool)
     only[plans[0].entry] = True
-    alone = plan_trials(pool, basis, only, arms, 300, torch.Generator().manual_seed(0))
+    alone = plan_trials(pool, basis, only, injections, 300, torch.Generator().manual_seed(0))
     assert {plan.entry for plan in alone} == {plans[0].entry}
     assert {plan.propensity for plan in alone} == {0.5}
 
@@ -155,7 +157,7 @@ def test_states_are_tried_as_often_as_their_weight_says() -> None:
     pool = dataclasses.replace(pool, weights=weights)
     everything = torch.ones(len(_basis()), dtype=torch.bool)
     plans = plan_trials(
-        pool, _basis(), everything, [Arm(4, 1.0)], 400, torch.Generator().manual_seed(0)
+        pool, _basis(), everything, [Injection(4, 1.0)], 400, torch.Generator().manual_seed(0)
     )
     states = [plan.state for plan in plans]
     assert set(states) == {3, 8}
@@ -168,12 +170,12 @@ def test_from_a_steered_state_only_its_own_block_is_tried() -> None:
     steered = torch.full_like(pool.steered, UNSTEERED)
     steered[::2] = 4
     pool = dataclasses.replace(pool, steered=steered)
-    arms = [Arm(3, 1.0), Arm(4, 1.0), Arm(4, 2.0)]
-    plans = plan_trials(pool, basis, everything, arms, 400, torch.Generator().manual_seed(0))
+    injections = [Injection(3, 1.0), Injection(4, 1.0), Injection(4, 2.0)]
+    plans = plan_trials(pool, basis, everything, injections, 400, torch.Generator().manual_seed(0))
     assert {plan.block for plan in plans if plan.state % 2 == 0} == {4}
     assert {plan.block for plan in plans if plan.state % 2} == {3, 4}
     elsewhere = plan_trials(
-        pool, basis, everything, [Arm(3, 1.0)], 400, torch.Generator().manual_seed(0)
+        pool, basis, everything, [Injection(3, 1.0)], 400, torch.Generator().manual_seed(0)
     )
     assert {plan.state % 2 for plan in elsewhere} == {1}
 
@@ -193,7 +195,7 @@ def test_half_of_the_trials_take_what_a_guide_likes_best() -> None:
         pool,
         basis,
         everything,
-        [Arm(4, 2.0)],
+        [Injection(4, 2.0)],
         600,
         torch.Generator().manual_seed(0),
         guide=guide,
@@ -234,9 +236,9 @@ def test_entries_that_cannot_help_are_given_up() -> None:
     uplifts = entry_uplifts(harmful + helpful, 3, token_price=PRICE, max_new_tokens=BUDGET)
     assert still_promising(uplifts).tolist() == [False, True, True]
     gain = partial(mean_gain, harmful + helpful, token_price=PRICE, max_new_tokens=BUDGET)
-    assert gain(Arm(bases.BLOCK, 3.0)) == pytest.approx(0.5)
-    assert gain(Arm(bases.BLOCK, 2.0)) == 0
-    assert gain(Arm(3, 1.0)) == 0
+    assert gain(Injection(bases.BLOCK, 3.0)) == pytest.approx(0.5)
+    assert gain(Injection(bases.BLOCK, 2.0)) == 0
+    assert gain(Injection(3, 1.0)) == 0
 
 
 def test_only_helpful_corrections_stay_each_with_its_anchor() -> None:

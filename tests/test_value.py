@@ -61,7 +61,7 @@ def test_a_head_knows_states_like_its_own_from_others() -> None:
     _, validation = examples.split_by_prompt(0.2, torch.Generator().manual_seed(0))
     head = bases.value_head()
     assert float(head.is_familiar(validation.states).float().mean()) > 0.99
-    assert float(head.strangeness(examples.states).median()) == pytest.approx(2, abs=0.5)
+    assert float(head.mahalanobis_distance(examples.states).median()) == pytest.approx(2, abs=0.5)
     generator = torch.Generator().manual_seed(0)
     order = torch.rand(validation.states.shape, generator=generator).argsort(0)
     shuffled = validation.states.gather(0, order)  # every value occurs, no state does

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from stir_train.baselines.editing import edited
-from stir_train.baselines.interface import Bench, Evidence
+from stir_train.baselines.interface import AnsweringContext, HarvestData
 from stir_train.baselines.reading import attention_output, feed_forward_output, read
 from stir_train.baselines.steer2edit import edit_heads, edit_neurons, shrunk
 from stir_train.baselines.thinkedit import ThinkEdit, contributions, without_direction
@@ -22,9 +22,9 @@ def _tokens(rollouts: list[Rollout]) -> list[tuple[int, ...]]:
 
 
 def test_thinkedit_silences_heads_along_the_direction_and_puts_weights_back(
-    bench: Bench,
+    answering: AnsweringContext,
     prompts: list[Prompt],
-    evidence: Evidence,
+    harvest: HarvestData,
     plain: list[Rollout],
 ) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -37,17 +37,17 @@ def test_thinkedit_silences_heads_along_the_direction_and_puts_weights_back(
     torch.testing.assert_close(
         contributions(weight, heads).sum(0), weight @ heads.flatten(), atol=1e-5, rtol=1e-5
     )
-    learnt = ThinkEdit().prepare(evidence)
-    assert learnt["scores short"].shape == learnt["scores long"].shape == (6, 4)
-    layer = attention_output(evidence.loaded.blocks[0])
+    parameters = ThinkEdit().prepare(harvest)
+    assert parameters["scores short"].shape == parameters["scores long"].shape == (6, 4)
+    layer = attention_output(harvest.loaded.blocks[0])
     before = layer.weight.clone()
     with suppress(KeyboardInterrupt), edited({layer: 0 * before}):
         assert not layer.weight.any()
         raise KeyboardInterrupt
     assert torch.equal(layer.weight, before)
-    answered = ThinkEdit().answer(bench, learnt, {"against": "long", "heads": 1.0}, prompts)
+    answered = ThinkEdit().answer(answering, parameters, {"against": "long", "heads": 1.0}, prompts)
     assert _tokens(answered) != _tokens(plain)
-    assert _tokens(bench.answer(prompts)) == _tokens(plain), "the weights are back"
+    assert _tokens(answering.answer(prompts)) == _tokens(plain), "the weights are back"
 
 
 def test_steer2edit_moves_heads_and_neurons_by_their_shrunk_gain() -> None:
@@ -79,9 +79,9 @@ def test_steer2edit_moves_heads_and_neurons_by_their_shrunk_gain() -> None:
 
 
 def test_reading_is_what_the_model_does_and_finds_its_output_maps(
-    loaded: LoadedModel, evidence: Evidence
+    loaded: LoadedModel, harvest: HarvestData
 ) -> None:
-    rollouts = [g.rollout for g in evidence.graded[:3]]
+    rollouts = [g.rollout for g in harvest.graded[:3]]
     block = loaded.blocks[2]
     modules = {"block": block, "attention": attention_output(block)}
     (reading,) = read(loaded, rollouts, modules, {"neurons": feed_forward_output(block)})

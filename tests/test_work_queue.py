@@ -14,25 +14,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed import HashStore, PrefixStore
 
-from stir_train.distributed.claims import ClaimTable, FileClaims, Note, StoreClaims, Watch
+from stir_train.distributed.leases import FileLeases, LeaseTable, Note, StoreLeases, Watch
 from stir_train.distributed.preemption import Preempted
 from stir_train.distributed.work_queue import Rules, work_through
 
 KEYS = [f"set{i % 3}/{i:05d}" for i in range(40)]
-MakeTable = Callable[[], ClaimTable]
+MakeTable = Callable[[], LeaseTable]
 
 
 @pytest.fixture(params=["store", "files"])
 def make_table(request: pytest.FixtureRequest, tmp_path: Path) -> MakeTable:
     """Another process's view of the same claims at every call."""
     if request.param == "files":
-        return lambda: FileClaims(tmp_path, KEYS)
+        return lambda: FileLeases(tmp_path, KEYS)
     store = HashStore()
-    return lambda: StoreClaims(store, "work", KEYS)
+    return lambda: StoreLeases(store, "work", KEYS)
 
 
 def _work(
-    table: ClaimTable,
+    table: LeaseTable,
     owner: str,
     made: Counter[str],
     *,
@@ -44,12 +44,20 @@ def _work(
         made[key] += 1
         return {"by": owner}
 
-    def hear(key: str, note: Note) -> None:
+    def on_finished(key: str, note: Note) -> None:
         assert note["by"]
         if heard is not None:
             heard.append(key)
 
-    work_through(table, KEYS, owner, make, rules=Rules(lease_seconds), boundary=boundary, hear=hear)
+    work_through(
+        table,
+        KEYS,
+        owner,
+        make,
+        rules=Rules(lease_seconds),
+        boundary=boundary,
+        on_finished=on_finished,
+    )
 
 
 def test_many_workers_make_each_key_once_and_all_hear_of_all(make_table: MakeTable) -> None:
@@ -69,9 +77,9 @@ def test_many_workers_make_each_key_once_and_all_hear_of_all(make_table: MakeTab
 
 def test_what_a_dead_worker_had_claimed_is_taken_over(make_table: MakeTable) -> None:
     dead = make_table()
-    taken = [dead.claim_next("dead") for _ in range(3)]
+    taken = [dead.acquire_next("dead") for _ in range(3)]
     assert taken == KEYS[:3]
-    dead.beat("dead", 0)
+    dead.heartbeat("dead", 0)
     made: Counter[str] = Counter()
     _work(make_table(), "alive", made, lease_seconds=0.2)
     assert made == Counter(KEYS)
@@ -80,13 +88,13 @@ def test_what_a_dead_worker_had_claimed_is_taken_over(make_table: MakeTable) -> 
 def test_nobody_waits_for_a_worker_that_died_while_it_finished() -> None:
     store = HashStore()
     store.set_timeout(timedelta(seconds=1))  # a read that waits would raise
-    dead = StoreClaims(store, "work", KEYS)
-    dead.claim_next("dead")
-    dead.beat("dead", 0)
+    dead = StoreLeases(store, "work", KEYS)
+    dead.acquire_next("dead")
+    dead.heartbeat("dead", 0)
     PrefixStore("claims/work", store).add("num_finished", 1)  # and then it was killed
     made: Counter[str] = Counter()
     heard: list[str] = []
-    _work(StoreClaims(store, "work", KEYS), "alive", made, lease_seconds=0.2, heard=heard)
+    _work(StoreLeases(store, "work", KEYS), "alive", made, lease_seconds=0.2, heard=heard)
     assert made == Counter(KEYS)
     assert sorted(heard) == sorted(KEYS)
 
@@ -105,7 +113,11 @@ def test_a_living_worker_keeps_its_claim(make_table: MakeTable) -> None:
     worker = threading.Thread(
         target=work_through,
         args=(slow, KEYS, "slow", make_slowly),
-        kwargs={"rules": Rules(0.3), "boundary": lambda: None, "hear": lambda key, note: None},
+        kwargs={
+            "rules": Rules(0.3),
+            "boundary": lambda: None,
+            "on_finished": lambda key, note: None,
+        },
     )
     worker.start()
     assert holding.wait(30)
@@ -122,7 +134,7 @@ def test_a_living_worker_keeps_its_claim(make_table: MakeTable) -> None:
 
 def test_a_takeover_has_one_winner(make_table: MakeTable) -> None:
     first = make_table()
-    key = first.claim_next("dead")
+    key = first.acquire_next("dead")
     assert key is not None
     assert make_table().take_over(key, "dead", "one")
     assert not make_table().take_over(key, "dead", "two")
@@ -145,20 +157,20 @@ def test_a_stopped_worker_leaves_at_a_boundary_and_another_ends_the_work(
     assert made == Counter(KEYS)
 
 
-@given(beats=st.lists(st.tuples(st.floats(0.01, 3.0), st.booleans()), max_size=40))
+@given(heartbeats=st.lists(st.tuples(st.floats(0.01, 3.0), st.booleans()), max_size=40))
 @settings(max_examples=60, deadline=None)
 def test_an_owner_is_gone_after_a_lease_without_a_beat_and_not_before(
-    beats: list[tuple[float, bool]],
+    heartbeats: list[tuple[float, bool]],
 ) -> None:
-    table = StoreClaims(HashStore(), "work", KEYS)
+    table = StoreLeases(HashStore(), "work", KEYS)
     now, count, last_seen = 0.0, 0, 0.0
     watch = Watch(table, lease_seconds=2.0, clock=lambda: now)
-    table.beat("other", count)
+    table.heartbeat("other", count)
     assert not watch.is_gone("other")
-    for pause, beat in beats:
+    for pause, heartbeat in heartbeats:
         now += pause
-        if beat:
+        if heartbeat:
             count += 1
-            table.beat("other", count)
+            table.heartbeat("other", count)
             last_seen = now
         assert watch.is_gone("other") == (now - last_seen > 2.0)

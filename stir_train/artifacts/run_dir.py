@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from stir_train.artifacts.atomic import (
     SAFETENSORS_TEMPORARY,
@@ -28,10 +30,11 @@ from stir_train.artifacts.atomic import (
 )
 from stir_train.errors import ArtifactError
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 CHECKSUMS = ".checksums"
 TEST_OPENINGS = "test_openings.json"
 PROGRESS = ".progress"
+DISCARDED = ".discarded"
 METRICS_FILE, FAILURE_FILE = "metrics.jsonl", "failure.json"
 MARKER, MANIFEST, STAGE_FILE = "complete", "manifest.json", "stage.json"
 
@@ -137,8 +140,13 @@ class StageDir:
             return False
         return file_sha256(path) == checksum.read_text(encoding="utf-8").strip()
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write the manifest, then the marker."""
+    def finish(self, summary: Mapping[str, Any], *, ends_run: str | None = None) -> None:
+        """Write the manifest, then the marker.
+
+        Args:
+            summary: The stage's figures, JSON-ready.
+            ends_run: Why no later stage can be made, if so.
+        """
         files = {
             name: {
                 "sha256": self._checksum_file(name).read_text(encoding="utf-8").strip(),
@@ -147,7 +155,7 @@ class StageDir:
             for name in self._file_names()
         }
         stage = _read_json(self.path / STAGE_FILE)
-        manifest = {**stage, "files": files, "summary": dict(summary)}
+        manifest = {**stage, "files": files, "summary": dict(summary), "ends_run": ends_run}
         write_json(self.path / MANIFEST, manifest)
         write_text(self.path / MARKER, f"{json_sha256(manifest)}\n")
 
@@ -182,6 +190,11 @@ class StageDir:
     def summary(self) -> dict[str, Any]:
         """The finished stage's summary figures."""
         return dict(self.require_complete()["summary"])
+
+    def ends_run(self) -> str | None:
+        """Why no later stage can be made, if the finished stage found so."""
+        reason = self.require_complete()["ends_run"]
+        return None if reason is None else str(reason)
 
     def file(self, name: str) -> Path:
         """Path of a finished stage's file, its checksum verified.
@@ -244,11 +257,24 @@ class RunDir:
             write_json(path, choices)
         return len(choices)
 
-    def discard(self, stages: list[str]) -> None:
-        """Delete stages, so that they are made again."""
-        for name in stages:
-            shutil.rmtree(self.path / name, ignore_errors=True)
+    def discard(self, stages: Sequence[str]) -> None:
+        """Delete stages, so that they are made again.
+
+        Each is renamed away before anything is deleted, so that a process killed meanwhile leaves no
+        half of a stage behind; what it leaves is swept by the next call.
+        """
+        discarded = self.path / DISCARDED
+        discarded.mkdir(parents=True, exist_ok=True)
+        for name in reversed(stages):  # a later stage never stands without what it was made from
             self.forget_progress(name)
+            if os.path.lexists(self.path / name):
+                (self.path / name).rename(discarded / f"{name}.{uuid4().hex}")
+        for entry in discarded.iterdir():
+            if entry.is_symlink():
+                entry.unlink()
+            else:
+                shutil.rmtree(entry)
+        discarded.rmdir()
 
     def new_attempt(self) -> Path:
         """Make and return the next ``logs/attempt_N`` directory."""
@@ -264,7 +290,7 @@ class RunDir:
             else:
                 return attempt
 
-    def claims(self, stage: str) -> Path:
+    def leases(self, stage: str) -> Path:
         """Where processes that share only the disk claim a stage's work."""
         return self.path / PROGRESS / stage / "claims"
 

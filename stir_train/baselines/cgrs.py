@@ -17,7 +17,13 @@ import torch
 from torch import Tensor
 
 from stir_train.baselines.editing import biased, forbidding, token_ids_of_words
-from stir_train.baselines.interface import Bench, Evidence, Learnt, NotApplicable, Setting
+from stir_train.baselines.interface import (
+    AnsweringContext,
+    HarvestData,
+    NotApplicable,
+    Parameters,
+    Setting,
+)
 from stir_train.baselines.probing import (
     Progress,
     extend,
@@ -38,9 +44,9 @@ class Cgrs:
 
     name = "cgrs"
 
-    def prepare(self, evidence: Evidence) -> dict[str, Tensor]:
+    def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """Which tokens are triggers."""
-        found = token_ids_of_words(evidence.loaded, TRIGGERS)
+        found = token_ids_of_words(harvest.loaded, TRIGGERS)
         if not found:
             raise NotApplicable("no token of the vocabulary is a trigger word")
         return {"token_ids": torch.tensor(found)}
@@ -50,11 +56,15 @@ class Cgrs:
         return [{"delta": delta} for delta in DELTAS]
 
     def answer(
-        self, bench: Bench, learnt: Learnt, setting: Setting, prompts: Sequence[Prompt]
+        self,
+        answering: AnsweringContext,
+        parameters: Parameters,
+        setting: Setting,
+        prompts: Sequence[Prompt],
     ) -> list[Rollout]:
         """Greedy, in as many rounds as the longest completion has segments."""
-        size = bench.loaded.model.config.get_text_config().vocab_size
-        bias = forbidding(learnt["token_ids"].tolist(), size)
+        size = answering.loaded.model.config.get_text_config().vocab_size
+        bias = forbidding(parameters["token_ids"].tolist(), size)
         items = [Progress(prompt) for prompt in prompts]
         suppressed = [False] * len(items)
         while any(item.finish is None for item in items):
@@ -64,23 +74,23 @@ class Cgrs:
                     for item, is_suppressed in zip(items, suppressed, strict=True)
                     if item.finish is None and is_suppressed == flag
                 ]
-                probed = [item for item in going if may_try(bench, item, MAX_TRIALS)]
-                free = [item for item in going if not may_try(bench, item, MAX_TRIALS)]
-                with biased(bench.loaded, bias) if flag else nullcontext():
-                    extend(bench, probed, bench.delimiter_ids)
-                    extend(bench, free, ())
+                probed = [item for item in going if may_try(answering, item, MAX_TRIALS)]
+                free = [item for item in going if not may_try(answering, item, MAX_TRIALS)]
+                with biased(answering.loaded, bias) if flag else nullcontext():
+                    extend(answering, probed, answering.delimiter_ids)
+                    extend(answering, free, ())
             paused = [i for i, item in enumerate(items) if item.finish is None]
-            trials = try_answers(bench, [(items[i], items[i].token_ids) for i in paused])
-            for i, entropy in zip(paused, mean_entropies(bench, trials), strict=True):
+            trials = try_answers(answering, [(items[i], items[i].token_ids) for i in paused])
+            for i, entropy in zip(paused, mean_entropies(answering, trials), strict=True):
                 items[i].forward_passes += 1  # the entropies are read in a pass of their own
                 certainty = 1 - entropy / math.log(size)
-                suppressed[i] = self._draw(bench, items[i]) < probability(
+                suppressed[i] = self._draw(answering, items[i]) < probability(
                     certainty, float(setting["delta"])
                 )
         return [item.rollout() for item in items]
 
-    def _draw(self, bench: Bench, item: Progress) -> float:
-        return random.Random(f"{bench.seed}/{item.prompt.prompt_id}/{item.num_trials}").random()
+    def _draw(self, answering: AnsweringContext, item: Progress) -> float:
+        return random.Random(f"{answering.seed}/{item.prompt.prompt_id}/{item.num_trials}").random()
 
 
 def probability(certainty: float, delta: float) -> float:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stir_train.baselines.editing import adding
-from stir_train.baselines.interface import Bench, Evidence, Learnt, Setting
+from stir_train.baselines.interface import AnsweringContext, HarvestData, Parameters, Setting
 from stir_train.baselines.pairs import shortest_and_longest_right
 from stir_train.baselines.reading import Reading, block_outputs, read
 from stir_train.models.hooks import block_hooks
@@ -33,39 +33,45 @@ class SteeredCompression:
 
     name = "steered-compression"
 
-    def prepare(self, evidence: Evidence) -> dict[str, Tensor]:
+    def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """The vector of every block and its strength for every budget."""
-        pairs = shortest_and_longest_right(evidence)
-        modules = block_outputs(evidence.loaded, evidence.blocks)
-        learnt: dict[str, Tensor] = {}
+        pairs = shortest_and_longest_right(harvest)
+        modules = block_outputs(harvest.loaded, harvest.blocks)
+        parameters: dict[str, Tensor] = {}
         sides = []
         for side in (0, 1):
             lasts: dict[str, list[Tensor]] = {name: [] for name in modules}
-            for reading in read(evidence.loaded, [pair[side] for pair in pairs], modules):
+            for reading in read(harvest.loaded, [pair[side] for pair in pairs], modules):
                 for name in modules:
                     lasts[name].append(reading.lasts(name))
             sides.append({name: torch.cat(found).mean(0) for name, found in lasts.items()})
         calibration = [pair[1] for pair in pairs[:NUM_CALIBRATION]]
-        plain = list(read(evidence.loaded, calibration, {}))
-        for block in evidence.blocks:
+        plain = list(read(harvest.loaded, calibration, {}))
+        for block in harvest.blocks:
             vector = sides[0][f"block {block}"] - sides[1][f"block {block}"]
-            learnt[f"block {block}"] = vector
+            parameters[f"block {block}"] = vector
             for budget in BUDGETS:
-                strength = strength_within(budget, evidence.loaded, plain, block, vector)
-                learnt[f"strength {block} {budget:g}"] = torch.tensor(strength)
-        return learnt
+                strength = strength_within(budget, harvest.loaded, plain, block, vector)
+                parameters[f"strength {block} {budget:g}"] = torch.tensor(strength)
+        return parameters
 
     def settings(self, blocks: Sequence[int]) -> list[Setting]:
         """Every block and budget."""
         return [{"block": block, "kl": budget} for block in blocks for budget in BUDGETS]
 
     def answer(
-        self, bench: Bench, learnt: Learnt, setting: Setting, prompts: Sequence[Prompt]
+        self,
+        answering: AnsweringContext,
+        parameters: Parameters,
+        setting: Setting,
+        prompts: Sequence[Prompt],
     ) -> list[Rollout]:
         """Greedy, the vector added at every decoded token."""
         block, budget = int(setting["block"]), float(setting["kl"])
-        vector = learnt[f"block {block}"] * learnt[f"strength {block} {budget:g}"]
-        return bench.answer(prompts, edit=adding(bench.loaded, block, vector, to_prompt=False))
+        vector = parameters[f"block {block}"] * parameters[f"strength {block} {budget:g}"]
+        return answering.answer(
+            prompts, edit=adding(answering.loaded, block, vector, to_prompt=False)
+        )
 
 
 def strength_within(

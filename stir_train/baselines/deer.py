@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from stir_train.baselines.editing import token_ids_of_words
-from stir_train.baselines.interface import Bench, Evidence, Learnt, NotApplicable, Setting
+from stir_train.baselines.interface import (
+    AnsweringContext,
+    HarvestData,
+    NotApplicable,
+    Parameters,
+    Setting,
+)
 from stir_train.baselines.probing import Progress, extend, may_try, try_answers
 from stir_train.types.rollout import Prompt, Rollout
 
@@ -29,9 +35,9 @@ class Deer:
 
     name = "deer"
 
-    def prepare(self, evidence: Evidence) -> dict[str, Tensor]:
+    def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """Which tokens are monitor words."""
-        found = token_ids_of_words(evidence.loaded, MONITORS)
+        found = token_ids_of_words(harvest.loaded, MONITORS)
         if not found:
             raise NotApplicable("no token of the vocabulary is a monitor word")
         return {"token_ids": torch.tensor(found)}
@@ -41,22 +47,28 @@ class Deer:
         return [{"threshold": threshold} for threshold in THRESHOLDS]
 
     def answer(
-        self, bench: Bench, learnt: Learnt, setting: Setting, prompts: Sequence[Prompt]
+        self,
+        answering: AnsweringContext,
+        parameters: Parameters,
+        setting: Setting,
+        prompts: Sequence[Prompt],
     ) -> list[Rollout]:
         """Greedy, in as many rounds as the longest completion has monitor words."""
-        items, monitors = [Progress(prompt) for prompt in prompts], learnt["token_ids"].tolist()
+        items, monitors = [Progress(prompt) for prompt in prompts], parameters["token_ids"].tolist()
         while going := [item for item in items if item.finish is None]:
-            judged = [item for item in going if may_try(bench, item, MAX_TRIALS)]
-            extend(bench, [item for item in going if not may_try(bench, item, MAX_TRIALS)], ())
-            extend(bench, judged, monitors)
+            judged = [item for item in going if may_try(answering, item, MAX_TRIALS)]
+            extend(
+                answering, [item for item in going if not may_try(answering, item, MAX_TRIALS)], ()
+            )
+            extend(answering, judged, monitors)
             paused = [item for item in judged if item.finish is None]
-            trials = try_answers(bench, [(item, item.token_ids[:-1]) for item in paused])
+            trials = try_answers(answering, [(item, item.token_ids[:-1]) for item in paused])
             for item, trial in zip(paused, trials, strict=True):
                 if not trial.truncated and confidence(trial) > float(setting["threshold"]):
-                    item.extra_tokens -= len(bench.answer_prompt) + len(trial.token_ids)
+                    item.extra_tokens -= len(answering.answer_prompt) + len(trial.token_ids)
                     item.token_ids = (
                         *item.token_ids[:-1],
-                        *bench.answer_prompt,
+                        *answering.answer_prompt,
                         *trial.token_ids,
                     )
                     item.finish = "stop"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stir_train.baselines.editing import adding
-from stir_train.baselines.interface import Bench, Evidence, Learnt, Setting
+from stir_train.baselines.interface import AnsweringContext, HarvestData, Parameters, Setting
 from stir_train.baselines.pairs import shortest_and_longest_right
 from stir_train.baselines.reading import block_outputs, read
 from stir_train.types.rollout import Prompt, Rollout
@@ -26,13 +26,13 @@ class EfficiencySteering:
 
     name = "efficiency-steering"
 
-    def prepare(self, evidence: Evidence) -> dict[str, Tensor]:
+    def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """The vector of every block."""
-        pairs = shortest_and_longest_right(evidence)
-        modules = block_outputs(evidence.loaded, evidence.blocks)
-        sums = {name: torch.zeros(2, evidence.loaded.identity.width) for name in modules}
+        pairs = shortest_and_longest_right(harvest)
+        modules = block_outputs(harvest.loaded, harvest.blocks)
+        sums = {name: torch.zeros(2, harvest.loaded.identity.width) for name in modules}
         for side in (0, 1):
-            for reading in read(evidence.loaded, [pair[side] for pair in pairs], modules):
+            for reading in read(harvest.loaded, [pair[side] for pair in pairs], modules):
                 for name in modules:
                     sums[name][side] += reading.means(name).sum(0)
         return {name: (total[0] - total[1]) / len(pairs) for name, total in sums.items()}
@@ -42,9 +42,15 @@ class EfficiencySteering:
         return [{"block": block, "strength": s} for block in blocks for s in STRENGTHS]
 
     def answer(
-        self, bench: Bench, learnt: Learnt, setting: Setting, prompts: Sequence[Prompt]
+        self,
+        answering: AnsweringContext,
+        parameters: Parameters,
+        setting: Setting,
+        prompts: Sequence[Prompt],
     ) -> list[Rollout]:
         """Greedy, the vector added at every decoded token."""
         block = int(setting["block"])
-        vector = learnt[f"block {block}"] * float(setting["strength"])
-        return bench.answer(prompts, edit=adding(bench.loaded, block, vector, to_prompt=False))
+        vector = parameters[f"block {block}"] * float(setting["strength"])
+        return answering.answer(
+            prompts, edit=adding(answering.loaded, block, vector, to_prompt=False)
+        )

@@ -21,7 +21,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stir_train.baselines.interface import Bench, Evidence, Learnt, NotApplicable, Setting
+from stir_train.baselines.interface import (
+    AnsweringContext,
+    HarvestData,
+    NotApplicable,
+    Parameters,
+    Setting,
+)
 from stir_train.baselines.reading import block_outputs, feed_forward_output, read
 from stir_train.baselines.self_consistency import elect, votes_of
 from stir_train.generation.backend import GenerationRequest
@@ -41,10 +47,10 @@ class FractionalReasoning:
 
     name = "fractional-reasoning"
 
-    def prepare(self, evidence: Evidence) -> dict[str, Tensor]:
+    def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """One unit direction a block, ``Float[L D]``."""
-        loaded = evidence.loaded
-        prompts = {g.rollout.prompt_id: g.rollout for g in evidence.graded}
+        loaded = harvest.loaded
+        prompts = {g.rollout.prompt_id: g.rollout for g in harvest.graded}
         chosen = list(prompts.values())[:NUM_PROBLEMS]
         modules = block_outputs(loaded, range(len(loaded.blocks)))
         sides = []
@@ -70,7 +76,11 @@ class FractionalReasoning:
         return [{"draws": draws, "most": most} for draws in (1, 3, 5) for most in (0.15, 0.6)]
 
     def answer(
-        self, bench: Bench, learnt: Learnt, setting: Setting, prompts: Sequence[Prompt]
+        self,
+        answering: AnsweringContext,
+        parameters: Parameters,
+        setting: Setting,
+        prompts: Sequence[Prompt],
     ) -> list[Rollout]:
         """One sample under each of evenly spread fractions, and the first of the majority's."""
         draws, most = int(setting["draws"]), float(setting["most"])
@@ -80,9 +90,9 @@ class FractionalReasoning:
             rounds = []
             for draw in range(draws):
                 fraction = most * (draw + 1) / draws
-                with turning(bench.loaded, learnt["direction"], fraction):
+                with turning(answering.loaded, parameters["direction"], fraction):
                     requests = [GenerationRequest(prompt, draw) for prompt in some]
-                    rounds.append(votes_of(bench, requests, bench.sampled))
+                    rounds.append(votes_of(answering, requests, answering.sampled))
             answered += [elect(votes) for votes in zip(*rounds, strict=True)]
         return answered
 

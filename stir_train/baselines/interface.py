@@ -23,7 +23,7 @@ from stir_train.types.trajectory import CapturedStates
 
 Setting = Mapping[str, float | int | str]
 """One point of a method's grid, JSON-ready."""
-Learnt = Mapping[str, Tensor]
+Parameters = Mapping[str, Tensor]
 """What a method took from the harvest problems, by name."""
 
 
@@ -32,7 +32,7 @@ class NotApplicable(Exception):  # noqa: N818 - a finding, not an error
 
 
 @dataclass(frozen=True)
-class Evidence:
+class HarvestData:
     """What methods may learn from: harvest problems, never those of tune or test.
 
     Attributes:
@@ -59,7 +59,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Bench:
+class AnsweringContext:
     """What methods answer with.
 
     Attributes:
@@ -108,7 +108,7 @@ class Baseline(Protocol):
 
     name: str
 
-    def prepare(self, evidence: Evidence) -> dict[str, Tensor]:
+    def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """Learn from harvest problems.
 
         Raises:
@@ -121,7 +121,11 @@ class Baseline(Protocol):
         ...
 
     def answer(
-        self, bench: Bench, learnt: Learnt, setting: Setting, prompts: Sequence[Prompt]
+        self,
+        answering: AnsweringContext,
+        parameters: Parameters,
+        setting: Setting,
+        prompts: Sequence[Prompt],
     ) -> list[Rollout]:
         """Answer prompts, in order; tokens that are thrown away go to ``preview_tokens``."""
         ...

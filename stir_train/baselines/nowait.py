@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from stir_train.baselines.editing import biased, forbidding, token_ids_of_words
-from stir_train.baselines.interface import Bench, Evidence, Learnt, NotApplicable, Setting
+from stir_train.baselines.interface import (
+    AnsweringContext,
+    HarvestData,
+    NotApplicable,
+    Parameters,
+    Setting,
+)
 from stir_train.types.rollout import Prompt, Rollout
 
 KEYWORDS = frozenset(
@@ -44,9 +50,9 @@ class NoWait:
 
     name = "nowait"
 
-    def prepare(self, evidence: Evidence) -> dict[str, Tensor]:
+    def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """Which tokens are forbidden."""
-        found = token_ids_of_words(evidence.loaded, KEYWORDS)
+        found = token_ids_of_words(harvest.loaded, KEYWORDS)
         if not found:
             raise NotApplicable("no token of the vocabulary is one of the keywords")
         return {"token_ids": torch.tensor(found)}
@@ -57,12 +63,12 @@ class NoWait:
 
     def answer(
         self,
-        bench: Bench,
-        learnt: Learnt,
+        answering: AnsweringContext,
+        parameters: Parameters,
         setting: Setting,  # noqa: ARG002 - the interface's
         prompts: Sequence[Prompt],
     ) -> list[Rollout]:
         """Greedy among the other tokens."""
-        size = bench.loaded.model.config.get_text_config().vocab_size
-        bias = forbidding(learnt["token_ids"].tolist(), size)
-        return bench.answer(prompts, edit=biased(bench.loaded, bias))
+        size = answering.loaded.model.config.get_text_config().vocab_size
+        bias = forbidding(parameters["token_ids"].tolist(), size)
+        return answering.answer(prompts, edit=biased(answering.loaded, bias))

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from stir_train.baselines.interface import Evidence, NotApplicable
+from stir_train.baselines.interface import HarvestData, NotApplicable
 from stir_train.types.rollout import GradedRollout, Rollout
 
 
-def right_and_wrong(evidence: Evidence) -> list[tuple[list[Rollout], list[Rollout]]]:
+def right_and_wrong(harvest: HarvestData) -> list[tuple[list[Rollout], list[Rollout]]]:
     """Of each problem with both, the right and the wrong completions.
 
     Raises:
         NotApplicable: If no problem has both.
     """
     pairs = []
-    for group in evidence.by_prompt():
+    for group in harvest.by_prompt():
         right = [item.rollout for item in group if item.grade.correct]
         wrong = [item.rollout for item in group if not item.grade.correct]
         if right and wrong:
@@ -23,14 +23,14 @@ def right_and_wrong(evidence: Evidence) -> list[tuple[list[Rollout], list[Rollou
     return pairs
 
 
-def shortest_and_longest_right(evidence: Evidence) -> list[tuple[Rollout, Rollout]]:
+def shortest_and_longest_right(harvest: HarvestData) -> list[tuple[Rollout, Rollout]]:
     """Of each problem with right completions of different lengths, the shortest and the longest.
 
     Raises:
         NotApplicable: If no problem has them.
     """
     pairs = []
-    for group in evidence.by_prompt():
+    for group in harvest.by_prompt():
         right = sorted(
             (item.rollout for item in group if item.grade.correct),
             key=lambda rollout: (len(rollout.token_ids), rollout.sample),
@@ -42,9 +42,9 @@ def shortest_and_longest_right(evidence: Evidence) -> list[tuple[Rollout, Rollou
     return pairs
 
 
-def extremes_of_length(evidence: Evidence, share: float) -> tuple[list[Rollout], list[Rollout]]:
+def extremes_of_length(harvest: HarvestData, share: float) -> tuple[list[Rollout], list[Rollout]]:
     """The shortest and the longest completions of all, a share of them each."""
-    items: list[GradedRollout] = [item for group in evidence.by_prompt() for item in group]
+    items: list[GradedRollout] = [item for group in harvest.by_prompt() for item in group]
     ordered = sorted((item.rollout for item in items), key=lambda r: len(r.token_ids))
     count = max(1, round(share * len(ordered)))
     if not ordered or len(ordered[0].token_ids) == len(ordered[-1].token_ids):

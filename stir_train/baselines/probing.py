@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from stir_train.baselines.interface import Bench
+from stir_train.baselines.interface import AnsweringContext
 from stir_train.baselines.reading import read
 from stir_train.generation.backend import GenerationRequest
 from stir_train.types.rollout import Prompt, Rollout
@@ -52,17 +52,17 @@ class Progress:
         )
 
 
-def may_try(bench: Bench, item: Progress, max_trials: int) -> bool:
+def may_try(answering: AnsweringContext, item: Progress, max_trials: int) -> bool:
     """Whether one more trial is allowed, and would fit the model's context wherever it came."""
-    longest = len(item.prompt.token_ids) + bench.greedy.max_new_tokens
-    needed = longest + len(bench.answer_prompt) + TRIAL_TOKENS
-    return item.num_trials < max_trials and needed <= bench.loaded.max_tokens
+    longest = len(item.prompt.token_ids) + answering.greedy.max_new_tokens
+    needed = longest + len(answering.answer_prompt) + TRIAL_TOKENS
+    return item.num_trials < max_trials and needed <= answering.loaded.max_tokens
 
 
-def extend(bench: Bench, going: Sequence[Progress], stops: Sequence[int]) -> None:
+def extend(answering: AnsweringContext, going: Sequence[Progress], stops: Sequence[int]) -> None:
     """Go on greedily until the end or one of ``stops``, which is kept; in place."""
     sampling = dataclasses.replace(
-        bench.greedy, stop_token_ids=(*bench.greedy.stop_token_ids, *stops)
+        answering.greedy, stop_token_ids=(*answering.greedy.stop_token_ids, *stops)
     )
     room = [item for item in going if len(item.token_ids) < sampling.max_new_tokens]
     for item in going:
@@ -71,18 +71,18 @@ def extend(bench: Bench, going: Sequence[Progress], stops: Sequence[int]) -> Non
     if not room:
         return
     requests = [GenerationRequest(item.prompt, 0, item.token_ids) for item in room]
-    made = bench.engine.generate(requests, sampling, seed=bench.seed).rollouts
+    made = answering.engine.generate(requests, sampling, seed=answering.seed).rollouts
     for item, rollout in zip(room, made, strict=True):
         item.token_ids = rollout.token_ids
         item.forward_passes += rollout.forward_passes
         if rollout.truncated:
             item.finish = "length"
-        elif rollout.token_ids[-1] in bench.greedy.stop_token_ids:
+        elif rollout.token_ids[-1] in answering.greedy.stop_token_ids:
             item.finish = "stop"
 
 
 def try_answers(
-    bench: Bench, prefixes: Sequence[tuple[Progress, tuple[int, ...]]]
+    answering: AnsweringContext, prefixes: Sequence[tuple[Progress, tuple[int, ...]]]
 ) -> list[Rollout]:
     """Let prefixes be answered at once, greedily and shortly; the trials, without their prefixes.
 
@@ -90,27 +90,27 @@ def try_answers(
     """
     if not prefixes:
         return []
-    sampling = dataclasses.replace(bench.greedy, max_new_tokens=TRIAL_TOKENS)
+    sampling = dataclasses.replace(answering.greedy, max_new_tokens=TRIAL_TOKENS)
     requests = [
         GenerationRequest(
             dataclasses.replace(
-                item.prompt, token_ids=(*item.prompt.token_ids, *prefix, *bench.answer_prompt)
+                item.prompt, token_ids=(*item.prompt.token_ids, *prefix, *answering.answer_prompt)
             )
         )
         for item, prefix in prefixes
     ]
-    made = bench.engine.generate(requests, sampling, seed=bench.seed).rollouts
+    made = answering.engine.generate(requests, sampling, seed=answering.seed).rollouts
     for (item, _), trial in zip(prefixes, made, strict=True):
         item.num_trials += 1
-        item.extra_tokens += len(bench.answer_prompt) + len(trial.token_ids)
+        item.extra_tokens += len(answering.answer_prompt) + len(trial.token_ids)
         item.forward_passes += trial.forward_passes
     return list(made)
 
 
-def mean_entropies(bench: Bench, trials: Sequence[Rollout]) -> list[float]:
+def mean_entropies(answering: AnsweringContext, trials: Sequence[Rollout]) -> list[float]:
     """Mean entropy (nats) of the distributions that each trial's tokens were taken from."""
     entropies: list[float] = []
-    for reading in read(bench.loaded, trials, {}):
+    for reading in read(answering.loaded, trials, {}):
         logprobs = reading.logits[:, :-1].float().log_softmax(-1)
         entropy = -(logprobs.exp() * logprobs).sum(-1)
         counted = reading.response[:, 1:].to(entropy.device)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stir_train.baselines.editing import biased
-from stir_train.baselines.interface import Bench, Evidence, Learnt, Setting
+from stir_train.baselines.interface import AnsweringContext, HarvestData, Parameters, Setting
 from stir_train.baselines.reading import read
 from stir_train.types.rollout import Prompt, Rollout
 
@@ -27,15 +27,15 @@ class ProgressVector:
 
     name = "progress-vector"
 
-    def prepare(self, evidence: Evidence) -> dict[str, Tensor]:
+    def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """The regression, and the bias that it comes to."""
-        head = evidence.loaded.model.get_output_embeddings()
+        head = harvest.loaded.model.get_output_embeddings()
         assert head is not None, "the engine has asked for it"
-        width = evidence.loaded.identity.width
+        width = harvest.loaded.identity.width
         gram = torch.zeros(width, width, dtype=torch.double)
         product = torch.zeros(width, dtype=torch.double)
-        rollouts = [item.rollout for item in evidence.graded]
-        for reading in read(evidence.loaded, rollouts, {}, {"final": head}):
+        rollouts = [item.rollout for item in harvest.graded]
+        for reading in read(harvest.loaded, rollouts, {}, {"final": head}):
             states = reading.found["final"][reading.response.to(reading.found["final"].device)]
             progress = torch.cat(
                 [torch.arange(1, len(r.token_ids) + 1) / len(r.token_ids) for r in reading.rollouts]
@@ -52,8 +52,12 @@ class ProgressVector:
         return [{"strength": strength} for strength in STRENGTHS]
 
     def answer(
-        self, bench: Bench, learnt: Learnt, setting: Setting, prompts: Sequence[Prompt]
+        self,
+        answering: AnsweringContext,
+        parameters: Parameters,
+        setting: Setting,
+        prompts: Sequence[Prompt],
     ) -> list[Rollout]:
         """Greedy under the biased logits."""
-        bias = float(setting["strength"]) * learnt["bias"]
-        return bench.answer(prompts, edit=biased(bench.loaded, bias))
+        bias = float(setting["strength"]) * parameters["bias"]
+        return answering.answer(prompts, edit=biased(answering.loaded, bias))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stir_train.baselines.editing import adding
-from stir_train.baselines.interface import Bench, Evidence, Learnt, Setting
+from stir_train.baselines.interface import AnsweringContext, HarvestData, Parameters, Setting
 from stir_train.baselines.pairs import right_and_wrong
 from stir_train.baselines.reading import block_outputs, read
 from stir_train.types.rollout import Prompt, Rollout
@@ -26,25 +26,25 @@ class RepresentationControl:
 
     name = "representation-control"
 
-    def prepare(self, evidence: Evidence) -> dict[str, Tensor]:
+    def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """Mean and first principal component of right-minus-wrong, per block."""
-        pairs = right_and_wrong(evidence)
+        pairs = right_and_wrong(harvest)
         everything = [rollout for right, wrong in pairs for rollout in (*right, *wrong)]
-        modules = block_outputs(evidence.loaded, evidence.blocks)
+        modules = block_outputs(harvest.loaded, harvest.blocks)
         lasts: dict[str, list[Tensor]] = {name: [] for name in modules}
-        for reading in read(evidence.loaded, everything, modules):
+        for reading in read(harvest.loaded, everything, modules):
             for name in modules:
                 lasts[name].append(reading.lasts(name))
-        learnt: dict[str, Tensor] = {}
-        for block in evidence.blocks:
+        parameters: dict[str, Tensor] = {}
+        for block in harvest.blocks:
             rows = iter(torch.cat(lasts[f"block {block}"]))
             differences = []
             for right, wrong in pairs:
                 positive = torch.stack([next(rows) for _ in right]).mean(0)
                 negative = torch.stack([next(rows) for _ in wrong]).mean(0)
                 differences.append(positive - negative)
-            learnt |= {f"{kind} {block}": v for kind, v in _vectors(differences).items()}
-        return learnt
+            parameters |= {f"{kind} {block}": v for kind, v in _vectors(differences).items()}
+        return parameters
 
     def settings(self, blocks: Sequence[int]) -> list[Setting]:
         """Both vectors, at every block and strength."""
@@ -56,12 +56,16 @@ class RepresentationControl:
         ]
 
     def answer(
-        self, bench: Bench, learnt: Learnt, setting: Setting, prompts: Sequence[Prompt]
+        self,
+        answering: AnsweringContext,
+        parameters: Parameters,
+        setting: Setting,
+        prompts: Sequence[Prompt],
     ) -> list[Rollout]:
         """Greedy, the vector added at all positions, the prompt's included."""
-        vector = learnt[f"{setting['vector']} {setting['block']}"] * float(setting["strength"])
-        edit = adding(bench.loaded, int(setting["block"]), vector, to_prompt=True)
-        return bench.answer(prompts, edit=edit)
+        vector = parameters[f"{setting['vector']} {setting['block']}"] * float(setting["strength"])
+        edit = adding(answering.loaded, int(setting["block"]), vector, to_prompt=True)
+        return answering.answer(prompts, edit=edit)
 
 
 def _vectors(differences: Sequence[Tensor]) -> dict[str, Tensor]:

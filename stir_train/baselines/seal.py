@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from stir_train.baselines.editing import VectorAtPoints
-from stir_train.baselines.interface import Bench, Evidence, Learnt, NotApplicable, Setting
+from stir_train.baselines.interface import (
+    AnsweringContext,
+    HarvestData,
+    NotApplicable,
+    Parameters,
+    Setting,
+)
 from stir_train.types.rollout import Prompt, Rollout
 
 REFLECTION = (
@@ -52,22 +58,22 @@ class Seal:
 
     name = "seal"
 
-    def prepare(self, evidence: Evidence) -> dict[str, Tensor]:
+    def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """The vector of every block, from the states that the harvest captured."""
-        rollouts = {(g.rollout.prompt_id, g.rollout.sample): g.rollout for g in evidence.graded}
+        rollouts = {(g.rollout.prompt_id, g.rollout.sample): g.rollout for g in harvest.graded}
         labels: list[bool] = []
-        for label in evidence.captured.labels:
+        for label in harvest.captured.labels:
             rollout = rollouts[label.prompt_id, label.sample]
             points = [*rollout.control_points, len(rollout.token_ids) - 1]
             step = rollout.token_ids[label.token_index + 1 : points[label.point] + 1]
-            labels.append(is_execution(evidence.loaded.decode(step)))
+            labels.append(is_execution(harvest.loaded.decode(step)))
         execution = torch.tensor(labels, dtype=torch.bool)
         if bool(execution.all()) or not bool(execution.any()):
             raise NotApplicable("no steps begin as reflection or transition steps do")
         return {
-            f"block {block}": evidence.captured.at_block(block)[~execution].mean(0)
-            - evidence.captured.at_block(block)[execution].mean(0)
-            for block in evidence.blocks
+            f"block {block}": harvest.captured.at_block(block)[~execution].mean(0)
+            - harvest.captured.at_block(block)[execution].mean(0)
+            for block in harvest.blocks
         }
 
     def settings(self, blocks: Sequence[int]) -> list[Setting]:
@@ -75,9 +81,13 @@ class Seal:
         return [{"block": block, "coefficient": c} for block in blocks for c in COEFFICIENTS]
 
     def answer(
-        self, bench: Bench, learnt: Learnt, setting: Setting, prompts: Sequence[Prompt]
+        self,
+        answering: AnsweringContext,
+        parameters: Parameters,
+        setting: Setting,
+        prompts: Sequence[Prompt],
     ) -> list[Rollout]:
         """Greedy, the vector subtracted at every control point."""
         block = int(setting["block"])
-        vector = -float(setting["coefficient"]) * learnt[f"block {block}"]
-        return bench.answer(prompts, controller=VectorAtPoints(block, vector))
+        vector = -float(setting["coefficient"]) * parameters[f"block {block}"]
+        return answering.answer(prompts, controller=VectorAtPoints(block, vector))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from stir_train.baselines.interface import Bench, Evidence, Learnt, Setting
+from stir_train.baselines.interface import AnsweringContext, HarvestData, Parameters, Setting
 from stir_train.generation.backend import GenerationRequest, SamplingParams
 from stir_train.types.rollout import Prompt, Rollout
 
@@ -31,8 +31,8 @@ class SelfConsistency:
 
     name = "self-consistency"
 
-    def prepare(self, evidence: Evidence) -> dict[str, Tensor]:  # noqa: ARG002 - the interface's
-        """Nothing is learnt."""
+    def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:  # noqa: ARG002 - the interface's
+        """Nothing is parameters."""
         return {}
 
     def settings(self, blocks: Sequence[int]) -> list[Setting]:  # noqa: ARG002 - the interface's
@@ -41,20 +41,22 @@ class SelfConsistency:
 
     def answer(
         self,
-        bench: Bench,
-        learnt: Learnt,  # noqa: ARG002 - the interface's
+        answering: AnsweringContext,
+        parameters: Parameters,  # noqa: ARG002 - the interface's
         setting: Setting,
         prompts: Sequence[Prompt],
     ) -> list[Rollout]:
         """The first sample that gives the winning answer, the others' tokens beside it."""
-        sampling = dataclasses.replace(bench.sampled, temperature=TEMPERATURE, top_p=TOP_P, top_k=0)
+        sampling = dataclasses.replace(
+            answering.sampled, temperature=TEMPERATURE, top_p=TOP_P, top_k=0
+        )
         num_samples, window = int(setting["samples"]), int(setting["window"])
         made: list[list[Vote]] = [[] for _ in prompts]
         undecided = list(range(len(prompts)))
         for first in range(0, num_samples, window):
             numbers = range(first, min(first + window, num_samples))
             requests = [GenerationRequest(prompts[i], k) for i in undecided for k in numbers]
-            votes = iter(votes_of(bench, requests, sampling))
+            votes = iter(votes_of(answering, requests, sampling))
             for i in undecided:
                 made[i] += [next(votes) for _ in numbers]
             undecided = [i for i in undecided if not _unanimous(made[i][first:])]
@@ -83,12 +85,14 @@ def elect(votes: Sequence[Vote]) -> Rollout:
 
 
 def votes_of(
-    bench: Bench, requests: Sequence[GenerationRequest], sampling: SamplingParams
+    answering: AnsweringContext, requests: Sequence[GenerationRequest], sampling: SamplingParams
 ) -> list[Vote]:
     """Make samples and read their answers."""
-    made = bench.engine.generate(requests, sampling, seed=bench.seed, control=bench.control)
-    texts = [bench.loaded.decode(rollout.token_ids) for rollout in made.rollouts]
-    answers = bench.answers_of([request.prompt for request in requests], texts)
+    made = answering.engine.generate(
+        requests, sampling, seed=answering.seed, control=answering.control
+    )
+    texts = [answering.loaded.decode(rollout.token_ids) for rollout in made.rollouts]
+    answers = answering.answers_of([request.prompt for request in requests], texts)
     return [
         Vote(rollout, "" if rollout.truncated else answer)
         for rollout, answer in zip(made.rollouts, answers, strict=True)

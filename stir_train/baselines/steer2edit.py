@@ -18,7 +18,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stir_train.baselines.editing import edited
-from stir_train.baselines.interface import Bench, Evidence, Learnt, NotApplicable, Setting
+from stir_train.baselines.interface import (
+    AnsweringContext,
+    HarvestData,
+    NotApplicable,
+    Parameters,
+    Setting,
+)
 from stir_train.baselines.pairs import extremes_of_length
 from stir_train.baselines.reading import attention_output, feed_forward_output, read
 from stir_train.types.rollout import Prompt, Rollout
@@ -33,9 +39,9 @@ class Steer2Edit:
 
     name = "steer2edit"
 
-    def prepare(self, evidence: Evidence) -> dict[str, Tensor]:
+    def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """Per block, what goes into both output maps and the directions at their outputs."""
-        loaded = evidence.loaded
+        loaded = harvest.loaded
         try:
             layers = {
                 f"attention {i}": attention_output(block) for i, block in enumerate(loaded.blocks)
@@ -45,40 +51,44 @@ class Steer2Edit:
         except LookupError as error:
             raise NotApplicable(str(error)) from error
         sides = [
-            _means(evidence, rollouts, layers) for rollouts in extremes_of_length(evidence, EXTREME)
+            _means(harvest, rollouts, layers) for rollouts in extremes_of_length(harvest, EXTREME)
         ]
-        learnt = {}
+        parameters = {}
         for name in layers:
             (short_in, short_out), (long_in, long_out) = (side[name] for side in sides)
-            learnt[f"given {name}"] = (short_in + long_in) / 2
-            learnt[f"shorter {name}"] = nn.functional.normalize(short_out - long_out, dim=-1)
-            learnt[f"longer {name}"] = -learnt[f"shorter {name}"]
-        for block in evidence.blocks:
-            corrections = ~evidence.basis.is_anchor & (evidence.basis.blocks == block)
+            parameters[f"given {name}"] = (short_in + long_in) / 2
+            parameters[f"shorter {name}"] = nn.functional.normalize(short_out - long_out, dim=-1)
+            parameters[f"longer {name}"] = -parameters[f"shorter {name}"]
+        for block in harvest.blocks:
+            corrections = ~harvest.basis.is_anchor & (harvest.basis.blocks == block)
             if bool(corrections.any()):
-                mean = evidence.basis.directions[corrections].mean(0)
+                mean = harvest.basis.directions[corrections].mean(0)
                 for kind in ("attention", "neurons"):
-                    learnt[f"impulse {kind} {block}"] = nn.functional.normalize(mean, dim=-1)
-        return learnt
+                    parameters[f"impulse {kind} {block}"] = nn.functional.normalize(mean, dim=-1)
+        return parameters
 
     def settings(self, blocks: Sequence[int]) -> list[Setting]:  # noqa: ARG002 - the interface's
         """Every direction and shrinkage."""
         return [{"towards": towards, "rho": rho} for towards in DIRECTIONS for rho in RHOS]
 
     def answer(
-        self, bench: Bench, learnt: Learnt, setting: Setting, prompts: Sequence[Prompt]
+        self,
+        answering: AnsweringContext,
+        parameters: Parameters,
+        setting: Setting,
+        prompts: Sequence[Prompt],
     ) -> list[Rollout]:
         """Greedy with the edited weights."""
-        num_heads = bench.loaded.model.config.get_text_config().num_attention_heads
+        num_heads = answering.loaded.model.config.get_text_config().num_attention_heads
         rho, weights = float(setting["rho"]), {}
-        for i, block in enumerate(bench.loaded.blocks):
-            attention = learnt.get(f"{setting['towards']} attention {i}")
-            neurons = learnt.get(f"{setting['towards']} neurons {i}")
+        for i, block in enumerate(answering.loaded.blocks):
+            attention = parameters.get(f"{setting['towards']} attention {i}")
+            neurons = parameters.get(f"{setting['towards']} neurons {i}")
             if attention is not None:
                 layer = attention_output(block)
                 weights[layer] = edit_heads(
                     layer.weight.detach(),
-                    learnt[f"given attention {i}"].to(layer.weight),
+                    parameters[f"given attention {i}"].to(layer.weight),
                     attention.to(layer.weight),
                     num_heads,
                     rho,
@@ -87,11 +97,11 @@ class Steer2Edit:
                 layer = feed_forward_output(block)
                 weights[layer] = edit_neurons(
                     layer.weight.detach(),
-                    learnt[f"given neurons {i}"].to(layer.weight),
+                    parameters[f"given neurons {i}"].to(layer.weight),
                     neurons.to(layer.weight),
                     rho,
                 )
-        return bench.answer(prompts, edit=edited(weights))
+        return answering.answer(prompts, edit=edited(weights))
 
 
 def shrunk(gain: Tensor, rho: float, alpha: float = ALPHA) -> Tensor:
@@ -129,7 +139,7 @@ def edit_neurons(
 
 
 def _means(
-    evidence: Evidence, rollouts: Sequence[Rollout], layers: dict[str, nn.Linear]
+    harvest: HarvestData, rollouts: Sequence[Rollout], layers: dict[str, nn.Linear]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Mean input and output of each layer over completion tokens."""
     totals = {
@@ -137,7 +147,7 @@ def _means(
         for name, layer in layers.items()
     }
     inputs = {f"in {name}": layer for name, layer in layers.items()}
-    for reading in read(evidence.loaded, rollouts, layers, inputs):
+    for reading in read(harvest.loaded, rollouts, layers, inputs):
         for name, (given, gave) in totals.items():
             given += reading.means(f"in {name}").sum(0)
             gave += reading.means(name).sum(0)

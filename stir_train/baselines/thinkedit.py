@@ -17,7 +17,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stir_train.baselines.editing import edited
-from stir_train.baselines.interface import Bench, Evidence, Learnt, NotApplicable, Setting
+from stir_train.baselines.interface import (
+    AnsweringContext,
+    HarvestData,
+    NotApplicable,
+    Parameters,
+    Setting,
+)
 from stir_train.baselines.pairs import extremes_of_length
 from stir_train.baselines.reading import attention_output, read
 from stir_train.models.load import LoadedModel
@@ -33,46 +39,50 @@ class ThinkEdit:
 
     name = "thinkedit"
 
-    def prepare(self, evidence: Evidence) -> dict[str, Tensor]:
+    def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """Directions ``Float[L D]`` and, of either side, every head's score ``Float[L H]``."""
-        loaded = evidence.loaded
+        loaded = harvest.loaded
         try:
             outputs = [attention_output(block) for block in loaded.blocks]
         except LookupError as error:
             raise NotApplicable(str(error)) from error
         means, heads = {}, {}
-        for side, rollouts in zip(SIDES, extremes_of_length(evidence, EXTREME), strict=True):
+        for side, rollouts in zip(SIDES, extremes_of_length(harvest, EXTREME), strict=True):
             means[side], heads[side] = _read(loaded, rollouts, outputs)
         longer = nn.functional.normalize(means["long"] - means["short"], dim=-1)
-        learnt = {"direction": longer}
+        parameters = {"direction": longer}
         # The short side writes against the direction, the long side along it.
         for side, sign in (("short", -1.0), ("long", 1.0)):
             scores = [
                 sign * contributions(layer.weight.detach().float().cpu(), found) @ direction
                 for layer, found, direction in zip(outputs, heads[side], longer, strict=True)
             ]
-            learnt[f"scores {side}"] = torch.stack(scores)
-        return learnt
+            parameters[f"scores {side}"] = torch.stack(scores)
+        return parameters
 
     def settings(self, blocks: Sequence[int]) -> list[Setting]:  # noqa: ARG002 - the interface's
         """Either side, every share of heads."""
         return [{"against": side, "heads": share} for side in SIDES for share in SHARES]
 
     def answer(
-        self, bench: Bench, learnt: Learnt, setting: Setting, prompts: Sequence[Prompt]
+        self,
+        answering: AnsweringContext,
+        parameters: Parameters,
+        setting: Setting,
+        prompts: Sequence[Prompt],
     ) -> list[Rollout]:
         """Greedy with the edited weights."""
-        scores = learnt[f"scores {setting['against']}"]
+        scores = parameters[f"scores {setting['against']}"]
         count = max(1, round(float(setting["heads"]) * scores.numel()))
         weights: dict[nn.Linear, Tensor] = {}
         for flat in scores.flatten().topk(count).indices.tolist():
             layer_index, head = divmod(flat, scores.shape[1])
-            layer = attention_output(bench.loaded.blocks[layer_index])
+            layer = attention_output(answering.loaded.blocks[layer_index])
             weight = weights.get(layer, layer.weight.detach().clone())
             weights[layer] = without_direction(
-                weight, learnt["direction"][layer_index].to(weight), head, scores.shape[1]
+                weight, parameters["direction"][layer_index].to(weight), head, scores.shape[1]
             )
-        return bench.answer(prompts, edit=edited(weights))
+        return answering.answer(prompts, edit=edited(weights))
 
 
 def contributions(

@@ -68,7 +68,7 @@ Guide = Callable[[int, int, Float[Tensor, "L D"], Float[Tensor, "E D"]], Float[T
 
 
 @dataclass(frozen=True)
-class Arm:
+class Injection:
     """A block and a strength."""
 
     block: int
@@ -99,39 +99,43 @@ def plan_trials(
     pool: StatePool,
     basis: ControlBasis,
     active: Bool[Tensor, "K"],
-    arms: Sequence[Arm],
+    injections: Sequence[Injection],
     num_trials: int,
     generator: torch.Generator,
     *,
     guide: Guide | None = None,
 ) -> list[PlannedTrial]:
-    """Draw states by weight, an arm evenly, and an active correction of that block and point.
+    """Draw states by weight, an injection evenly, and an active correction of that block and point.
 
-    States whose control point has no active entry in the arm's block are skipped, and so are states
-    that were steered in another block than any arm's.
+    States whose control point has no active entry in the injection's block are skipped, and so are states
+    that were steered in another block than any injection's.
     """
     drawn = torch.multinomial(pool.weights, num_trials, replacement=True, generator=generator)
     draws = torch.rand((num_trials, 2), generator=generator, dtype=torch.float64)
     plans = []
     for state, (arm_draw, guide_draw) in zip(drawn.tolist(), draws.tolist(), strict=True):
         came_by = int(pool.steered[state])
-        open_arms = [arm for arm in arms if came_by in (UNSTEERED, arm.block)]
+        open_arms = [
+            injection for injection in injections if came_by in (UNSTEERED, injection.block)
+        ]
         if not open_arms:
             continue
-        arm = open_arms[int(arm_draw * len(open_arms))]
-        point, at = int(pool.points[state]), pool.states[state, pool.blocks.index(arm.block)]
-        entries, probabilities = _entry_probabilities(basis, active, arm.block, point, at)
+        injection = open_arms[int(arm_draw * len(open_arms))]
+        point, at = int(pool.points[state]), pool.states[state, pool.blocks.index(injection.block)]
+        entries, probabilities = _entry_probabilities(basis, active, injection.block, point, at)
         if not len(entries):
             continue
         pick = int(torch.multinomial(probabilities, 1, generator=generator))
         if guide is not None:
-            impulses = arm.strength * basis.directions[entries]
-            best = int(guide(arm.block, point, pool.states[state], impulses).argmax())
+            impulses = injection.strength * basis.directions[entries]
+            best = int(guide(injection.block, point, pool.states[state], impulses).argmax())
             pick = best if guide_draw < GUIDED else pick
             probabilities = (1 - GUIDED) * probabilities
             probabilities[best] += GUIDED
         propensity = float(probabilities[pick]) / len(open_arms)
-        plans.append(PlannedTrial(state, arm.block, int(entries[pick]), arm.strength, propensity))
+        plans.append(
+            PlannedTrial(state, injection.block, int(entries[pick]), injection.strength, propensity)
+        )
     return plans
 
 
@@ -158,16 +162,17 @@ def still_promising(uplifts: Sequence[EntryUplift]) -> Bool[Tensor, "K"]:
 
 
 def mean_gain(
-    trials: Sequence[Intervention], arm: Arm, *, token_price: float, max_new_tokens: int
+    trials: Sequence[Intervention], injection: Injection, *, token_price: float, max_new_tokens: int
 ) -> float:
-    """What a perfect gate would gain by an arm's trials, where there was something to gain.
+    """What a perfect gate would gain by an injection's trials, where there was something to gain.
 
     Greedy returns have no noise, so the positive part of an uplift is not a lucky draw.
     """
     gains = [
         max(0.0, trial.uplift(token_price, max_new_tokens))
         for trial in trials
-        if trial.improvable and (trial.block, trial.strength) == (arm.block, arm.strength)
+        if trial.improvable
+        and (trial.block, trial.strength) == (injection.block, injection.strength)
     ]
     return sum(gains) / len(gains) if gains else 0.0
 

@@ -6,8 +6,8 @@ import sys
 
 import typer
 
-from stir_train.cli import looking, results, stages
-from stir_train.cli.opening import fail
+from stir_train.cli import results, stages, tools
+from stir_train.cli.arguments import fail
 from stir_train.cli.tiny import tiny
 from stir_train.distributed.preemption import EXIT_PREEMPTED, Preempted
 from stir_train.errors import StirError
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _part in (stages, results, looking):
+for _part in (stages, results, tools):
     app.add_typer(_part.app)
 app.add_typer(tiny, name="tiny")
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from stir_train.cli.opening import ConfigPath, Overrides, console, opened
+from stir_train.cli.arguments import ConfigPath, Overrides, console, opened
 
 app = typer.Typer()
 
@@ -44,7 +44,7 @@ def export(
 ) -> None:
     """Write a finished run's adapter, merged weights or mean vector where another tool loads it."""
     with opened(config, overrides or []) as context:
-        from stir_train.recipes.export import run_export
+        from stir_train.tools.export import run_export
 
         run_export(context, to, form=form)
 
@@ -60,7 +60,7 @@ def generate(
 ) -> None:
     """Answer one prompt with a finished run's method, as it is written."""
     with opened(config, overrides or []) as context:
-        from stir_train.recipes.show import stream_answer
+        from stir_train.tools.trace import stream_answer
 
         question = prompt.replace("\\n", "\n")
         stream_answer(context, question, method, lambda text: print(text, end="", flush=True))
@@ -68,7 +68,7 @@ def generate(
 
 
 @app.command()
-def preview(
+def trace(
     config: ConfigPath,
     overrides: Overrides = None,
     index: Annotated[int, typer.Option(help="Which problem of the tune split.")] = 0,
@@ -79,7 +79,7 @@ def preview(
     """Show a completion with its control points: what was retrieved, and what was injected."""
     with opened(config, overrides or []) as context:
         from stir_train.monitoring.console import make_console
-        from stir_train.recipes.show import show_decisions
+        from stir_train.tools.trace import show_decisions
 
         show_decisions(context, index, method, make_console(sys.stdout))
 
@@ -95,7 +95,7 @@ def compare(
     ] = None,
 ) -> None:
     """Put the held-out results of several runs side by side."""
-    from stir_train.recipes.compare import as_markdown, as_table, result_rows, write_page
+    from stir_train.tools.compare import as_markdown, as_table, result_rows, write_page
 
     if html is not None:
         write_page(runs, html)

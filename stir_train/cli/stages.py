@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stir_train.cli.opening import ConfigPath, Overrides, console, fail, load, opened
+from stir_train.cli.arguments import ConfigPath, Overrides, console, fail, load, opened
+from stir_train.config.pipeline import STAGE_NAMES, STAGES
 
 if TYPE_CHECKING:
     from stir_train.config.run import RunConfig
 
 app = typer.Typer()
+WORKERS = [stage.name for stage in STAGES if stage.takes_workers]
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would happen; do nothing.")]
 Redo = Annotated[bool, typer.Option("--redo", help="Remake this stage and those after it.")]
@@ -38,24 +40,8 @@ Worker = Annotated[
     ),
 ]
 
-STAGE_HELP = {
-    "rollout": "Sample, grade and capture rollouts of the harvest split.",
-    "harvest": "Contrast right and wrong rollouts at control points.",
-    "basis": "Select the control basis and diagnose the contrasts.",
-    "validate": "Measure what each entry of the basis causes, by paired replay.",
-    "value": "Train and calibrate the value heads.",
-    "tune": "Choose the controller on the tune split.",
-    "steer": "Sample steered rollouts of the harvest split.",
-    "distill": "Distil steered rollouts into a LoRA adapter, export and verify it.",
-    "baselines": "Tune other methods on the tune split.",
-    "evaluate": "Compare every method on the held-out test split.",
-    "report": "Write the run's HTML report.",
-}
-WORKERS = ("rollout", "steer")
-"""Stages of which a job array can make chunks."""
 
-
-def _stage_command(verb: str) -> Callable[..., None]:
+def _stage_command(name: str) -> Callable[..., None]:
     def command(
         config: ConfigPath,
         overrides: Overrides = None,
@@ -65,20 +51,20 @@ def _stage_command(verb: str) -> Callable[..., None]:
         site: Site = None,
         worker: Worker = False,
     ) -> None:
-        if worker and verb not in WORKERS:
+        if worker and name not in WORKERS:
             fail(
-                f"--worker: {verb} is not made in chunks by a job array; {' and '.join(WORKERS)} are"
+                f"--worker: {name} is not made in chunks by a job array; {' and '.join(WORKERS)} are"
             )
         if submit or site is not None:
-            _submit([verb], config, overrides or [], site, dry_run=dry_run)
+            _submit([name], config, overrides or [], site, dry_run=dry_run)
             return
-        _run_verbs([verb], config, overrides or [], dry_run=dry_run, redo=redo, worker=worker)
+        _run([name], config, overrides or [], dry_run=dry_run, redo=redo, worker=worker)
 
     return command
 
 
-for _verb, _help in STAGE_HELP.items():
-    app.command(_verb, help=_help)(_stage_command(_verb))
+for _stage in STAGES:
+    app.command(_stage.name, help=_stage.summary)(_stage_command(_stage.name))
 
 
 @app.command()
@@ -94,22 +80,22 @@ def run(
     ] = None,
 ) -> None:
     """Run every stage in order, skipping what is done; here, or as a chain of SLURM jobs."""
-    verbs = list(STAGE_HELP) if only is None else only.split(",")
-    unknown = sorted(set(verbs) - set(STAGE_HELP))
+    names = list(STAGE_NAMES) if only is None else only.split(",")
+    unknown = sorted(set(names) - set(STAGE_NAMES))
     if unknown:
-        fail(f"--only: no stage {', '.join(unknown)}; stages: {', '.join(STAGE_HELP)}")
+        fail(f"--only: no stage {', '.join(unknown)}; stages: {', '.join(STAGE_NAMES)}")
     if submit or site is not None:
-        _submit(verbs, config, overrides or [], site, dry_run=dry_run)
+        _submit(names, config, overrides or [], site, dry_run=dry_run)
         return
-    _run_verbs(verbs, config, overrides or [], dry_run=dry_run, redo=redo)
+    _run(names, config, overrides or [], dry_run=dry_run, redo=redo)
 
 
 @app.command()
 def iterate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Run generations, each from the last one's student, while the tune split improves."""
     settings = load(config, overrides or [])
-    from stir_train.recipes.iterate import run_iterate
     from stir_train.recipes.result_tables import results_table
+    from stir_train.runtime.iterate import run_iterate
 
     out = console()
     results = run_iterate(settings, out, sys.argv)
@@ -134,7 +120,7 @@ def status(
     for column in ("stage", "state", "progress", "job"):
         table.add_column(column)
     for stage in found.stages:
-        table.add_row(stage.verb, stage.state, stage.progress, stage.job)
+        table.add_row(stage.name, stage.state, stage.progress, stage.job)
     out = console()
     out.print(table)
     if found.queue:
@@ -157,8 +143,8 @@ def cancel(
     console().print(f"cancelled {listed}" if cancelled else "nothing of this run is in the queue")
 
 
-def _run_verbs(
-    verbs: list[str],
+def _run(
+    names: list[str],
     path: Path,
     overrides: list[str],
     *,
@@ -167,17 +153,18 @@ def _run_verbs(
     worker: bool = False,
 ) -> None:
     if dry_run:
-        _show_plan(load(path, overrides), verbs)
+        _show_plan(load(path, overrides), names)
         return
     with opened(path, overrides, is_worker=worker) as context:
-        from stir_train.recipes.run import run_stages, show_outcome
+        from stir_train.runtime.driver import run_stages
+        from stir_train.tools.outcome import show_outcome
 
-        run_stages(context, verbs, redo=redo)
-        show_outcome(context, verbs)
+        run_stages(context, names, redo=redo)
+        show_outcome(context, names)
 
 
 def _submit(
-    verbs: list[str], path: Path, overrides: list[str], site_file: Path | None, *, dry_run: bool
+    names: list[str], path: Path, overrides: list[str], site_file: Path | None, *, dry_run: bool
 ) -> None:
     """Check everything that can be checked here, then queue the chain; or show what would be."""
     from stir_train.artifacts.run_dir import RunDir
@@ -187,16 +174,16 @@ def _submit(
     from stir_train.launch.preflight import preflight
     from stir_train.launch.site import SiteConfig
     from stir_train.monitoring.console import caution
-    from stir_train.recipes.problems import require_problems
+    from stir_train.runtime.problems import require_problems
 
     config = load(path, overrides)
     site = SiteConfig() if site_file is None else load_config(SiteConfig, site_file)
     found = preflight(config, site, read_data=require_problems)
-    jobs = plan_jobs(config, site, verbs)
+    jobs = plan_jobs(config, site, names)
     scripts = slurm.scripts_of(config, site, jobs)
     out = console()
     if dry_run:
-        _show_plan(config, verbs)
+        _show_plan(config, names)
         for script, text in scripts[1:]:
             print(f"# {script}\n{text}")
     for note in found.notes:
@@ -220,7 +207,7 @@ def _submit(
     out.print(f"watch it with: stir-train status {config.directory}", soft_wrap=True)
 
 
-def _show_plan(config: RunConfig, verbs: list[str]) -> None:
+def _show_plan(config: RunConfig, names: list[str]) -> None:
     from rich.box import SIMPLE
     from rich.table import Table
 
@@ -231,8 +218,8 @@ def _show_plan(config: RunConfig, verbs: list[str]) -> None:
     for column in ("stage", "state", "what it does"):
         table.add_column(column)
     for stage in plan_run(config):
-        if stage.verb in verbs:
-            table.add_row(stage.verb, stage.state, stage.work)
+        if stage.name in names:
+            table.add_row(stage.name, stage.state, stage.work)
     out = make_console(sys.stdout)
     out.print(f"{config.model.name} on {config.task.name}, in {config.directory}", soft_wrap=True)
     out.print(table)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stir_train.cli.opening import console
+from stir_train.cli.arguments import console
 
 tiny = typer.Typer(help="Train or check the embedded tiny reasoning model.", no_args_is_help=True)
 
@@ -26,8 +26,8 @@ def tiny_train(
     """Train a tiny model from scratch (minutes on one thread) and check its competence."""
     from dataclasses import replace
 
-    from stir_train.recipes.tiny import train_tiny
     from stir_train.tasks.tiny_model import TinyRecipe
+    from stir_train.tools.tiny import train_tiny
 
     recipe = replace(TinyRecipe(), seed=seed)
     recipe = recipe if steps is None else replace(recipe, num_steps=steps)
@@ -44,7 +44,7 @@ def tiny_check(
     problems: Annotated[int, typer.Option(help="Held-out problems.")] = 300,
 ) -> None:
     """Measure a tiny model: pass@8 above 90 %, with headroom in accuracy or in tokens."""
-    from stir_train.recipes.tiny import measure_competence
+    from stir_train.tools.tiny import measure_competence
 
     found = measure_competence(family, model, problems)
     print(
@@ -63,6 +63,6 @@ def tiny_problems(
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 1,
 ) -> None:
     """Write fresh reserved problems of a family as JSONL, to try the path of your own data."""
-    from stir_train.recipes.tiny import write_problems
+    from stir_train.tools.tiny import write_problems
 
     write_problems(family, problems, seed, output)

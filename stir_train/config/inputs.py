@@ -11,6 +11,8 @@ from stir_train.config.base import FrozenConfig, NonEmptyText
 from stir_train.config.tasks import KNOWN_TASKS
 
 SPREAD = "spread"
+SplitName = Literal["harvest", "tune", "test"]
+"""`harvest` is learnt from, `tune` chosen on, `test` answered once."""
 
 
 class ModelConfig(FrozenConfig):
@@ -18,6 +20,8 @@ class ModelConfig(FrozenConfig):
 
     name: NonEmptyText = "embedded/addition"
     """Directory, hub id, or `embedded/NAME` for a model shipped with the package."""
+    gguf_file: str | None = None
+    """A GGUF file in that directory or repository, loaded dequantised; a path in `name` may also end in it."""
     revision: str | None = None
     """Pinned hub revision (commit, tag or branch); a commit is the only one that cannot move."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

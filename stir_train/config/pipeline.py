@@ -1,17 +1,342 @@
-"""The stages of a run in order: the verb that runs each, and the directory it makes."""
+"""The stages of a run, each declared once; every list of stages is read from here. Torch-free.
+
+A stage's name is its verb on the command line, its directory in the run, and its heading in reports.
+To add one, write ``recipes/NAME.py`` with a ``run`` function and declare it in `STAGES`.
+"""
 
 from __future__ import annotations
 
-STAGE_DIRECTORIES: dict[str, str] = {
-    "rollout": "rollouts",
-    "harvest": "harvest",
-    "basis": "basis",
-    "validate": "validation",
-    "value": "value",
-    "tune": "tune",
-    "steer": "steered",
-    "distill": "adapter",
-    "baselines": "baselines",
-    "evaluate": "eval",
-    "report": "report",
-}
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from stir_train.config.inputs import SplitName
+from stir_train.config.run import RunConfig
+
+Settings = Mapping[str, BaseModel | Any]
+"""What a stage depends on, by name: sections of the configuration, or single JSON-ready values."""
+
+
+def _always(_config: RunConfig) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the pipeline.
+
+    Attributes:
+        name: Verb, directory and heading.
+        summary: What it does, in a sentence for ``--help``.
+        settings: What of the configuration it depends on; others may change between attempts.
+        plan: What it would do under a configuration, with counts, for ``--dry-run``.
+        reads: Stages that it reads, of which those that are off are left out.
+        splits: Splits of the problems that it opens.
+        decodes: Whether it runs the model.
+        is_on: Whether a configuration asks for it.
+        uses_every_node: Whether it has work for every process; others have work for one.
+        takes_workers: Whether processes that share only the disk, as in a job array, can make its chunks.
+        job: The SLURM job that runs it; its own name if empty.
+    """
+
+    name: str
+    summary: str
+    settings: Callable[[RunConfig], Settings]
+    plan: Callable[[RunConfig], str]
+    reads: tuple[str, ...] = ()
+    splits: tuple[SplitName, ...] = ()
+    decodes: bool = True
+    is_on: Callable[[RunConfig], bool] = _always
+    uses_every_node: bool = False
+    takes_workers: bool = False
+    job: str = ""
+
+    @property
+    def run(self) -> str:
+        """Import path of the function that makes it."""
+        return f"stir_train.recipes.{self.name}:run"
+
+    @property
+    def job_name(self) -> str:
+        """The SLURM job that runs it."""
+        return self.job or self.name
+
+    def sources(self, config: RunConfig) -> tuple[str, ...]:
+        """The stages that it reads under a configuration, in pipeline order."""
+        return tuple(name for name in self.reads if stage(name).is_on(config))
+
+
+def _reproducibly(config: RunConfig, settings: Settings) -> Settings:
+    """Settings of a stage whose bytes also depend on the seed and the number of threads."""
+    return {"seed": config.seed, "num_threads": config.num_threads, **settings}
+
+
+def _rollout_settings(config: RunConfig) -> Settings:
+    return _reproducibly(
+        config,
+        {
+            "task": config.task,
+            "control_points": config.control_points,
+            "generation": config.generation,
+            "rollout": config.rollout,
+            "depths": config.harvest.depths,
+        },
+    )
+
+
+def _rollout_plan(config: RunConfig) -> str:
+    num_problems, num_samples = config.splits.num_harvest, config.rollout.num_samples
+    num_rollouts = num_problems * num_samples
+    depths = ", ".join(f"{depth:g}" for depth in config.harvest.depths)
+    return (
+        f"{num_problems} problems x {num_samples} samples = {num_rollouts} rollouts, at most "
+        f"{num_rollouts * config.generation.max_new_tokens:,} tokens; states at depths {depths}"
+    )
+
+
+def _harvest_plan(config: RunConfig) -> str:
+    return (
+        f"contrast {config.harvest.num_positive} right with {config.harvest.num_negative} wrong at "
+        f"up to {config.control_points.max_points} points"
+    )
+
+
+def _validate_settings(config: RunConfig) -> Settings:
+    value_mode = {"mode": "value", "depth": None, "strength": 1.0}
+    return _reproducibly(
+        config,
+        {
+            "validate": config.validation,
+            "value": config.value,
+            "max_points": config.control_points.max_points,
+            "steering": config.steering.model_copy(update=value_mode),
+            "generation": config.generation,
+        },
+    )
+
+
+def _validate_plan(config: RunConfig) -> str:
+    if not config.validation.enabled:
+        return "off; every entry is kept"
+    return (
+        f"{config.validation.num_rounds} rounds of {config.validation.trials_per_round} paired "
+        "replays"
+    )
+
+
+def _value_settings(config: RunConfig) -> Settings:
+    return _reproducibly(
+        config,
+        {
+            "value": config.value,
+            "max_points": config.control_points.max_points,
+            "max_new_tokens": config.generation.max_new_tokens,
+        },
+    )
+
+
+def _tune_settings(config: RunConfig) -> Settings:
+    return {
+        "tune": config.tune,
+        "steering": config.steering,
+        "num_bootstrap": config.evaluate.num_bootstrap,
+        "generation": config.generation,
+        "num_threads": config.num_threads,
+    }
+
+
+def _tune_plan(config: RunConfig) -> str:
+    num_settings = len(config.tried_settings) if config.tune.enabled else 1
+    fewer = "; the worse half answers fewer" if config.tune.num_halvings else ""
+    return f"{num_settings} settings x {config.splits.num_tune} problems, greedy beside them{fewer}"
+
+
+def _steer_settings(config: RunConfig) -> Settings:
+    return _reproducibly(
+        config,
+        {
+            "num_samples": config.distill.num_samples,
+            "rollout": config.rollout,
+            "generation": config.generation,
+        },
+    )
+
+
+def _steer_plan(config: RunConfig) -> str:
+    num_problems, num_samples = config.splits.num_harvest, config.distill.num_samples
+    return (
+        f"{num_problems} problems x {num_samples} samples = {num_problems * num_samples} steered "
+        "rollouts"
+    )
+
+
+def _distill_plan(config: RunConfig) -> str:
+    distill = config.distill
+    return (
+        f"LoRA rank {distill.rank}, {distill.num_steps} steps of {distill.batch_size} sequences; "
+        "export and verify"
+    )
+
+
+def _baselines_settings(config: RunConfig) -> Settings:
+    return _reproducibly(
+        config,
+        {
+            "baselines": config.baselines,
+            "rollout": config.rollout,
+            "generation": config.generation,
+            "token_price": config.steering.token_price,
+            "num_bootstrap": config.evaluate.num_bootstrap,
+        },
+    )
+
+
+def _evaluate_plan(config: RunConfig) -> str:
+    num_methods = 3 + 3 * config.evaluate.controls + len(config.tune.modes) - 1
+    num_methods += len(config.baselines.names) + len(config.evaluate.variants)
+    num_methods += config.distill.enabled * (1 + len(config.distill.also))
+    return f"{num_methods} methods x {config.splits.num_test} held-out problems"
+
+
+def _distils(config: RunConfig) -> bool:
+    return config.distill.enabled
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        "rollout",
+        "Sample, grade and capture rollouts of the harvest split.",
+        _rollout_settings,
+        _rollout_plan,
+        splits=("harvest",),
+        uses_every_node=True,
+        takes_workers=True,
+    ),
+    Stage(
+        "harvest",
+        "Contrast right and wrong rollouts at control points.",
+        lambda config: {
+            "harvest": config.harvest,
+            "max_points": config.control_points.max_points,
+        },
+        _harvest_plan,
+        reads=("rollout",),
+        decodes=False,
+    ),
+    Stage(
+        "basis",
+        "Select the control basis and diagnose the contrasts.",
+        lambda config: {"basis": config.basis, "seed": config.seed},
+        lambda config: (
+            f"{config.basis.selection} selection of up to {config.basis.size} entries a block"
+        ),
+        reads=("harvest",),
+        decodes=False,
+        job="harvest",
+    ),
+    Stage(
+        "validate",
+        "Measure what each entry of the basis causes, by paired replay.",
+        _validate_settings,
+        _validate_plan,
+        reads=("basis",),
+        splits=("harvest",),
+        uses_every_node=True,
+    ),
+    Stage(
+        "value",
+        "Train and calibrate the value heads.",
+        _value_settings,
+        lambda config: (
+            f"{config.value.num_members} heads a block, at most {config.value.num_steps} steps"
+        ),
+        reads=("rollout", "validate"),
+        decodes=False,
+    ),
+    Stage(
+        "tune",
+        "Choose the controller on the tune split.",
+        _tune_settings,
+        _tune_plan,
+        reads=("validate", "value"),
+        splits=("tune",),
+        uses_every_node=True,
+    ),
+    Stage(
+        "steer",
+        "Sample steered rollouts of the harvest split.",
+        _steer_settings,
+        _steer_plan,
+        reads=("validate", "value", "tune"),
+        splits=("harvest",),
+        is_on=_distils,
+        uses_every_node=True,
+        takes_workers=True,
+    ),
+    Stage(
+        "distill",
+        "Distil steered rollouts into a LoRA adapter, export and verify it.",
+        lambda config: _reproducibly(config, {"distill": config.distill}),
+        _distill_plan,
+        reads=("steer",),
+        decodes=False,
+        is_on=_distils,
+        uses_every_node=True,
+    ),
+    Stage(
+        "baselines",
+        "Tune other methods on the tune split.",
+        _baselines_settings,
+        lambda config: (
+            f"{', '.join(config.baselines.names)}: tuned on {config.splits.num_tune} problems"
+        ),
+        reads=("rollout", "validate", "tune"),
+        splits=("tune",),
+        is_on=lambda config: bool(config.baselines.names),
+        uses_every_node=True,
+    ),
+    Stage(
+        "evaluate",
+        "Compare every method on the held-out test split.",
+        lambda config: _reproducibly(
+            config, {"evaluate": config.evaluate, "generation": config.generation}
+        ),
+        _evaluate_plan,
+        reads=("basis", "validate", "value", "tune", "distill", "baselines"),
+        splits=("test",),
+        uses_every_node=True,
+    ),
+    Stage(
+        "report",
+        "Write the run's HTML report.",
+        lambda _config: {},
+        lambda _config: "one HTML page",
+        reads=("evaluate",),
+        decodes=False,
+        job="evaluate",
+    ),
+)
+"""In the order in which a run makes them."""
+
+STAGE_NAMES: tuple[str, ...] = tuple(stage.name for stage in STAGES)
+
+
+def stage(name: str) -> Stage:
+    """The stage of a name.
+
+    Raises:
+        KeyError: If there is none; names from users are checked where they come in.
+    """
+    return next(stage for stage in STAGES if stage.name == name)
+
+
+def stages_off(config: RunConfig) -> frozenset[str]:
+    """Names of the stages that a configuration leaves out."""
+    return frozenset(stage.name for stage in STAGES if not stage.is_on(config))
+
+
+def stages_from(name: str) -> tuple[str, ...]:
+    """A stage and those after it, which are remade with it."""
+    return STAGE_NAMES[STAGE_NAMES.index(name) :]

@@ -88,12 +88,6 @@ class RunConfig(FrozenConfig):
         return self
 
     @property
-    def stages_off(self) -> frozenset[str]:
-        """Verbs of the stages that this run leaves out."""
-        off = set() if self.distill.enabled else {"steer", "distill"}
-        return frozenset(off if self.baselines.names else {*off, "baselines"})
-
-    @property
     def tried_settings(self) -> list[SteeringConfig]:
         """What tuning tries: every mode, depth and strength; with a head, all of its thresholds too."""
         tune, steering = self.tune, self.steering

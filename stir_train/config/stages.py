@@ -112,16 +112,16 @@ class ValidationConfig(FrozenConfig):
     trials_per_round: PositiveInt = 2000
     """Continuations per round."""
     strengths: tuple[PositiveFloat, ...] = Field(default=(1.0, 2.0, 3.0), min_length=1)
-    """Strengths tried; with each harvested block an arm."""
-    problems_per_arm: PositiveInt = 128
-    """Harvest problems that every arm's controller answers between rounds."""
+    """Strengths tried; with each harvested block an injection."""
+    selection_problems: PositiveInt = 128
+    """Harvest problems that every injection's controller answers between rounds."""
 
     def num_completions(self, num_blocks: int) -> int:
         """Continuations, and answers between rounds, over the greedy rollouts that all start from."""
         answers = 0
         for _ in range(self.num_rounds - 1):
             if num_blocks > 1:
-                answers += num_blocks * len(self.strengths) * self.problems_per_arm
+                answers += num_blocks * len(self.strengths) * self.selection_problems
             num_blocks = (num_blocks + 1) // 2
         return self.num_rounds * self.trials_per_round + answers
 
@@ -238,7 +238,7 @@ class BaselinesConfig(FrozenConfig):
         return get_args(BaselineName) if self.methods == "all" else self.methods
 
 
-class OutsideConfig(FrozenConfig):
+class OutOfDomainConfig(FrozenConfig):
     """A task that nothing of the run is made from, to see what steering or a student loses there."""
 
     task: TaskConfig
@@ -262,7 +262,7 @@ class EvaluateConfig(FrozenConfig):
     num_samples: PositiveInt | None = None
     """Also sample so many completions of each test problem, for avg@n, pass@k and majority@n of
     greedy decoding's model, the chosen controller and every student; None decodes greedily alone."""
-    outside: dict[Annotated[str, Field(pattern=r"^[a-z0-9-]+$")], OutsideConfig] = Field(
+    out_of_domain: dict[Annotated[str, Field(pattern=r"^[a-z0-9-]+$")], OutOfDomainConfig] = Field(
         default_factory=dict
     )
     """Tasks outside the harvest by name; greedy, the chosen controller and every student answer them."""

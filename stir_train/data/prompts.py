@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from stir_train.config.inputs import SplitsConfig, TaskConfig
+from stir_train.config.inputs import SplitName, SplitsConfig, TaskConfig
 from stir_train.data.problems import SourceProblem
 from stir_train.errors import DataError
 from stir_train.types.rollout import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-SplitName = Literal["harvest", "tune", "test"]
 
 
 def cut_splits(

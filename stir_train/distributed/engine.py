@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stir_train.config.deepspeed import GRADIENT_CLIP, deepspeed_config
 from stir_train.config.learning import TrainConfig
-from stir_train.distributed.deepspeed_door import import_deepspeed
+from stir_train.distributed.deepspeed_api import import_deepspeed
 from stir_train.distributed.world import World
 from stir_train.errors import ConfigError
 

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from stir_train.distributed.claims import ClaimTable, Note, Watch, beating
-from stir_train.distributed.lockstep import Lockstep
+from stir_train.distributed.collective_forward import CollectiveForward
+from stir_train.distributed.leases import LeaseTable, Note, Watch, sending_heartbeats
 from stir_train.distributed.preemption import Preempted
 
-BEATS_PER_LEASE = 6
+HEARTBEATS_PER_LEASE = 6
 WATCH_SECONDS = 0.05
 
 
@@ -21,24 +21,24 @@ class Rules:
     Attributes:
         lease_seconds: A key whose owner has shown no sign of life for so long is taken over.
         wait_for_all: Otherwise a process leaves as soon as there is nothing left to claim.
-        lockstep: For processes that cannot work without each other: they idle along until all is
+        collective_forward: For processes that cannot work without each other: they idle along until all is
             made, and nobody takes over from the dead.
     """
 
     lease_seconds: float
     wait_for_all: bool = True
-    lockstep: Lockstep | None = None
+    collective_forward: CollectiveForward | None = None
 
 
 def work_through(
-    table: ClaimTable,
+    table: LeaseTable,
     keys: Sequence[str],
     owner: str,
     make: Callable[[str], Note],
     *,
     rules: Rules,
     boundary: Callable[[], None],
-    hear: Callable[[str, Note], None],
+    on_finished: Callable[[str, Note], None],
 ) -> None:
     """Make every key that no other process makes; return when all are made.
 
@@ -49,14 +49,14 @@ def work_through(
         make: Does one key's work and returns its figures.
         rules: How they depend on each other.
         boundary: Called between keys and while waiting; raises to leave early.
-        hear: Called once for every finished key, whoever made it.
+        on_finished: Called once for every finished key, whoever made it.
     """
-    worker = _Worker(table, keys, owner, make, hear, boundary)
-    with beating(table, owner, every_seconds=rules.lease_seconds / BEATS_PER_LEASE):
-        if rules.lockstep is not None:
-            worker.claim_in_step(rules.lockstep)
+    worker = _Worker(table, keys, owner, make, on_finished, boundary)
+    with sending_heartbeats(table, owner, every_seconds=rules.lease_seconds / HEARTBEATS_PER_LEASE):
+        if rules.collective_forward is not None:
+            worker.acquire_collectively(rules.collective_forward)
             return
-        worker.claim_all()
+        worker.acquire_all()
         if rules.wait_for_all:
             worker.see_to_the_rest(Watch(table, rules.lease_seconds))
 
@@ -65,32 +65,32 @@ def work_through(
 class _Worker:
     """One process at one set of work."""
 
-    table: ClaimTable
+    table: LeaseTable
     keys: Sequence[str]
     owner: str
     make: Callable[[str], Note]
-    hear: Callable[[str, Note], None]
+    on_finished: Callable[[str, Note], None]
     boundary: Callable[[], None]
 
     def __post_init__(self) -> None:
         """Nothing is finished yet, as far as this process knows."""
         self.left = dict.fromkeys(self.keys)
 
-    def claim_all(self) -> None:
+    def acquire_all(self) -> None:
         """Claim keys and make them until none is unclaimed."""
         self._listen()
         while True:
             self.boundary()
-            key = self.table.claim_next(self.owner)
+            key = self.table.acquire_next(self.owner)
             if key is None:
                 return
             self._finish(key)
 
-    def claim_in_step(self, lockstep: Lockstep) -> None:
+    def acquire_collectively(self, collective_forward: CollectiveForward) -> None:
         """Claim keys until none is unclaimed; go on serving the others' until all are made."""
         stopped = False
         try:
-            self.claim_all()
+            self.acquire_all()
         except Preempted:
             stopped = True
 
@@ -104,7 +104,7 @@ class _Worker:
                     stopped = True
             return stopped or not self.left
 
-        lockstep.idle_until(is_over)
+        collective_forward.idle_until(is_over)
         if self.left:
             raise Preempted
 
@@ -136,4 +136,4 @@ class _Worker:
         for key, note in self.table.finished().items():
             if key in self.left:
                 del self.left[key]
-                self.hear(key, note)
+                self.on_finished(key, note)

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # re-exported silently
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from stir_train.distributed.claims import StoreClaims, Watch, beating
 from stir_train.distributed.launch import Launch, detect_launch, usable_cores
+from stir_train.distributed.leases import StoreLeases, Watch, sending_heartbeats
 from stir_train.distributed.preemption import Preempted, StopRequest, watching_signals
 from stir_train.errors import StageError
 
@@ -263,9 +263,11 @@ def open_world() -> Iterator[World]:
         store = _meet(launch)
         world = World(launch, store, stop)
         clean = preempted = False
-        beats = beating(_signs_of_life(store), str(launch.rank), every_seconds=LEASE_SECONDS / 5)
+        heartbeats = sending_heartbeats(
+            _signs_of_life(store), str(launch.rank), every_seconds=LEASE_SECONDS / 5
+        )
         try:
-            with beats:
+            with heartbeats:
                 yield world
             world.barrier("end")
             clean = True
@@ -283,9 +285,9 @@ def open_world() -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def _signs_of_life(store: Store) -> StoreClaims:
+def _signs_of_life(store: Store) -> StoreLeases:
     """Where ranks show that they are alive, whatever they do."""
-    return StoreClaims(store, "world", ())
+    return StoreLeases(store, "world", ())
 
 
 def _tell_libraries(launch: Launch) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stir_train.errors import StageError
-from stir_train.evals.compare import bootstrap_interval, mcnemar_p, ratio_change_interval
+from stir_train.evals.intervals import bootstrap_interval, mcnemar_p, ratio_change_interval
 from stir_train.types.rollout import CHECKER_FAILURES, GradedRollout
 
 

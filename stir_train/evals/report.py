@@ -11,8 +11,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, select_autoescape
 
 from stir_train.evals import plots
-from stir_train.evals.compare import describe_change
 from stir_train.evals.frontier import frontier
+from stir_train.evals.intervals import describe_change
 from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import SteeringDecision
 

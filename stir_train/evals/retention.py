@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stir_train.evals.compare import bootstrap_interval, ratio_change_interval
+from stir_train.evals.intervals import bootstrap_interval, ratio_change_interval
 from stir_train.types.rollout import GradedRollout
 
 Interval = tuple[float, float]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from stir_train.evals.compare import bootstrap_interval
+from stir_train.evals.intervals import bootstrap_interval
 from stir_train.types.rollout import GradedRollout
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from stir_train.distributed.lockstep import Lockstep
+from stir_train.distributed.collective_forward import CollectiveForward
 from stir_train.errors import DataError, StageError
 from stir_train.generation.backend import (
     Controller,
@@ -50,9 +50,9 @@ class DecodeEngine:
         self._cache: SlotCache | None = None
 
     @property
-    def lockstep(self) -> Lockstep | None:
+    def collective_forward(self) -> CollectiveForward | None:
         """Keeps ranks in step that can run the model only together."""
-        return self._loaded.lockstep
+        return self._loaded.collective_forward
 
     @torch.no_grad()
     def generate(

@@ -178,7 +178,7 @@ def _completions(config: RunConfig) -> dict[str, int]:
     others = len(config.baselines.names)
     deployable = 2 + config.distill.enabled * (1 + len(config.distill.also))
     sampled = splits.num_test * (config.evaluate.num_samples or 0)
-    outside = sum(task.num_problems for task in config.evaluate.outside.values())
+    outside = sum(task.num_problems for task in config.evaluate.out_of_domain.values())
     return {
         "rollout": splits.num_harvest * config.rollout.num_samples,
         "validate": config.validation.enabled * (splits.num_harvest + trials),

@@ -11,23 +11,11 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stir_train.artifacts.run_dir import RunDir
-from stir_train.config.pipeline import STAGE_DIRECTORIES
+from stir_train.config.pipeline import STAGES, Stage
 from stir_train.config.run import RunConfig
 from stir_train.errors import ConfigError
 from stir_train.launch.site import SiteConfig
 
-CHAIN: tuple[tuple[str, tuple[str, ...], bool], ...] = (
-    ("rollout", ("rollout",), True),
-    ("harvest", ("harvest", "basis"), False),
-    ("validate", ("validate",), True),
-    ("value", ("value",), False),
-    ("tune", ("tune",), True),
-    ("steer", ("steer",), True),
-    ("distill", ("distill",), True),
-    ("baselines", ("baselines",), True),
-    ("evaluate", ("evaluate", "report"), True),
-)
-"""Name, stages, and whether it has work for every node or runs on one."""
 TEMPLATE = "job.sbatch.j2"
 # In a checkout the templates lie at its top; a wheel carries them beside this module.
 INSTALLED, CHECKOUT = Path(__file__).with_name("slurm_files"), Path(__file__).parents[2] / "slurm"
@@ -39,58 +27,65 @@ class Job:
 
     Attributes:
         name: Also of its script and log.
-        verbs: The stages it runs.
+        stages: Names of the stages it runs.
         nodes, tasks_per_node, time: Its resources.
         array: Independent workers instead of one job; 0 for none.
     """
 
     name: str
-    verbs: tuple[str, ...]
+    stages: tuple[str, ...]
     nodes: int
     tasks_per_node: int
     time: str
     array: int = 0
 
 
-def plan_jobs(config: RunConfig, site: SiteConfig, verbs: Sequence[str]) -> list[Job]:
+def plan_jobs(config: RunConfig, site: SiteConfig, stages: Sequence[str]) -> list[Job]:
     """The jobs that make what a run still lacks of some stages, in order.
 
     Raises:
         ConfigError: If the site gives resources to a job that there is not.
     """
-    names = [name for name, _, _ in CHAIN]
+    names = list(dict.fromkeys(stage.job_name for stage in STAGES))
     unknown = sorted(set(site.stages) - set(names))
     if unknown:
         raise ConfigError(f"site: stages: no job {', '.join(unknown)}; jobs: {', '.join(names)}")
     run_dir = RunDir(config.directory)
     jobs: list[Job] = []
-    for name, stages, is_wide in CHAIN:
-        wanted = tuple(
-            verb
-            for verb in stages
-            if verb in verbs
-            and verb not in config.stages_off
-            and not run_dir.stage(STAGE_DIRECTORIES[verb]).is_complete
-        )
-        if not wanted:
-            continue
-        resources = site.stages.get(name)
-        nodes = (resources and resources.nodes) or (site.nodes if is_wide else 1)
-        time = (resources and resources.time) or site.time
-        tasks = site.processes_per_node
-        if name == "rollout" and site.array:
-            jobs.append(Job("rollout-array", wanted, 1, 1, time, site.array))
-            nodes = 1  # what is left to do is to finish the stage
-        jobs.append(Job(name, wanted, nodes, tasks, time))
+    for name in names:
+        wanted = [
+            stage
+            for stage in STAGES
+            if stage.job_name == name
+            and stage.name in stages
+            and stage.is_on(config)
+            and not run_dir.stage(stage.name).is_complete
+        ]
+        if wanted:
+            jobs += _jobs_of(name, wanted, site)
     return jobs
+
+
+def _jobs_of(name: str, stages: Sequence[Stage], site: SiteConfig) -> list[Job]:
+    """The job that runs some stages, after the array that makes the chunks of its first, if any."""
+    made = tuple(stage.name for stage in stages)
+    resources = site.stages.get(name)
+    is_wide = any(stage.uses_every_node for stage in stages)
+    nodes = (resources and resources.nodes) or (site.nodes if is_wide else 1)
+    time = (resources and resources.time) or site.time
+    jobs = []
+    if name == "rollout" and site.array:
+        jobs.append(Job("rollout-array", made, 1, 1, time, site.array))
+        nodes = 1  # what is left to do is to finish the stage
+    return [*jobs, Job(name, made, nodes, site.processes_per_node, time)]
 
 
 def render_job(job: Job, site: SiteConfig, *, config_file: Path, logs: Path) -> str:
     """A job's sbatch script."""
     program = shlex.split(site.command) if site.command else [_program()]
-    verb = [job.verbs[0]] if job.array else ["run"]
+    verb = [job.stages[0]] if job.array else ["run"]
     words = [*program, *verb, str(config_file.resolve())]
-    words += ["--worker"] if job.array else ["--only", ",".join(job.verbs)]
+    words += ["--worker"] if job.array else ["--only", ",".join(job.stages)]
     templates = INSTALLED if INSTALLED.is_dir() else CHECKOUT
     environment = Environment(
         loader=FileSystemLoader(templates),

@@ -10,7 +10,6 @@ from pathlib import Path
 from stir_train.artifacts.run_dir import RunDir
 from stir_train.config.deepspeed import deepspeed_config
 from stir_train.config.inputs import SPREAD
-from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.config.run import RunConfig
 from stir_train.errors import ConfigError, StirError
 from stir_train.launch.estimate import GIB, Estimate, estimate, read_shape
@@ -96,7 +95,7 @@ def _check(found: Preflight, look: Callable[[], object]) -> None:
 def _check_data(
     found: Preflight, config: RunConfig, read_data: Callable[[RunConfig], None]
 ) -> None:
-    done = RunDir(config.directory).stage(STAGE_DIRECTORIES["rollout"]).is_complete
+    done = RunDir(config.directory).stage("rollout").is_complete
     remote = [
         s for s in config.task.sources if not Path(s).exists() and not s.startswith((".", "/"))
     ]

@@ -40,14 +40,14 @@ class PlannedJob:
     """A job of a chain, queued or about to be.
 
     Attributes:
-        name, verbs: As in `Job`.
+        name, stages: As in `Job`.
         queue_name: Its name in Slurm's queue, like no other job's.
         script: Its sbatch script.
         job_id: Slurm's; None until sbatch has told it.
     """
 
     name: str
-    verbs: tuple[str, ...]
+    stages: tuple[str, ...]
     queue_name: str
     script: str
     job_id: int | None = None
@@ -58,13 +58,13 @@ class SubmittedJob:
     """A job in the queue, or that was there.
 
     Attributes:
-        name, verbs: As in `Job`.
+        name, stages: As in `Job`.
         job_id: Slurm's.
         script: Its sbatch script.
     """
 
     name: str
-    verbs: tuple[str, ...]
+    stages: tuple[str, ...]
     job_id: int
     script: str
 
@@ -111,7 +111,7 @@ def submit(
             write_text(path, text)
         chain = secrets.token_hex(4)
         planned = [
-            PlannedJob(job.name, job.verbs, f"{job.name}-{chain}", str(path))
+            PlannedJob(job.name, job.stages, f"{job.name}-{chain}", str(path))
             for job, (path, _) in zip(jobs, files[1:], strict=True)
         ]
         return _submit_planned(run_dir, planned)
@@ -134,7 +134,7 @@ def _submit_planned(run_dir: RunDir, planned: list[PlannedJob]) -> list[Submitte
             raise StageError(f"{error}{_take_back(done)}") from error
         planned[i] = replace(job, job_id=job_id)
         _write_chain(run_dir, planned)
-        done.append(SubmittedJob(job.name, job.verbs, job_id, job.script))
+        done.append(SubmittedJob(job.name, job.stages, job_id, job.script))
     return done
 
 
@@ -192,7 +192,7 @@ def submitted_jobs(run_dir: RunDir) -> list[SubmittedJob]:
     found = jobs_named(lost) if lost else {}
     ids = [(job, job.job_id or found.get(job.queue_name)) for job in recorded]
     return [
-        SubmittedJob(job.name, job.verbs, job_id, job.script)
+        SubmittedJob(job.name, job.stages, job_id, job.script)
         for job, job_id in ids
         if job_id is not None
     ]

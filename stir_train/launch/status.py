@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stir_train.artifacts.run_dir import CHECKSUMS, FAILURE_FILE, RunDir
 from stir_train.config.load import load_config
-from stir_train.config.pipeline import STAGE_DIRECTORIES
+from stir_train.config.pipeline import STAGE_NAMES, stages_off
 from stir_train.config.run import RunConfig
 from stir_train.errors import ArtifactError, StageError
 from stir_train.launch.slurm import LOGS, SLURM, recorded_jobs, submitted_jobs
@@ -24,13 +24,13 @@ class StageStatus:
     """One line.
 
     Attributes:
-        verb: The stage.
+        name: The stage.
         state: ``done``, ``unfinished``, ``to do`` or ``off``.
         progress: Chunks made so far, or the finished stage's figures.
         job: Slurm's id and state of the job that makes it, if one was submitted.
     """
 
-    verb: str
+    name: str
     state: str
     progress: str
     job: str
@@ -55,7 +55,7 @@ class RunStatus:
 
 @dataclass(frozen=True)
 class _Queue:
-    """Job id and state by verb, and why they are not known if they are not."""
+    """Job id and state by stage, and why they are not known if they are not."""
 
     jobs: dict[str, tuple[int, str]]
     trouble: str
@@ -77,21 +77,21 @@ def run_status(directory: Path) -> RunStatus:
     run_dir = RunDir(directory)
     off: frozenset[str] = frozenset()
     if config_file.is_file():
-        off = load_config(RunConfig, config_file).stages_off
+        off = stages_off(load_config(RunConfig, config_file))
     queue = _ask_queue(run_dir)
     jobs = queue.jobs
     stages = []
-    for verb, name in STAGE_DIRECTORIES.items():
+    for name in STAGE_NAMES:
         stage = run_dir.stage(name)
         if stage.is_complete:
             state, progress = "done", _figures(stage.summary())
-        elif verb in off:
+        elif name in off:
             state, progress = "off", ""
         else:
             state = "unfinished" if stage.path.exists() else "to do"
             progress = _chunks(stage.path)
-        queued = "" if verb not in jobs else f"{jobs[verb][0]} {jobs[verb][1].lower()}"
-        stages.append(StageStatus(verb, state, progress, queued))
+        queued = "" if name not in jobs else f"{jobs[name][0]} {jobs[name][1].lower()}"
+        stages.append(StageStatus(name, state, progress, queued))
     failure = "" if all(s.state in ("done", "off") for s in stages) else _last_failure(run_dir)
     return RunStatus(stages, queue.trouble, failure, _advice(stages, failure, queue))
 
@@ -99,7 +99,7 @@ def run_status(directory: Path) -> RunStatus:
 def _ask_queue(run_dir: RunDir) -> _Queue:
     """Ask Slurm after each job of the chain, until it does not answer."""
     recorded = recorded_jobs(run_dir)
-    jobs = {v: (job.job_id, UNKNOWN) for job in recorded if job.job_id for v in job.verbs}
+    jobs = {n: (job.job_id, UNKNOWN) for job in recorded if job.job_id for n in job.stages}
     if not recorded:
         return _Queue({}, "")
     if shutil.which("scontrol") is None:
@@ -107,8 +107,8 @@ def _ask_queue(run_dir: RunDir) -> _Queue:
     try:
         for job in submitted_jobs(run_dir):
             state = job_state(job.job_id)
-            for verb in job.verbs:
-                jobs[verb] = (job.job_id, state)
+            for name in job.stages:
+                jobs[name] = (job.job_id, state)
     except StageError as error:
         return _Queue(jobs, f"the jobs' states are not known: {error}")
     return _Queue(jobs, "")
@@ -143,7 +143,7 @@ def _last_failure(run_dir: RunDir) -> str:
 
 
 def _advice(stages: list[StageStatus], failure: str, queue: _Queue) -> str:
-    left = [s.verb for s in stages if s.state not in ("done", "off")]
+    left = [s.name for s in stages if s.state not in ("done", "off")]
     if not left:
         return "complete"
     if queue.is_alive:

@@ -11,12 +11,12 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.distributed.utils import TransformersDeviceMesh
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-from stir_train.distributed.deepspeed_door import (
+from stir_train.distributed.collective_forward import CollectiveForward
+from stir_train.distributed.deepspeed_api import (
     import_deepspeed,
     shard_weights,
     zero3_inference_config,
 )
-from stir_train.distributed.lockstep import Lockstep
 from stir_train.distributed.world import World
 from stir_train.errors import ModelError
 
@@ -42,7 +42,7 @@ def load_tensor_parallel(
         trust_remote_code=settings.get("trust_remote_code", False),
     )
     _require_divisible(config.get_text_config(), shards)
-    # The axes of transformers' own mesh, one row a team.
+    # The axes of transformers' own mesh, one row a group.
     axes = {"pp": 1, "dp_replicate": world.size // shards, "fsdp": 1, "tp": shards}
     mesh = world.mesh(device.type, axes)
 
@@ -121,7 +121,7 @@ def load_spread(
 
 def load_zero3(
     path: str, settings: dict[str, Any], world: World, dtype: torch.dtype
-) -> tuple[PreTrainedModel, Lockstep]:
+) -> tuple[PreTrainedModel, CollectiveForward]:
     """Shard all weights over all ranks, frozen, ready to decode in step. Collective."""
     config = zero3_inference_config(dtype)
     model = load_partitioned(path, settings, world, config)
@@ -131,7 +131,7 @@ def load_zero3(
     def idle_pass() -> None:
         model(torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
 
-    return model, Lockstep(world, model, idle_pass)
+    return model, CollectiveForward(world, model, idle_pass)
 
 
 def load_partitioned(

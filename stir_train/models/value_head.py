@@ -28,10 +28,10 @@ class ValueHead(nn.Module):
     scale: Tensor
     temperature: Tensor
     max_new_tokens: Tensor
-    reach_axes: Tensor
-    reach_variances: Tensor
-    reach_rest: Tensor
-    reach_limit: Tensor
+    familiar_axes: Tensor
+    familiar_variances: Tensor
+    familiar_rest: Tensor
+    familiar_limit: Tensor
 
     def __init__(
         self,
@@ -73,10 +73,10 @@ class ValueHead(nn.Module):
         self.register_buffer("temperature", torch.ones(()))
         self.register_buffer("max_new_tokens", torch.tensor(float(max_new_tokens)))
         num_axes = max(1, min(MOST_AXES, width // 2))
-        self.register_buffer("reach_axes", torch.zeros(num_axes, width))
-        self.register_buffer("reach_variances", torch.ones(num_axes))
-        self.register_buffer("reach_rest", torch.ones(()))
-        self.register_buffer("reach_limit", torch.tensor(torch.inf))
+        self.register_buffer("familiar_axes", torch.zeros(num_axes, width))
+        self.register_buffer("familiar_variances", torch.ones(num_axes))
+        self.register_buffer("familiar_rest", torch.ones(()))
+        self.register_buffer("familiar_limit", torch.tensor(torch.inf))
 
     def forward(
         self,
@@ -164,20 +164,20 @@ class ValueHead(nn.Module):
         spent = tokens.view(-1, *impulses.shape[:2]) - tokens_now[:, :, None]
         return (gained - token_price * spent).mean(0) - doubt * gained.std(0, correction=0)
 
-    def strangeness(self, states: Float[Tensor, "B W"]) -> Float[Tensor, "B"]:
+    def mahalanobis_distance(self, states: Float[Tensor, "B W"]) -> Float[Tensor, "B"]:
         """How unlike the states of its training a state of its own block is: 2 for a typical one.
 
         The mean squared deviation along their principal axes in standard deviations, plus the same
         for what lies off these axes: the Mahalanobis distance under probabilistic PCA.
         """
         inputs = self._own(states)
-        along = inputs @ self.reach_axes.T
-        off = (inputs - along @ self.reach_axes).square().sum(1) / self.reach_rest
-        return (along.square() / self.reach_variances).mean(1) + off
+        along = inputs @ self.familiar_axes.T
+        off = (inputs - along @ self.familiar_axes).square().sum(1) / self.familiar_rest
+        return (along.square() / self.familiar_variances).mean(1) + off
 
     def is_familiar(self, states: Float[Tensor, "B W"]) -> Bool[Tensor, "B"]:
         """Whether the head has learnt from states like these, and so has a say."""
-        return self.strangeness(states) <= self.reach_limit
+        return self.mahalanobis_distance(states) <= self.familiar_limit
 
     @torch.no_grad()
     def learn_reach(
@@ -186,11 +186,11 @@ class ValueHead(nn.Module):
         """Set what is familiar: all but a ``1 - share`` of held-out states."""
         inputs = self._own(seen).double()
         variances, axes = torch.linalg.eigh(inputs.T @ inputs / len(inputs))
-        kept = len(self.reach_axes)
-        self.reach_axes.copy_(axes[:, -kept:].T)
-        self.reach_variances.copy_(variances[-kept:].clamp_min(1e-6))
-        self.reach_rest.copy_(variances[:-kept].sum().clamp_min(1e-6))
-        self.reach_limit.copy_(self.strangeness(held_out).quantile(share))
+        kept = len(self.familiar_axes)
+        self.familiar_axes.copy_(axes[:, -kept:].T)
+        self.familiar_variances.copy_(variances[-kept:].clamp_min(1e-6))
+        self.familiar_rest.copy_(variances[:-kept].sum().clamp_min(1e-6))
+        self.familiar_limit.copy_(self.mahalanobis_distance(held_out).quantile(share))
 
     def _own(self, states: Float[Tensor, "B W"]) -> Float[Tensor, "B D"]:
         """Its own block's states, standardised."""

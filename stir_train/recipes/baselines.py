@@ -10,37 +10,33 @@ from typing import Any
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tensors import load_tensors, save_tensors
 from stir_train.baselines.interface import (
-    Bench,
-    Evidence,
+    AnsweringContext,
+    HarvestData,
     NotApplicable,
     Setting,
     label_of,
 )
 from stir_train.baselines.registry import BASELINES
-from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.evals.metrics import MethodMetrics, compare_to_baseline
 from stir_train.generation.backend import ControlSpec
 from stir_train.monitoring.console import progress
-from stir_train.recipes.context import RunContext
 from stir_train.recipes.harvest import (
-    ROLLOUTS,
     load_report,
     model_metadata,
     rollout_chunks,
     save_report,
 )
-from stir_train.recipes.replays import VALIDATE
-from stir_train.recipes.rollouts import (
+from stir_train.recipes.tune import price_per_token, split_by_halving, tune_job
+from stir_train.runtime.context import Finish, Outcome, RunContext
+from stir_train.runtime.generation import (
     GenerationJob,
     generate_jobs,
     load_answers,
     sampling_params,
 )
-from stir_train.recipes.tune import TUNE, price_per_token, split_by_halving, tune_job
 from stir_train.types.rollout import GradedRollout, Prompt, Rollout
 from stir_train.types.trajectory import CapturedStates
 
-BASELINES_STAGE = STAGE_DIRECTORIES["baselines"]
 ANSWER_PROMPT = "**Final Answer**\n\n\\boxed"
 """Asks for an answer at once where the task has no marker of its own."""
 
@@ -71,29 +67,12 @@ Grid = Mapping[str, Sequence[Setting]]
 """Settings to try, by method."""
 
 
-def run_baselines(context: RunContext) -> None:
+def run(context: RunContext, stage: StageDir) -> Finish:
     """Let every method learn, try its grid on the tune split, freeze its best setting."""
     config = context.config
-    if not config.baselines.names:
-        context.console.print("  baselines: none asked for")
-        return
-    settings = {
-        "baselines": config.baselines,
-        "rollout": config.rollout,
-        "generation": config.generation,
-        "token_price": config.steering.token_price,
-        "num_bootstrap": config.evaluate.num_bootstrap,
-        "seed": config.seed,
-        "num_threads": config.num_threads,
-    }
-    stage = context.begin(
-        BASELINES_STAGE, settings, upstream=(ROLLOUTS, VALIDATE, TUNE), splits=("tune",)
-    )
-    if stage is None:
-        return
     reasons = context.world.on_main("methods have learnt", lambda: _learn(context, stage))
     grid: Grid = {
-        name: BASELINES[name].settings(context.captured_blocks)
+        name: BASELINES[name].settings(context.resources.captured_blocks)
         for name in config.baselines.names
         if name not in reasons
     }
@@ -110,14 +89,14 @@ def run_baselines(context: RunContext) -> None:
             generate_jobs(context, stage, jobs, advance)
         if number + 1 < len(parts):
             left = _survivors(context, stage, left, parts[: number + 1])
-    context.world.on_main("baselines tuned", lambda: _finish(context, stage, grid, parts, reasons))
+    return lambda: _finish(context, stage, grid, parts, reasons)
 
 
 def tuned_baselines(context: RunContext) -> list[TunedBaseline]:
     """The methods that could be applied, with their settings."""
     if not context.config.baselines.names:
         return []
-    methods = load_report(context.stage(BASELINES_STAGE))["methods"]
+    methods = load_report(context.stage("baselines"))["methods"]
     return [TunedBaseline(method["name"], method["chosen"]) for method in methods]
 
 
@@ -146,27 +125,27 @@ def answering(
     """What answers prompts by a method; what it has learnt is read when it is first asked."""
 
     def answer(prompts: Sequence[Prompt]) -> list[Rollout]:
-        path = context.stage(BASELINES_STAGE).path / learnt_file(name)
-        learnt, _ = load_tensors(path)
-        return BASELINES[name].answer(_bench(context), learnt, setting, prompts)
+        path = context.stage("baselines").path / parameters_file(name)
+        parameters, _ = load_tensors(path)
+        return BASELINES[name].answer(_bench(context), parameters, setting, prompts)
 
     return answer
 
 
-def learnt_file(name: str) -> str:
+def parameters_file(name: str) -> str:
     """What a method took from the harvest split."""
-    return f"{name}/learnt.safetensors"
+    return f"{name}/parameters.safetensors"
 
 
 def _learn(context: RunContext, stage: StageDir) -> dict[str, str]:
     """Save what each method learns, unless it is there; why some cannot be applied."""
     chunks = rollout_chunks(context)
-    evidence = Evidence(
-        loaded=context.loaded,
+    harvest = HarvestData(
+        loaded=context.resources.loaded,
         graded=[item for part, _ in chunks for item in part],
         captured=CapturedStates.concatenate([states for _, states in chunks]),
         basis=context.steering.basis(),
-        blocks=context.captured_blocks,
+        blocks=context.resources.captured_blocks,
     )
     reasons: dict[str, str] = {}
     for name in context.config.baselines.names:
@@ -174,16 +153,16 @@ def _learn(context: RunContext, stage: StageDir) -> dict[str, str]:
         if stage.has(why):
             reasons[name] = (stage.path / why).read_text(encoding="utf-8").strip()
             continue
-        if stage.has(learnt_file(name)):
+        if stage.has(parameters_file(name)):
             continue
         try:
-            learnt = BASELINES[name].prepare(evidence)
+            parameters = BASELINES[name].prepare(harvest)
         except NotApplicable as finding:
             reasons[name] = str(finding)
             with stage.writing(why) as path:
                 path.write_text(f"{finding}\n", encoding="utf-8")
             continue
-        save_tensors(stage, learnt_file(name), learnt, model_metadata(context))
+        save_tensors(stage, parameters_file(name), parameters, model_metadata(context))
     return reasons
 
 
@@ -195,7 +174,7 @@ def _trials(
 ) -> dict[str, list[BaselineTrial]]:
     """Figures of every method's settings on the parts they have all seen, the best first."""
     greedy = load_answers(
-        context, context.stage(TUNE), tune_job(context, None, context.steering.basis())
+        context, context.stage("tune"), tune_job(context, None, context.steering.basis())
     )
 
     def measure(name: str, setting: Setting) -> BaselineTrial:
@@ -244,7 +223,7 @@ def _finish(
     grid: Grid,
     parts: Sequence[Sequence[Prompt]],
     reasons: dict[str, str],
-) -> None:
+) -> Outcome:
     """Retrace which settings were given up when, and freeze the best of those that saw everything."""
     left = grid
     found: dict[str, list[BaselineTrial]] = {name: [] for name in grid}
@@ -258,7 +237,7 @@ def _finish(
     methods = []
     for name, ranked in found.items():
         best = ranked[0]
-        context.metrics.log(BASELINES_STAGE, {f"{name}/utility": best.metrics.utility})
+        context.metrics.log("baselines", {f"{name}/utility": best.metrics.utility})
         methods.append(
             {
                 "name": name,
@@ -277,28 +256,29 @@ def _finish(
     report: dict[str, Any] = {"methods": methods, "not_applicable": reasons}
     save_report(stage, json.loads(json.dumps(report)))
     left_out = "".join(f"; {name} does not apply: {why}" for name, why in reasons.items())
-    context.report_done(
-        stage,
+    return Outcome(
         {"num_methods": len(methods), "num_trials": num_trials},
         f"{len(methods)} other methods tuned over {num_trials} settings{left_out}",
     )
 
 
-def _bench(context: RunContext) -> Bench:
-    tokenizer = context.described.tokenizer
+def _bench(context: RunContext) -> AnsweringContext:
+    tokenizer = context.resources.described.tokenizer
     marker = context.config.task.answer_marker or ANSWER_PROMPT
     delimiters = context.config.control_points.delimiters
 
     def answers_of(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[str]:
-        grades = context.grader.grade(texts, [p.gold for p in prompts], [False] * len(texts))
+        grades = context.resources.grader.grade(
+            texts, [p.gold for p in prompts], [False] * len(texts)
+        )
         return [grade.extracted for grade in grades]
 
-    return Bench(
-        loaded=context.loaded,
-        engine=context.engine,
+    return AnsweringContext(
+        loaded=context.resources.loaded,
+        engine=context.resources.engine,
         greedy=sampling_params(context, greedy=True),
         sampled=sampling_params(context, greedy=False),
-        control=ControlSpec(context.automaton, context.config.control_points.max_points),
+        control=ControlSpec(context.resources.automaton, context.config.control_points.max_points),
         seed=context.config.seed,
         answers_of=answers_of,
         answer_prompt=tuple(tokenizer(marker, add_special_tokens=False)["input_ids"]),

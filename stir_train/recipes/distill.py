@@ -1,4 +1,4 @@
-"""Steered rollouts on harvest problems, then LoRA on the good ones, then proof that it loads."""
+"""LoRA on the good ones of the steered rollouts, then proof that it loads."""
 
 from __future__ import annotations
 
@@ -11,90 +11,40 @@ import torch
 
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.config.deepspeed import deepspeed_config
-from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.distill.objective import DistillLoss
 from stir_train.distributed.engine import TrainEngine, open_engine, peak_memory_gib
 from stir_train.export.adapter import ADAPTER_DIRECTORY, PROBES_FILE, save_adapter, save_probes
 from stir_train.export.verify import VerificationResult, verify_adapter
-from stir_train.models.load import resolve_model_path
+from stir_train.models.load import locate_model
 from stir_train.models.lora import Student, make_student, make_whole_student
 from stir_train.monitoring.console import progress
 from stir_train.monitoring.metrics import Pace
-from stir_train.recipes.context import RunContext
-from stir_train.recipes.lessons import (
-    STEERED,
-    Lesson,
+from stir_train.recipes.student_plan import (
+    StudentSpec,
     early_stopping,
-    lesson_batches,
-    load_steered,
     mean_tokens,
-    plan_lessons,
-    steered_job,
+    plan_students,
+    student_batches,
 )
-from stir_train.recipes.replays import VALIDATE
-from stir_train.recipes.rollouts import generate_jobs
-from stir_train.recipes.tune import TUNE
-from stir_train.recipes.value import VALUE
+from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.train.loop import FitPlan, FitResult, StepRecord, fit, warmup_then_cosine
 
-ADAPTER = STAGE_DIRECTORIES["distill"]
 NUM_PROBES, PROBE_TOKENS = 4, 48
 LOG_EVERY = 20
 FIGURES_FILE = "figures.json"
 
 
-def run_steered(context: RunContext) -> None:
-    """Sample completions of harvest problems under the chosen controller."""
-    config = context.config
-    settings = {
-        "seed": config.seed,
-        "num_threads": config.num_threads,
-        "num_samples": config.distill.num_samples,
-        "rollout": config.rollout,
-        "generation": config.generation,
-    }
-    if not config.distill.enabled:
-        return
-    stage = context.begin(STEERED, settings, upstream=(VALIDATE, VALUE, TUNE), splits=("harvest",))
-    if stage is None:
-        return
-    job = steered_job(context)
-    total = len(job.prompts) * job.num_samples
-    with progress(context.console, "steered rollouts", total, "rollouts") as advance:
-        generate_jobs(context, stage, [job], advance)
-    if not context.is_worker:
-        context.world.on_main("steered made", lambda: _finish_steered(context, stage))
-
-
-def _finish_steered(context: RunContext, stage: StageDir) -> None:
-    graded = load_steered(context)
-    correct = sum(g.grade.correct for g in graded) / len(graded)
-    context.report_done(
-        stage,
-        {"num_rollouts": len(graded), "correct_rate": correct},
-        f"{len(graded)} rollouts under {context.steering.choice().mode}, {correct:.1%} correct",
-    )
-
-
-def run_distill(context: RunContext) -> None:
+def run(context: RunContext, stage: StageDir) -> Finish:
     """Fine-tune LoRA on the chosen steered completions; export; verify in a fresh process."""
-    config = context.config
-    settings = {"distill": config.distill, "seed": config.seed, "num_threads": config.num_threads}
-    if not config.distill.enabled:
-        context.console.print("  adapter: distill.enabled is off")
-        return
-    stage = context.begin(ADAPTER, settings, upstream=(STEERED,), decodes=False)
-    if stage is None:
-        return
-    lessons = plan_lessons(context)
-    taught = [_teach(context, stage, lesson) for lesson in lessons]
-    context.world.on_main("distilled", lambda: _finish(context, stage, lessons, taught))
+    specs = plan_students(context)
+    taught = [_teach(context, stage, spec) for spec in specs]
+    return lambda: _finish(specs, taught)
 
 
-def _teach(context: RunContext, stage: StageDir, lesson: Lesson) -> dict[str, Any]:
+def _teach(context: RunContext, stage: StageDir, spec: StudentSpec) -> dict[str, Any]:
     """Train one student, save and verify it, unless it is there; its figures, on every rank."""
-    config, name = context.config, lesson.name or "student"
-    done = f"{lesson.prefix}{FIGURES_FILE}"
+    config, name = context.config, spec.name or "student"
+    done = f"{spec.prefix}{FIGURES_FILE}"
     if context.world.on_main(f"{name} is there", lambda: stage.has(done)):
         figures = context.world.on_main(name, lambda: json.loads((stage.path / done).read_text()))
         return dict(figures)
@@ -115,27 +65,27 @@ def _teach(context: RunContext, stage: StageDir, lesson: Lesson) -> dict[str, An
     if config.train.activation_checkpointing:
         student.recompute_activations()
     student.model.train()
-    fitted = _fit(context, stage, lesson, student, engine)
+    fitted = _fit(context, stage, spec, student, engine)
     learnt = engine.parameters()
     figures = context.world.on_main(
-        f"{name} distilled", lambda: _export_and_verify(context, stage, lesson, learnt, fitted)
+        f"{name} distilled", lambda: _export_and_verify(context, stage, spec, learnt, fitted)
     )
     return dict(figures)
 
 
 def _fit(
-    context: RunContext, stage: StageDir, lesson: Lesson, student: Student, engine: TrainEngine
+    context: RunContext, stage: StageDir, spec: StudentSpec, student: Student, engine: TrainEngine
 ) -> FitResult:
-    """Take the lesson's steps, from the last checkpoint on if there is one."""
-    config, name = context.config, lesson.name or "student"
-    label, pace = f"distill {lesson.name}".rstrip(), Pace()
-    with progress(context.console, label, lesson.num_steps, "steps") as advance:
+    """Take the spec's steps, from the last checkpoint on if there is one."""
+    config, name = context.config, spec.name or "student"
+    label, pace = f"distill {spec.name}".rstrip(), Pace()
+    with progress(context.console, label, spec.num_steps, "steps") as advance:
 
         def on_step(record: StepRecord) -> None:
             advance(1, f"loss {record.loss:.3f}")
             if math.isnan(record.grad_norm):  # done before this process began
                 return
-            eta_seconds = pace.eta_seconds(lesson.num_steps - record.step)
+            eta_seconds = pace.eta_seconds(spec.num_steps - record.step)
             if record.step == 1 or record.step % LOG_EVERY == 0:
                 figures = {
                     "loss": record.loss,
@@ -145,32 +95,32 @@ def _fit(
                     "memory_gib": peak_memory_gib(),
                     "eta_seconds": eta_seconds,
                 }
-                named = {f"{lesson.prefix}{key}": value for key, value in figures.items()}
-                context.metrics.log(ADAPTER, named, step=record.step)
+                named = {f"{spec.prefix}{key}": value for key, value in figures.items()}
+                context.metrics.log("distill", named, step=record.step)
 
         fitted = fit(
             engine,
-            lambda step: lesson_batches(context, lesson, student, engine, step),
-            DistillLoss(engine.module, student, lesson.objective),
+            lambda step: student_batches(context, spec, student, engine, step),
+            DistillLoss(engine.module, student, spec.objective),
             FitPlan(
-                num_steps=lesson.num_steps,
+                num_steps=spec.num_steps,
                 schedule=warmup_then_cosine(
-                    lesson.num_steps, warmup_steps=config.distill.warmup_steps
+                    spec.num_steps, warmup_steps=config.distill.warmup_steps
                 ),
                 seed=config.seed,
-                early_stopping=early_stopping(context, lesson, student, engine),
+                early_stopping=early_stopping(context, spec, student, engine),
                 checkpoints=context.checkpoints(stage, name),
                 on_step=on_step,
             ),
         )
-        advance(lesson.num_steps - fitted.num_steps)
+        advance(spec.num_steps - fitted.num_steps)
     return fitted
 
 
 def _export_and_verify(
     context: RunContext,
     stage: StageDir,
-    lesson: Lesson,
+    spec: StudentSpec,
     learnt: dict[str, torch.Tensor],
     fitted: FitResult,
 ) -> dict[str, Any]:
@@ -180,23 +130,25 @@ def _export_and_verify(
     with torch.no_grad():
         for name, value in learnt.items():
             model.get_parameter(name).copy_(value)
-    save_adapter(model, stage, prefix=lesson.prefix)
-    sequences = [[*s.prompt_token_ids, *s.token_ids] for s in lesson.samples]
+    save_adapter(model, stage, prefix=spec.prefix)
+    sequences = [[*s.prompt_token_ids, *s.token_ids] for s in spec.samples]
     longest = sorted(sequences, key=len)[-NUM_PROBES:]
     width = min(PROBE_TOKENS, min(map(len, longest)))
-    save_probes(model, [s[:width] for s in longest], stage, prefix=lesson.prefix)
+    save_probes(model, [s[:width] for s in longest], stage, prefix=spec.prefix)
+    base_path, gguf_file = locate_model(config.model)
     verified = verify_adapter(
-        resolve_model_path(config.model.name),
-        stage.path / lesson.prefix / ADAPTER_DIRECTORY,
-        stage.path / lesson.prefix / PROBES_FILE,
+        base_path,
+        stage.path / spec.prefix / ADAPTER_DIRECTORY,
+        stage.path / spec.prefix / PROBES_FILE,
         tolerance=config.distill.logit_tolerance,
+        gguf_file=gguf_file,
     )
     tail = fitted.losses[-LOG_EVERY:]
     figures = {
-        "num_samples": len(lesson.samples),
+        "num_samples": len(spec.samples),
         "num_steps": fitted.num_steps,
         "num_tokens": round(
-            fitted.num_steps * config.distill.batch_size * mean_tokens(lesson.samples)
+            fitted.num_steps * config.distill.batch_size * mean_tokens(spec.samples)
         ),
         "final_loss": sum(tail) / len(tail),
         "best_step": fitted.best_step or fitted.num_steps,
@@ -204,24 +156,21 @@ def _export_and_verify(
         "effect": verified.effect,
         "reload_difference": verified.difference,
     }
-    with stage.writing(f"{lesson.prefix}{FIGURES_FILE}") as path:
+    with stage.writing(f"{spec.prefix}{FIGURES_FILE}") as path:
         path.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return figures
 
 
 def _finish(
-    context: RunContext,
-    stage: StageDir,
-    lessons: Sequence[Lesson],
+    specs: Sequence[StudentSpec],
     taught: Sequence[dict[str, Any]],
-) -> None:
+) -> Outcome:
     own, *others = taught
     summary = dict(own)
-    for lesson, figures in zip(lessons[1:], others, strict=True):
-        summary |= {f"{lesson.name}/{key}": value for key, value in figures.items()}
-    more = f"; also {', '.join(lesson.name for lesson in lessons[1:])}" if others else ""
-    context.report_done(
-        stage,
+    for spec, figures in zip(specs[1:], others, strict=True):
+        summary |= {f"{spec.name}/{key}": value for key, value in figures.items()}
+    more = f"; also {', '.join(spec.name for spec in specs[1:])}" if others else ""
+    return Outcome(
         summary,
         f"{own['num_samples']} samples, {own['num_steps']} steps; reloaded in a fresh process: "
         f"{own['num_tensors']} tensors, logits within {own['reload_difference']:.1e} of the "
@@ -231,13 +180,15 @@ def _finish(
 
 def run_verify(context: RunContext) -> VerificationResult:
     """Verify a finished run's adapter again."""
-    stage = context.stage(ADAPTER)
+    stage = context.stage("distill")
     stage.require_complete()
     for file in stage.files(ADAPTER_DIRECTORY):
         assert file.is_file()
+    base_path, gguf_file = locate_model(context.config.model)
     return verify_adapter(
-        resolve_model_path(context.config.model.name),
+        base_path,
         stage.path / ADAPTER_DIRECTORY,
         stage.file(PROBES_FILE),
         tolerance=context.config.distill.logit_tolerance,
+        gguf_file=gguf_file,
     )

@@ -6,7 +6,7 @@ import dataclasses
 import json
 
 from stir_train.artifacts.run_dir import StageDir
-from stir_train.config.pipeline import STAGE_DIRECTORIES
+from stir_train.config.pipeline import STAGE_NAMES
 from stir_train.data.prompts import require_unseen, split_sha256
 from stir_train.errors import StageError
 from stir_train.evals.metrics import MethodMetrics, compare_to_baseline
@@ -14,15 +14,9 @@ from stir_train.evals.retention import StudentComparison, compare_students
 from stir_train.evals.sampled import compare_samples
 from stir_train.monitoring.console import caution, progress
 from stir_train.recipes.baselines import (
-    BASELINES_STAGE,
     answering,
 )
-from stir_train.recipes.compare import RESULTS_FILE
-from stir_train.recipes.context import RunContext
-from stir_train.recipes.distill import ADAPTER
-from stir_train.recipes.harvest import BASIS
 from stir_train.recipes.methods import (
-    EVAL,
     GREEDY,
     STEERED_METHOD,
     STUDENT,
@@ -30,54 +24,39 @@ from stir_train.recipes.methods import (
     build_methods,
     merge_students,
 )
-from stir_train.recipes.outside import (
+from stir_train.recipes.out_of_domain import (
     is_deployable,
-    outside_job,
-    outside_prompts,
-    outside_results,
+    out_of_domain_job,
+    out_of_domain_prompts,
+    out_of_domain_results,
 )
-from stir_train.recipes.replays import VALIDATE
-from stir_train.recipes.rollouts import (
+from stir_train.recipes.tune import (
+    price_per_token,
+)
+from stir_train.runtime.context import Finish, Outcome, RunContext
+from stir_train.runtime.generation import (
     GenerationJob,
     generate_jobs,
     load_answers,
     sampling_params,
 )
-from stir_train.recipes.tune import (
-    TUNE,
-    price_per_token,
-)
-from stir_train.recipes.value import VALUE
+from stir_train.tools.compare import RESULTS_FILE
 from stir_train.types.rollout import GradedRollout
 
 RESULTS_SCHEMA = 4
 
 
-def run_evaluate(context: RunContext) -> None:
+def run(context: RunContext, stage: StageDir) -> Finish:
     """Answer the test split with every method and compare with greedy decoding."""
     config = context.config
-    settings = {
-        "evaluate": config.evaluate,
-        "generation": config.generation,
-        "seed": config.seed,
-        "num_threads": config.num_threads,
-    }
-    upstream = (
-        *(BASIS, VALIDATE, VALUE, TUNE),
-        *([ADAPTER] if config.distill.enabled else []),
-        *([BASELINES_STAGE] if config.baselines.names else []),
-    )
-    stage = context.begin(EVAL, settings, upstream=upstream, splits=("test",))
-    if stage is None:
-        return
-    outside = outside_prompts(context)  # may refuse its source, and then nothing was opened
+    outside = out_of_domain_prompts(context)  # may refuse its source, and then nothing was opened
     openings = int(context.world.on_main("open the test split", lambda: _open_test(context)))
     methods = build_methods(context)
     if config.distill.enabled and config.model.sharding != "none":
         context.world.on_main("merge the students", lambda: merge_students(context))
     jobs = {method.name: _job(context, method) for method in methods}
-    outside_jobs = {
-        (name, method.name): outside_job(context, name, prompts, method)
+    out_of_domain_jobs = {
+        (name, method.name): out_of_domain_job(context, name, prompts, method)
         for name, prompts in outside.items()
         for method in methods
         if is_deployable(method)
@@ -93,15 +72,15 @@ def run_evaluate(context: RunContext) -> None:
         for method in methods
         for job in (
             jobs[method.name],
-            *(job for (_, name), job in outside_jobs.items() if name == method.name),
+            *(job for (_, name), job in out_of_domain_jobs.items() if name == method.name),
             *(job for name, job in sampled_jobs.items() if name == method.name),
         )
     ]
     total = sum(len(job.prompts) * job.num_samples for job in everything)
     with progress(context.console, "evaluate", total, "problems") as advance:
         generate_jobs(context, stage, everything, advance)
-    asked = Asked(methods, jobs, outside_jobs, sampled_jobs, openings)
-    context.world.on_main("evaluated", lambda: _finish(context, stage, asked))
+    asked = Asked(methods, jobs, out_of_domain_jobs, sampled_jobs, openings)
+    return lambda: _finish(context, stage, asked)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,14 +90,14 @@ class Asked:
     Attributes:
         methods: In the order of the table.
         jobs: On the test split, by method.
-        outside: On other tasks, by task and method.
+        out_of_domain: On other tasks, by task and method.
         sampled: Samples of the test split, by method.
         openings: Choices that the test split was opened for so far.
     """
 
     methods: list[Method]
     jobs: dict[str, GenerationJob]
-    outside: dict[tuple[str, str], GenerationJob]
+    out_of_domain: dict[tuple[str, str], GenerationJob]
     sampled: dict[str, GenerationJob]
     openings: int
 
@@ -182,9 +161,9 @@ def _shown(row: MethodMetrics) -> dict[str, float | str]:
 
 def _open_test(context: RunContext) -> int:
     """Refuse test items that were used before; count the choices that the split was opened for."""
-    made_before = [name for name in STAGE_DIRECTORIES.values() if name != EVAL]
+    made_before = [name for name in STAGE_NAMES if name != "evaluate"]
     require_unseen(context.splits["test"], context.problems_used(made_before))
-    openings = context.run_dir.record_opening(context.stage(TUNE).fingerprint())
+    openings = context.run_dir.record_opening(context.stage("tune").fingerprint())
     if openings > 1:
         context.console.print(
             caution(
@@ -195,7 +174,7 @@ def _open_test(context: RunContext) -> int:
     return openings
 
 
-def _finish(context: RunContext, stage: StageDir, asked: Asked) -> None:
+def _finish(context: RunContext, stage: StageDir, asked: Asked) -> Outcome:
     answers = {name: load_answers(context, stage, job) for name, job in asked.jobs.items()}
     _require_null_is_greedy(answers)
     rows = [
@@ -222,20 +201,19 @@ def _finish(context: RunContext, stage: StageDir, asked: Asked) -> None:
         )
         for name, given in samples.items()
     ]
-    results["outside"] = outside_results(context, stage, asked.outside)
+    results["out_of_domain"] = out_of_domain_results(context, stage, asked.out_of_domain)
     with stage.writing(RESULTS_FILE) as path:
         path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     for row in rows:
         context.metrics.log(
-            EVAL,
+            "evaluate",
             {f"{row.name}/accuracy": row.accuracy, f"{row.name}/tokens_mean": row.tokens_mean},
         )
-    context.metrics.table(EVAL, "methods", [_shown(row) for row in rows])
+    context.metrics.table("evaluate", "methods", [_shown(row) for row in rows])
     named = {row.name: row for row in rows}
     steered = named[STEERED_METHOD]
     student = f", LoRA student {named[STUDENT].accuracy:.1%}" if STUDENT in named else ""
-    context.report_done(
-        stage,
+    return Outcome(
         {"accuracy_greedy": named[GREEDY].accuracy, "accuracy_stir": steered.accuracy},
         f"{len(context.splits['test'])} test problems: greedy {named[GREEDY].accuracy:.1%}, "
         f"steered {steered.accuracy:.1%}{student}",
@@ -257,7 +235,7 @@ def _results(
     test = context.splits["test"]
     return {
         "schema": RESULTS_SCHEMA,
-        "model": context.described.identity.as_dict(),
+        "model": context.resources.described.identity.as_dict(),
         "task": context.config.task.name,
         "split": "test",
         "num_items": len(test),

@@ -1,115 +1,43 @@
-"""The stages that learn from rollouts: rollout, harvest, basis."""
+"""Contrast right and wrong rollouts at control points."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from stir_train.artifacts.atomic import json_sha256
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tensors import load_tensors, save_tensors
-from stir_train.basis.diagnostics import diagnose, points_yield, warnings_of
-from stir_train.basis.select import BlockSelection, select_basis
 from stir_train.basis.shards import CandidateShard, is_held
-from stir_train.config.pipeline import STAGE_DIRECTORIES
-from stir_train.distributed.claims import Note
+from stir_train.distributed.leases import Note
 from stir_train.distributed.world import World
 from stir_train.harvest.contrast import contrast_rollouts
-from stir_train.monitoring.console import caution, progress
-from stir_train.recipes.context import RunContext
-from stir_train.recipes.elastic import make_missing
-from stir_train.recipes.rollouts import (
-    GenerationJob,
-    generate_jobs,
+from stir_train.recipes.rollout import rollout_job
+from stir_train.runtime.chunk_scheduler import make_missing
+from stir_train.runtime.context import Finish, Outcome, RunContext
+from stir_train.runtime.generation import (
     load_rollouts,
     load_states,
     num_chunks,
-    sampling_params,
 )
 from stir_train.steering.artifacts import BASIS_FILE, REPORT_FILE
 from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import Candidates, ControlBasis
 from stir_train.types.trajectory import CapturedStates
 
-ROLLOUTS, HARVEST = STAGE_DIRECTORIES["rollout"], STAGE_DIRECTORIES["harvest"]
-BASIS = STAGE_DIRECTORIES["basis"]
 CANDIDATES = "candidates-"
-DIAGNOSED_CONTRASTS = 20_000
-"""Contrasts that the diagnostics look at: enough for every figure, and few enough for one process."""
 
 
-def rollout_job(context: RunContext) -> GenerationJob:
-    """Sampled rollouts of the harvest split, states captured at every harvested block."""
-    return GenerationJob(
-        prompts=context.splits["harvest"],
-        num_samples=context.config.rollout.num_samples,
-        sampling=sampling_params(context, greedy=False),
-        capture_blocks=context.captured_blocks,
-    )
-
-
-def run_rollout(context: RunContext) -> None:
-    """Sample, grade and capture."""
-    config = context.config
-    settings = {
-        "seed": config.seed,
-        "num_threads": config.num_threads,
-        "task": config.task,
-        "control_points": config.control_points,
-        "generation": config.generation,
-        "rollout": config.rollout,
-        "blocks": context.captured_blocks,
-    }
-    stage = context.begin(ROLLOUTS, settings, splits=("harvest",))
-    if stage is None:
-        return
-    job = rollout_job(context)
-    total = len(job.prompts) * job.num_samples
-    with progress(context.console, "rollouts", total, "rollouts") as advance:
-        generate_jobs(context, stage, [job], advance)
-    if not context.is_worker:
-        context.world.on_main("rollouts made", lambda: _finish_rollouts(context, stage, job))
-
-
-def _finish_rollouts(context: RunContext, stage: StageDir, job: GenerationJob) -> None:
-    graded = [
-        g for chunk in range(num_chunks(context, job)) for g in load_rollouts(stage, "", chunk)
-    ]
-    by_prompt: dict[str, list[bool]] = {}
-    for item in graded:
-        by_prompt.setdefault(item.rollout.prompt_id, []).append(item.grade.correct)
-    summary = {
-        "num_rollouts": len(graded),
-        "correct_rate": sum(g.grade.correct for g in graded) / len(graded),
-        "pass_at_n": sum(map(any, by_prompt.values())) / len(by_prompt),
-        "tokens_mean": sum(len(g.rollout.token_ids) for g in graded) / len(graded),
-        "truncated_rate": sum(g.rollout.truncated for g in graded) / len(graded),
-    }
-    context.report_done(
-        stage,
-        summary,
-        f"{len(graded)} rollouts, {summary['correct_rate']:.1%} correct, "
-        f"pass@{job.num_samples} {summary['pass_at_n']:.1%}, {summary['tokens_mean']:.1f} tokens",
-    )
-
-
-def run_harvest(context: RunContext) -> None:
+def run(context: RunContext, stage: StageDir) -> Finish:
     """Contrast right and wrong rollouts."""
     config = context.config
-    settings = {"harvest": config.harvest, "max_points": config.control_points.max_points}
-    stage = context.begin(HARVEST, settings, upstream=(ROLLOUTS,), decodes=False)
-    if stage is None:
-        return
     count = num_chunks(context, rollout_job(context))
     files = {f"{chunk:05d}": candidates_file(chunk) for chunk in range(count)}
 
     def make(key: str) -> dict[str, int]:
         chunk = int(key)
-        rollouts = context.stage(ROLLOUTS)
+        rollouts = context.stage("rollout")
         found = contrast_rollouts(
             load_rollouts(rollouts, "", chunk),
             load_states(rollouts, "", chunk),
@@ -126,24 +54,21 @@ def run_harvest(context: RunContext) -> None:
             "num_problems": len(set(found.prompt_ids)),
         }
 
-    def hear(key: str, note: Note) -> None:
+    def on_finished(key: str, note: Note) -> None:
         if note:
-            context.metrics.log(HARVEST, note, step=int(key))
+            context.metrics.log("harvest", note, step=int(key))
 
-    make_missing(context, stage, files, make, hear)
-    context.world.on_main(
-        "harvest made", lambda: _finish_harvest(context, stage, list(files.values()))
-    )
+    make_missing(context, stage, files, make, on_finished)
+    return lambda: _finish(context, stage, list(files.values()))
 
 
-def _finish_harvest(context: RunContext, stage: StageDir, files: list[str]) -> None:
+def _finish(context: RunContext, stage: StageDir, files: list[str]) -> Outcome:
     columns = [load_small_columns(stage.path / name) for name in files]
     prompt_ids = {prompt for prompts, _ in columns for prompt in prompts}
     points = {point for _, shard in columns for point in shard.points.tolist()}
     num_contrasts = sum(len(prompts) for prompts, _ in columns)
     num_saving = sum(int(shard.saves_tokens.sum()) for _, shard in columns)
-    context.report_done(
-        stage,
+    return Outcome(
         {
             "num_contrasts": num_contrasts,
             "num_prompts": len(prompt_ids),
@@ -151,15 +76,13 @@ def _finish_harvest(context: RunContext, stage: StageDir, files: list[str]) -> N
         },
         f"{num_contrasts} contrasts ({num_saving} short against long) from {len(prompt_ids)} "
         f"problems at {len(points)} control points",
+        ends_run=None if num_contrasts else _no_effect(context),
     )
 
 
-def no_effect(context: RunContext) -> str | None:
-    """Why nothing can be steered, once the harvest is there and has nothing to contrast."""
-    stage = context.stage(HARVEST)
-    if not stage.is_complete or stage.summary()["num_contrasts"]:
-        return None
-    found = context.stage(ROLLOUTS).summary()
+def _no_effect(context: RunContext) -> str:
+    """What to change where nothing can be contrasted."""
+    found = context.stage("rollout").summary()
     return (
         f"no effect: of {found['num_rollouts']} rollouts {found['correct_rate']:.1%} are correct "
         f"({found['pass_at_n']:.1%} of the problems are solved in some sample), and no problem has "
@@ -169,80 +92,9 @@ def no_effect(context: RunContext) -> str | None:
     )
 
 
-def run_basis(context: RunContext) -> None:
-    """Select the control basis and diagnose the contrasts."""
-    config = context.config
-    stage = context.begin(
-        BASIS,
-        {"basis": config.basis, "seed": config.seed},
-        upstream=(HARVEST,),
-        decodes=False,
-    )
-    if stage is None:
-        return
-    harvest = context.stage(HARVEST)
-    shards = load_shards(harvest, context.world)
-    selections = select_basis(shards, config.basis, seed=config.seed, world=context.world)
-    context.world.on_main("basis made", lambda: _finish_basis(context, stage, selections))
-
-
-def _finish_basis(context: RunContext, stage: StageDir, selections: list[BlockSelection]) -> None:
-    candidates = load_candidates(context, at_most=DIAGNOSED_CONTRASTS)
-    basis = ControlBasis.concatenate([selection.basis for selection in selections])
-    save_tensors(stage, BASIS_FILE, vars(basis), model_metadata(context))
-    diagnostics = diagnose(candidates)
-    warnings = warnings_of(candidates, diagnostics)
-    coverage = points_yield(candidates, basis)
-    report: dict[str, Any] = {
-        "blocks": [dataclasses.asdict(d) for d in diagnostics],
-        "warnings": warnings,
-        "points": coverage,
-        "quality": candidates.quality.tolist(),
-        "norms": {
-            str(block): (candidates.mean_right - candidates.mean_wrong)[:, layer]
-            .norm(dim=-1)
-            .tolist()
-            for layer, block in enumerate(candidates.blocks)
-        },
-        "logdet": {_selection_name(s): s.selection.logdet for s in selections},
-        "objective": {_selection_name(s): s.selection.objective for s in selections},
-    }
-    save_report(stage, report)
-    _log_basis(context, selections, coverage)
-    for warning in warnings:
-        context.console.print(caution(f"basis: {warning}"))
-    context.report_done(
-        stage,
-        {"num_entries": len(basis), "num_corrections": int((~basis.is_anchor).sum())},
-        f"{len(basis)} entries over blocks {', '.join(map(str, candidates.blocks))}",
-    )
-
-
-def _log_basis(
-    context: RunContext,
-    selections: list[BlockSelection],
-    coverage: list[tuple[int, int, float]],
-) -> None:
-    """The curve of the log-determinant, the spectrum of the keys, and what each point got."""
-    for found in selections:
-        name = _selection_name(found)
-        for pick, logdet in enumerate(found.selection.logdet, start=1):
-            context.metrics.log(BASIS, {f"logdet/{name}": logdet}, step=pick)
-        for place, value in enumerate(torch.linalg.svdvals(found.basis.keys).tolist(), start=1):
-            context.metrics.log(BASIS, {f"spectrum/{name}": value}, step=place)
-    for point, num_found, num_kept in coverage:
-        context.metrics.log(
-            BASIS, {"coverage/contrasts": num_found, "coverage/kept": num_kept}, step=point
-        )
-
-
-def _selection_name(selection: BlockSelection) -> str:
-    return f"{selection.block}{', short against long' if selection.saves_tokens else ''}"
-
-
 def load_basis(context: RunContext) -> ControlBasis:
     """The selected basis, before validation."""
-    tensors, _ = load_tensors(context.stage(BASIS).file(BASIS_FILE))
+    tensors, _ = load_tensors(context.stage("basis").file(BASIS_FILE))
     return ControlBasis(**tensors)
 
 
@@ -254,7 +106,7 @@ def candidates_file(chunk: int) -> str:
 def load_candidates(context: RunContext, *, at_most: int) -> Candidates:
     """The contrasts of a finished harvest, file by file until there are enough."""
     parts: list[Candidates] = []
-    for path in context.stage(HARVEST).files(CANDIDATES):
+    for path in context.stage("harvest").files(CANDIDATES):
         parts.append(_read_candidates(path))
         if sum(map(len, parts)) >= at_most:
             break
@@ -314,7 +166,7 @@ def save_report(stage: StageDir, report: dict[str, Any]) -> None:
 
 def rollout_chunks(context: RunContext) -> list[tuple[list[GradedRollout], CapturedStates]]:
     """The sampled rollouts of the harvest split with their states, chunk by chunk."""
-    stage = context.stage(ROLLOUTS)
+    stage = context.stage("rollout")
     stage.require_complete()
     count = num_chunks(context, rollout_job(context))
     return [(load_rollouts(stage, "", i), load_states(stage, "", i)) for i in range(count)]
@@ -341,7 +193,7 @@ def _save_candidates(stage: StageDir, name: str, candidates: Candidates) -> None
 
 def model_metadata(context: RunContext) -> dict[str, str]:
     """What an artifact says of the model it is for."""
-    identity = context.described.identity
+    identity = context.resources.described.identity
     return {
         "model": identity.name,
         "model_fingerprint": identity.fingerprint(),

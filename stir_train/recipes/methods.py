@@ -9,23 +9,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.config.stages import SteeringConfig
 from stir_train.export.adapter import ADAPTER_DIRECTORY, save_merged
 from stir_train.generation.engine import DecodeEngine
 from stir_train.models.load import LoadedModel, load_model, unsharded
 from stir_train.models.lora import load_adapter
 from stir_train.recipes.baselines import TunedBaseline, tuned_baselines
-from stir_train.recipes.context import RunContext
-from stir_train.recipes.distill import ADAPTER
 from stir_train.recipes.harvest import load_basis
-from stir_train.recipes.lessons import student_prefix
+from stir_train.recipes.student_plan import student_prefix
 from stir_train.recipes.tune import best_of_each_mode, controller_for, trial_name
+from stir_train.runtime.context import RunContext
 from stir_train.steering.artifacts import SteeringController
 from stir_train.steering.controls import empty_basis, random_directions, shuffled_keys
 from stir_train.types.steering import ControlBasis
 
-EVAL = STAGE_DIRECTORIES["evaluate"]
 GREEDY, PUBLISHED, STEERED_METHOD, STUDENT = "greedy", "stir-published", "stir", "lora-student"
 
 
@@ -99,7 +96,7 @@ def build_methods(context: RunContext) -> list[Method]:
     ]
     if not context.config.distill.enabled:
         return methods
-    adapter = context.stage(ADAPTER)
+    adapter = context.stage("distill")
     adapter.require_complete()
     students = {STUDENT: ""} | {f"lora-{name}": name for name in context.config.distill.also}
     return [
@@ -123,10 +120,12 @@ def published_rule() -> SteeringConfig:
 
 def student_engine(context: RunContext, name: str = "") -> DecodeEngine:
     """The engine over a distilled student, loaded when a chunk first needs it."""
-    if name not in context.students:
-        context.students.clear()  # one more model at a time
-        context.students[name] = context.make_engine(_load_student(context, name))
-    return context.students[name]
+    if name not in context.resources.students:
+        context.resources.students.clear()  # one more model at a time
+        context.resources.students[name] = context.resources.make_engine(
+            _load_student(context, name)
+        )
+    return context.resources.students[name]
 
 
 def _load_student(context: RunContext, name: str) -> LoadedModel:
@@ -139,11 +138,11 @@ def _load_student(context: RunContext, name: str) -> LoadedModel:
 
 
 def _adapter_of(context: RunContext, name: str) -> Path:
-    return context.stage(ADAPTER).path / student_prefix(name) / ADAPTER_DIRECTORY
+    return context.stage("distill").path / student_prefix(name) / ADAPTER_DIRECTORY
 
 
 def _merged_student(context: RunContext, name: str) -> Path:
-    return context.run_dir.scratch(EVAL) / f"merged-{name}"
+    return context.run_dir.scratch("evaluate") / f"merged-{name}"
 
 
 def merge_students(context: RunContext) -> None:

@@ -7,10 +7,10 @@ import json
 from rich.box import SIMPLE
 from rich.table import Table
 
-from stir_train.evals.compare import describe_change
-from stir_train.recipes.compare import RESULTS_FILE
-from stir_train.recipes.context import RunContext
-from stir_train.recipes.methods import EVAL, GREEDY, STEERED_METHOD, STUDENT
+from stir_train.evals.intervals import describe_change
+from stir_train.recipes.methods import GREEDY, STEERED_METHOD, STUDENT
+from stir_train.runtime.context import RunContext
+from stir_train.tools.compare import RESULTS_FILE
 
 
 def results_table(results: dict[str, object]) -> Table:
@@ -102,9 +102,9 @@ def sampled_table(results: dict[str, object]) -> Table | None:
     return table
 
 
-def outside_tables(results: dict[str, object]) -> list[Table]:
+def out_of_domain_tables(results: dict[str, object]) -> list[Table]:
     """What became of other tasks, a table each."""
-    tasks = results["outside"]
+    tasks = results["out_of_domain"]
     assert isinstance(tasks, list)
     tables = []
     for task in tasks:
@@ -133,5 +133,5 @@ def _change(value: float, interval: list[float]) -> str:
 
 def load_results(context: RunContext) -> dict[str, object]:
     """The results of a finished evaluation."""
-    path = context.stage(EVAL).file(RESULTS_FILE)
+    path = context.stage("evaluate").file(RESULTS_FILE)
     return dict(json.loads(path.read_text(encoding="utf-8")))

@@ -9,25 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from stir_train.artifacts.run_dir import StageDir
-from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.config.stages import VALUE_MODES, SteeringConfig
 from stir_train.evals.metrics import MethodMetrics, compare_to_baseline
 from stir_train.monitoring.console import progress
-from stir_train.recipes.context import RunContext
 from stir_train.recipes.harvest import load_report, save_report
-from stir_train.recipes.replays import VALIDATE
-from stir_train.recipes.rollouts import (
+from stir_train.runtime.context import Finish, Outcome, RunContext
+from stir_train.runtime.generation import (
     GenerationJob,
     generate_jobs,
     load_answers,
     sampling_params,
 )
-from stir_train.recipes.value import VALUE
 from stir_train.steering.artifacts import SteeringController
 from stir_train.types.rollout import GradedRollout, Prompt
 from stir_train.types.steering import ControlBasis
-
-TUNE = STAGE_DIRECTORIES["tune"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ def controller_for(
     context: RunContext, settings: SteeringConfig, basis: ControlBasis
 ) -> SteeringController:
     """Build the controller that settings describe; without a depth, at the first harvested one."""
-    device = context.loaded.device
+    device = context.resources.loaded.device
     return context.steering.controller(with_depth(context, settings), device=device, basis=basis)
 
 
@@ -67,19 +62,9 @@ def with_depth(context: RunContext, settings: SteeringConfig) -> SteeringConfig:
     return settings.model_copy(update={"depth": context.config.harvest.depths[0]})
 
 
-def run_tune(context: RunContext) -> None:
+def run(context: RunContext, stage: StageDir) -> Finish:
     """Try every setting on the tune split and freeze the choice."""
     config = context.config
-    settings = {
-        "tune": config.tune,
-        "steering": config.steering,
-        "num_bootstrap": config.evaluate.num_bootstrap,
-        "generation": config.generation,
-        "num_threads": config.num_threads,
-    }
-    stage = context.begin(TUNE, settings, upstream=(VALIDATE, VALUE), splits=("tune",))
-    if stage is None:
-        return
     basis = context.steering.basis()
     parts = split_by_halving(context.splits["tune"], config.tune.num_halvings)
     grid, left = trial_grid(context), trial_grid(context)
@@ -95,7 +80,7 @@ def run_tune(context: RunContext) -> None:
             generate_jobs(context, stage, jobs, advance)
         if len(seen) < len(parts):
             left = _survivors(context, stage, left, seen)
-    context.world.on_main("tuned", lambda: _finish(context, stage, grid, parts))
+    return lambda: _finish(context, stage, grid, parts)
 
 
 def tune_job(
@@ -190,7 +175,7 @@ def _finish(
     stage: StageDir,
     grid: Sequence[SteeringConfig],
     parts: Sequence[Sequence[Prompt]],
-) -> None:
+) -> Outcome:
     """Retrace who was given up when, from the answers that are there, and freeze the choice."""
     left, trials = list(grid), []
     for number in range(1, len(parts) + 1):
@@ -207,12 +192,11 @@ def _finish(
     _save_choice(stage, trials, chosen)
     for trial in trials:
         name = trial_name(trial.settings)
-        context.metrics.log(TUNE, {f"{name}/utility": trial.metrics.utility})
+        context.metrics.log("tune", {f"{name}/utility": trial.metrics.utility})
     best = max(whole, key=lambda trial: trial.metrics.utility)
     gain = best.metrics.delta_accuracy
     given_up = f", {len(trials) - len(whole)} given up early" if len(whole) < len(trials) else ""
-    context.report_done(
-        stage,
+    return Outcome(
         {"num_trials": len(trials), "best_delta_accuracy": gain, "mode": chosen.mode},
         f"{len(trials)} settings on {len(context.splits['tune'])} problems{given_up}; best "
         f"{trial_name(best.settings)} ({gain:+.1%} accuracy); chosen: {trial_name(chosen)}",
@@ -230,7 +214,7 @@ def trial_grid(context: RunContext) -> list[SteeringConfig]:
     if not config.tune.enabled:
         return [with_depth(context, config.steering)]
     depths = config.tune.depths or config.harvest.depths
-    depth_of = {context.block_at(depth): depth for depth in depths}
+    depth_of = {context.resources.block_at(depth): depth for depth in depths}
     return [tried for tried in config.tried_settings if tried.depth in depth_of.values()]
 
 
@@ -264,7 +248,7 @@ def choose(
 
 def best_of_each_mode(context: RunContext) -> list[SteeringConfig]:
     """The setting of most utility of every mode tried; those that gained nothing included."""
-    trials = load_report(context.stage(TUNE))["trials"]
+    trials = load_report(context.stage("tune"))["trials"]
     whole = [t for t in trials if t["num_problems"] == len(context.splits["tune"])]
     best: dict[str, Any] = {}
     for trial in sorted(whole, key=lambda t: -t["metrics"]["utility"]):

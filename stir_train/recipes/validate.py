@@ -14,63 +14,47 @@ from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tables import save_table
 from stir_train.artifacts.tensors import save_tensors
 from stir_train.basis.validate import (
-    Arm,
     Guide,
+    Injection,
     PlannedTrial,
     entry_uplifts,
     plan_trials,
     still_promising,
     validated_basis,
 )
-from stir_train.distributed.claims import Note
+from stir_train.distributed.leases import Note
 from stir_train.monitoring.console import Advance, caution, progress
-from stir_train.recipes.arms import Heads, better_blocks, provisional_heads
-from stir_train.recipes.context import RunContext
-from stir_train.recipes.elastic import make_missing
-from stir_train.recipes.harvest import BASIS, load_basis, model_metadata, save_report
-from stir_train.recipes.replays import (
-    VALIDATE,
-    Replays,
+from stir_train.recipes.block_selection import Heads, better_blocks, provisional_heads
+from stir_train.recipes.harvest import load_basis, model_metadata, save_report
+from stir_train.recipes.intervention_data import (
+    InterventionData,
     greedy_job,
+    load_intervention_data,
     load_plan,
-    load_replays,
     make_trials,
     plan_file,
     read_blocks,
     trials_file,
 )
-from stir_train.recipes.rollouts import generate_jobs
+from stir_train.runtime.chunk_scheduler import make_missing
+from stir_train.runtime.context import Finish, Outcome, RunContext
+from stir_train.runtime.generation import generate_jobs
 from stir_train.steering.artifacts import BASIS_FILE
 from stir_train.types.steering import ControlBasis, Intervention
 
 
-def run_validate(context: RunContext) -> None:
+def run(context: RunContext, stage: StageDir) -> Finish:
     """Replay, summarise, and keep the entries that help."""
-    config = context.config
-    settings = {
-        "validate": config.validation,
-        "value": config.value,
-        "max_points": config.control_points.max_points,
-        "steering": config.steering.model_copy(
-            update={"mode": "value", "depth": None, "strength": 1.0}
-        ),
-        "generation": config.generation,
-        "seed": config.seed,
-        "num_threads": config.num_threads,
-    }
-    stage = context.begin(VALIDATE, settings, upstream=(BASIS,), splits=("harvest",))
-    if stage is None:
-        return
     basis = load_basis(context)
     trials: list[Intervention] = []
-    if config.validation.enabled:
+    if context.config.validation.enabled:
         trials = _run_trials(context, stage, basis)
-    context.world.on_main("validated", lambda: _finish(context, stage, basis, trials))
+    return lambda: _finish(context, stage, basis, trials)
 
 
 def _finish(
     context: RunContext, stage: StageDir, basis: ControlBasis, trials: Sequence[Intervention]
-) -> None:
+) -> Outcome:
     config = context.config
     kept = _keep_helpful(context, stage, basis, trials)
     save_tensors(stage, BASIS_FILE, vars(kept), model_metadata(context))
@@ -78,8 +62,7 @@ def _finish(
     num_kept = int((~kept.is_anchor).sum())
     gain = [t.uplift(config.steering.token_price, config.generation.max_new_tokens) for t in trials]
     helped = sum(value > 0 for value in gain) / len(gain) if gain else 0.0
-    context.report_done(
-        stage,
+    return Outcome(
         {"num_trials": len(trials), "num_kept": num_kept, "helped_rate": helped},
         f"{len(trials)} paired replays, {helped:.0%} helped; kept {num_kept} of {num} corrections"
         if config.validation.enabled
@@ -87,42 +70,46 @@ def _finish(
     )
 
 
-def finished_replays(context: RunContext) -> Replays | None:
+def finished_intervention_data(context: RunContext) -> InterventionData | None:
     """Everything that a finished validation tried, or None if it was off."""
     if not context.config.validation.enabled:
         return None
-    stage = context.stage(VALIDATE)
+    stage = context.stage("validate")
     stage.require_complete()
-    return load_replays(context, stage, context.config.validation.num_rounds)
+    return load_intervention_data(context, stage, context.config.validation.num_rounds)
 
 
 def _run_trials(context: RunContext, stage: StageDir, basis: ControlBasis) -> list[Intervention]:
     config = context.config.validation
     job = greedy_job(context)
-    total = len(job.prompts) + config.num_completions(len(context.captured_blocks))
-    arms = [
-        Arm(block, strength) for block in context.captured_blocks for strength in config.strengths
+    total = len(job.prompts) + config.num_completions(len(context.resources.captured_blocks))
+    injections = [
+        Injection(block, strength)
+        for block in context.resources.captured_blocks
+        for strength in config.strengths
     ]
     with progress(context.console, "validate", total, "replays") as advance:
         generate_jobs(context, stage, [job], advance)
-        replays = load_replays(context, stage, 0)
+        replays = load_intervention_data(context, stage, 0)
         for number in range(config.num_rounds):
             source, guide = (replays, basis), None
             if number:
-                heads = provisional_heads(context, stage, replays, arms, number)
-                arms = better_blocks(context, stage, source, (arms, heads), number, advance)
+                heads = provisional_heads(context, stage, replays, injections, number)
+                injections = better_blocks(
+                    context, stage, source, (injections, heads), number, advance
+                )
                 guide = _guide(context, heads)
-            _plan_round(context, stage, source, arms, guide, number)
+            _plan_round(context, stage, source, injections, guide, number)
             _make_round(context, stage, source, number, advance)
-            replays = load_replays(context, stage, number + 1)
+            replays = load_intervention_data(context, stage, number + 1)
     return replays.trials
 
 
 def _plan_round(
     context: RunContext,
     stage: StageDir,
-    source: tuple[Replays, ControlBasis],
-    arms: Sequence[Arm],
+    source: tuple[InterventionData, ControlBasis],
+    injections: Sequence[Injection],
     guide: Guide | None,
     number: int,
 ) -> None:
@@ -141,7 +128,7 @@ def _plan_round(
             replays.pool(),
             basis,
             still_promising(uplifts),
-            arms,
+            injections,
             context.config.validation.trials_per_round,
             torch.Generator().manual_seed(context.config.seed + number),
             guide=guide,
@@ -158,7 +145,9 @@ def _guide(context: RunContext, heads: Heads) -> Guide:
     def score(
         block: int, point: int, states: Float[Tensor, "L D"], impulses: Float[Tensor, "E D"]
     ) -> Float[Tensor, "E"]:
-        rows = [context.captured_blocks.index(read) for read in read_blocks(context, block)]
+        rows = [
+            context.resources.captured_blocks.index(read) for read in read_blocks(context, block)
+        ]
         bound = heads[block].gain_bound(
             states[rows].flatten()[None],
             impulses[None],
@@ -174,7 +163,7 @@ def _guide(context: RunContext, heads: Heads) -> Guide:
 def _make_round(
     context: RunContext,
     stage: StageDir,
-    source: tuple[Replays, ControlBasis],
+    source: tuple[InterventionData, ControlBasis],
     number: int,
     advance: Advance,
 ) -> None:
@@ -197,27 +186,27 @@ def _make_round(
             "tokens": sum(t.tokens for t in made),
         }
 
-    def hear(key: str, note: Note) -> None:
+    def on_finished(key: str, note: Note) -> None:
         if note:
-            context.metrics.log(VALIDATE, {"round": number, **note}, step=int(key))
+            context.metrics.log("validate", {"round": number, **note}, step=int(key))
         advance(len(part(key)), f"round {number + 1}")
 
-    together = context.engine if context.is_sharded else None
-    make_missing(context, stage, files, make, hear, together=together)
+    together = context.resources.engine if context.is_sharded else None
+    make_missing(context, stage, files, make, on_finished, together=together)
 
 
 def _keep_helpful(
     context: RunContext, stage: StageDir, basis: ControlBasis, trials: Sequence[Intervention]
 ) -> ControlBasis:
     if not trials:
-        save_report(stage, {"entries": [], "arms": []})
+        save_report(stage, {"entries": [], "injections": []})
         return basis
     price = context.config.steering.token_price
     budget = context.config.generation.max_new_tokens
     uplifts = entry_uplifts(trials, len(basis), token_price=price, max_new_tokens=budget)
     report = {
         "entries": [dataclasses.asdict(u) for u in uplifts if u.count],
-        "arms": _arm_report(trials, price, budget),
+        "injections": _arm_report(trials, price, budget),
     }
     save_report(stage, report)
     kept = validated_basis(basis, uplifts)
@@ -231,18 +220,18 @@ def _keep_helpful(
 def _arm_report(trials: Sequence[Intervention], price: float, budget: int) -> list[dict[str, Any]]:
     """Uplift by block and strength, where there was something to gain and where there was not."""
     rows = []
-    for arm in sorted({(t.block, t.strength) for t in trials}):
+    for injection in sorted({(t.block, t.strength) for t in trials}):
         for improvable in (True, False):
             values = [
                 t.uplift(price, budget)
                 for t in trials
-                if (t.block, t.strength) == arm and t.improvable is improvable
+                if (t.block, t.strength) == injection and t.improvable is improvable
             ]
             if values:
                 rows.append(
                     {
-                        "block": arm[0],
-                        "strength": arm[1],
+                        "block": injection[0],
+                        "strength": injection[1],
                         "improvable": improvable,
                         "count": len(values),
                         "mean_uplift": sum(values) / len(values),

@@ -9,42 +9,30 @@ import torch
 
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tensors import save_tensors
-from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.models.value_head import ValueHead
 from stir_train.monitoring.console import progress
-from stir_train.recipes.context import RunContext
-from stir_train.recipes.harvest import ROLLOUTS, model_metadata, save_report
-from stir_train.recipes.replays import VALIDATE, read_blocks, value_examples
-from stir_train.recipes.validate import finished_replays
+from stir_train.recipes.harvest import model_metadata, save_report
+from stir_train.recipes.intervention_data import read_blocks, value_examples
+from stir_train.recipes.validate import finished_intervention_data
+from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.steering.artifacts import head_file
 from stir_train.train.loop import StepRecord
 from stir_train.value.calibration import auroc, calibration, reliability
 from stir_train.value.fit import TrainSetup, fit_value_head
 from stir_train.value.targets import ValueExamples
 
-VALUE = STAGE_DIRECTORIES["value"]
 LOG_EVERY = 20
 
 
-def run_value(context: RunContext) -> None:
+def run(context: RunContext, stage: StageDir) -> Finish:
     """Train and calibrate one value head per captured block."""
     config = context.config
-    settings = {
-        "value": config.value,
-        "max_points": config.control_points.max_points,
-        "max_new_tokens": config.generation.max_new_tokens,
-        "seed": config.seed,
-        "num_threads": config.num_threads,
-    }
-    stage = context.begin(VALUE, settings, upstream=(ROLLOUTS, VALIDATE), decodes=False)
-    if stage is None:
-        return
-    replays = finished_replays(context)
+    replays = finished_intervention_data(context)
     reports: dict[str, Any] = {}
     heads: dict[int, ValueHead] = {}
-    total = len(context.captured_blocks) * config.value.num_steps
+    total = len(context.resources.captured_blocks) * config.value.num_steps
     with progress(context.console, "value head", total, "steps") as advance:
-        for block in context.captured_blocks:
+        for block in context.resources.captured_blocks:
             observed, replayed = value_examples(context, replays, block)
             everything = ValueExamples.concatenate([observed, *([replayed] if replayed else [])])
             generator = torch.Generator().manual_seed(config.seed)
@@ -56,7 +44,7 @@ def run_value(context: RunContext) -> None:
                 advance(1, f"loss {record.loss:.3f}")
                 if record.step % LOG_EVERY == 0:
                     context.metrics.log(
-                        VALUE, {f"block_{block}/loss": record.loss}, step=record.step
+                        "value", {f"block_{block}/loss": record.loss}, step=record.step
                     )
 
             heads[block], fitted = fit_value_head(
@@ -83,12 +71,12 @@ def run_value(context: RunContext) -> None:
                 reports[str(block)]["intervened"] = dataclasses.asdict(
                     calibration(predicted, caused.correct)
                 )
-    context.world.on_main("value", lambda: _finish(context, stage, heads, reports))
+    return lambda: _finish(context, stage, heads, reports)
 
 
 def _finish(
     context: RunContext, stage: StageDir, heads: dict[int, ValueHead], reports: dict[str, Any]
-) -> None:
+) -> Outcome:
     for block, head in heads.items():
         save_tensors(stage, head_file(block), head.state_dict(), model_metadata(context))
     save_report(stage, reports)
@@ -98,8 +86,7 @@ def _finish(
         for block, report in reports.items()
         for figure in ("auroc", "ece")
     }
-    context.report_done(
-        stage,
+    return Outcome(
         summary,
         f"AUROC {reports[best]['overall']['auroc']:.3f} at block {best} (length alone "
         f"{reports[best]['length_only_auroc']:.3f}), ECE {reports[best]['overall']['ece']:.3f}",

@@ -9,11 +9,10 @@ import torch
 
 from stir_train.artifacts.run_dir import RunDir, StageDir
 from stir_train.artifacts.tensors import load_tensors
-from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.config.stages import VALUE_MODES, ControlPointConfig, SteeringConfig
 from stir_train.errors import ArtifactError
 from stir_train.models.blocks import resolve_depth
-from stir_train.models.load import ModelIdentity
+from stir_train.models.identity import ModelIdentity
 from stir_train.models.value_head import ValueHead
 from stir_train.steering.controller import BasisController
 from stir_train.steering.static import StaticController
@@ -74,8 +73,8 @@ class SteeringArtifacts:
             return StaticController(used, settings, block=block, device=device)
         return BasisController(used, settings, block=block, head=head, device=device)
 
-    def _stage(self, verb: str) -> StageDir:
-        return self._run_dir.stage(STAGE_DIRECTORIES[verb])
+    def _stage(self, name: str) -> StageDir:
+        return self._run_dir.stage(name)
 
     def _require_same_model(self, metadata: dict[str, str]) -> None:
         expected = self._identity.fingerprint()

@@ -22,7 +22,7 @@ from stir_train.errors import StageError
 from stir_train.generation.backend import ControlBatch
 from stir_train.models.blocks import find_blocks
 from stir_train.models.hooks import block_hooks
-from stir_train.models.load import identify_model
+from stir_train.models.identity import identify_model
 from stir_train.steering.artifacts import SteeringController, open_run_artifacts
 from stir_train.steering.controller import PREVIEWING_MODES
 

@@ -136,7 +136,7 @@ def test_one_command_queues_the_pipeline_and_it_ends_complete(alone: Path, tmp_p
     assert "in the queue already" in again.stderr
     _until_over(run)
     _require_equal(run, alone)
-    _require_nothing_twice(run, "rollouts", "steered")
+    _require_nothing_twice(run, "rollout", "steer")
     shown = _stir_train(tmp_path, "status", str(run)).stderr
     assert "complete" in shown
     assert shown.count("done") == 10
@@ -157,16 +157,16 @@ def test_asked_to_stop_in_harvest_and_in_distillation_it_requeues_and_ends_the_s
 ) -> None:
     run = _submit(tmp_path, _site(tmp_path), "run")
     jobs = {job.name: job.job_id for job in submitted_jobs(RunDir(run))}
-    _until(lambda: _chunks(run, "rollouts") >= 2, run)
+    _until(lambda: _chunks(run, "rollout") >= 2, run)
     subprocess.run(["scancel", "--signal=USR1", str(jobs["rollout"])], check=True)
     _until(
-        lambda: (run / ".progress/adapter/checkpoints/student/checkpoint.safetensors").is_file(),
+        lambda: (run / ".progress/distill/checkpoints/student/checkpoint.safetensors").is_file(),
         run,
     )
     subprocess.run(["scancel", "--signal=USR1", str(jobs["distill"])], check=True)
     _until_over(run)
     _require_equal(run, alone)
-    _require_nothing_twice(run, "rollouts", "steered")
+    _require_nothing_twice(run, "rollout", "steer")
     assert "requeued, restart 1" in _logs(run)
 
 
@@ -175,14 +175,12 @@ def test_a_killed_rank_and_a_nodes_killed_processes_lose_nothing(
 ) -> None:
     run = _submit(tmp_path, _site(tmp_path), "rollout")
     for least in (1, 4):
-        _until(
-            lambda least=least: _chunks(run, "rollouts") >= least and bool(_pids(run, "n2")), run
-        )
+        _until(lambda least=least: _chunks(run, "rollout") >= least and bool(_pids(run, "n2")), run)
         for pid in _pids(run, "n2"):
             os.kill(pid, signal.SIGKILL)
     _until_over(run)
-    assert _files(run, "rollouts") == _files(alone, "rollouts")
-    _require_nothing_twice(run, "rollouts")
+    assert _files(run, "rollout") == _files(alone, "rollout")
+    _require_nothing_twice(run, "rollout")
     assert "exit status 137: requeued" in _logs(run)
 
 
@@ -191,37 +189,37 @@ def test_a_lost_node_has_the_job_requeued_and_nothing_is_made_twice(
 ) -> None:
     run = _submit(tmp_path, _site(tmp_path), "rollout")
     job_id = submitted_jobs(RunDir(run))[0].job_id
-    _until(lambda: _chunks(run, "rollouts") >= 1 and bool(_pids(run, "n2")), run)
+    _until(lambda: _chunks(run, "rollout") >= 1 and bool(_pids(run, "n2")), run)
     cluster("lose", "n2")  # its slurmd as well: nobody is left there to say what happened
     _until(lambda: job_state(job_id) == "PENDING", run)
-    assert _chunks(run, "rollouts") < 12, "found out too late to show anything"
+    assert _chunks(run, "rollout") < 12, "found out too late to show anything"
     cluster("up", "2")
     _until_over(run)
-    assert _files(run, "rollouts") == _files(alone, "rollouts")
-    _require_nothing_twice(run, "rollouts")
+    assert _files(run, "rollout") == _files(alone, "rollout")
+    _require_nothing_twice(run, "rollout")
 
 
 def test_an_array_of_workers_then_another_number_of_nodes(alone: Path, tmp_path: Path) -> None:
     run = _submit(tmp_path, _site(tmp_path, array=3), "rollout")
     assert [job.name for job in submitted_jobs(RunDir(run))] == ["rollout-array", "rollout"]
-    _until(lambda: _chunks(run, "rollouts") >= 1, run)
+    _until(lambda: _chunks(run, "rollout") >= 1, run)
     cancelled = _stir_train(tmp_path, "cancel", str(run)).stderr
     assert "rollout-array" in cancelled
     jobs = submitted_jobs(RunDir(run))
     _until(lambda: all(job_state(job.job_id) == "CANCELLED" for job in jobs), run)
-    made = _chunks(run, "rollouts")
+    made = _chunks(run, "rollout")
     assert made < 12, "cancelled too late to show anything"
     assert "goes on at rollout" in _stir_train(tmp_path, "status", str(run)).stderr
     _submit(tmp_path, _site(tmp_path, nodes=1, tasks_per_node=2), "rollout")
     _until_over(run)
-    assert _files(run, "rollouts") == _files(alone, "rollouts")
-    _require_nothing_twice(run, "rollouts")
+    assert _files(run, "rollout") == _files(alone, "rollout")
+    _require_nothing_twice(run, "rollout")
 
 
 def test_a_failing_job_stops_the_chain_and_status_shows_whose_error(tmp_path: Path) -> None:
     where = f"output_dir={tmp_path}"
     _stir_train(tmp_path, "run", str(SMOKE), where, *SETTINGS, "--only", "rollout")
-    damaged = min((tmp_path / "smoke" / "rollouts").glob("rollouts-*.parquet"))
+    damaged = min((tmp_path / "smoke" / "rollout").glob("rollouts-*.parquet"))
     damaged.write_bytes(damaged.read_bytes()[:-100])
     run = _submit(tmp_path, _site(tmp_path), "run")
     jobs = {job.name: job.job_id for job in submitted_jobs(RunDir(run))}
@@ -249,4 +247,4 @@ def test_the_plain_scripts_work(alone: Path, tmp_path: Path) -> None:
     run = tmp_path / "smoke"
     _until(lambda: job_state(job_id) in ("COMPLETED", "FAILED"), run)
     assert job_state(job_id) == "COMPLETED", (tmp_path / "job.out").read_text()[-3000:]
-    assert _files(run, "rollouts") == _files(alone, "rollouts")
+    assert _files(run, "rollout") == _files(alone, "rollout")

@@ -12,15 +12,15 @@ from tests.support.commands import stir_train
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMOKE = ROOT / "configs" / "tiny" / "smoke.yaml"
 STAGES = [
-    "rollouts",
+    "rollout",
     "harvest",
     "basis",
-    "validation",
+    "validate",
     "value",
     "tune",
-    "steered",
-    "adapter",
-    "eval",
+    "steer",
+    "distill",
+    "evaluate",
     "report",
 ]
 PYTHON = [sys.executable, "-W", "ignore", "-m", "stir_train"]

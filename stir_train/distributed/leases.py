@@ -1,4 +1,4 @@
-"""Who works on what: claims in the c10d store of a launch, or in files on a shared file system."""
+"""Who works on what: leases in the c10d store of a launch, or in files on a shared file system."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Note = Mapping[str, Any]
 
 
 @runtime_checkable
-class ClaimTable(Protocol):
-    """Claims on the keys of one set of work. Every method may be called by any process."""
+class LeaseTable(Protocol):
+    """Leases on the keys of one set of work. Every method may be called by any process."""
 
-    def claim_next(self, owner: str) -> str | None:
-        """Claim a key that nobody has claimed; None when there is none left."""
+    def acquire_next(self, owner: str) -> str | None:
+        """Acquire a key that nobody holds; None when there is none left."""
         ...
 
     def owner_of(self, key: str) -> str | None:
@@ -31,7 +31,7 @@ class ClaimTable(Protocol):
         ...
 
     def take_over(self, key: str, old: str | None, new: str) -> bool:
-        """Claim a key from an owner that is gone; False if another process was quicker."""
+        """Take a key over from an owner that is gone; False if another process was quicker."""
         ...
 
     def finish(self, key: str, note: Note) -> None:
@@ -42,25 +42,25 @@ class ClaimTable(Protocol):
         """Every finished key with its figures, as far as this process has not been told before."""
         ...
 
-    def beat(self, owner: str, count: int) -> None:
+    def heartbeat(self, owner: str, count: int) -> None:
         """Show that an owner is alive."""
         ...
 
-    def last_beat(self, owner: str) -> str:
-        """Something that changes with every beat of an owner."""
+    def last_heartbeat(self, owner: str) -> str:
+        """Something that changes with every heartbeat of an owner."""
         ...
 
 
-class StoreClaims:
-    """Claims in a c10d store: one atomic counter hands out the keys in order."""
+class StoreLeases:
+    """Leases in a c10d store: one atomic counter hands out the keys in order."""
 
     def __init__(self, store: Store, name: str, keys: Sequence[str]) -> None:
-        self._store = PrefixStore(f"claims/{name}", store)
+        self._store = PrefixStore(f"leases/{name}", store)
         self._keys = keys
         self._told = 0
         self._unsaid: set[int] = set()
 
-    def claim_next(self, owner: str) -> str | None:
+    def acquire_next(self, owner: str) -> str | None:
         """Take the next ticket."""
         ticket = self._store.add("tickets", 1) - 1
         if ticket >= len(self._keys):
@@ -99,32 +99,32 @@ class StoreClaims:
                 self._unsaid.remove(number)
         return news
 
-    def beat(self, owner: str, count: int) -> None:
+    def heartbeat(self, owner: str, count: int) -> None:
         """Write the count."""
-        self._store.set(f"beat/{owner}", str(count))
+        self._store.set(f"heartbeat/{owner}", str(count))
 
-    def last_beat(self, owner: str) -> str:
+    def last_heartbeat(self, owner: str) -> str:
         """Read the count."""
-        name = f"beat/{owner}"
+        name = f"heartbeat/{owner}"
         return self._store.get(name).decode() if self._store.check([name]) else ""
 
 
-class FileClaims:
-    """Claims as files that only one process can create; for launches that share only a disk.
+class FileLeases:
+    """Leases as files that only one process can create; for launches that share only a disk.
 
-    The ``n``-th claim on a key is the file ``KEY@n``, which holds its owner: the highest ``n`` counts.
+    The ``n``-th lease on a key is the file ``KEY@n``, which holds its owner: the highest ``n`` counts.
     """
 
     def __init__(self, directory: Path, keys: Sequence[str]) -> None:
         self._directory = directory
         self._keys = keys
         self._told: set[str] = set()
-        for part in ("claims", "finished", "beats"):
+        for part in ("leases", "finished", "heartbeats"):
             (directory / part).mkdir(parents=True, exist_ok=True)
 
-    def claim_next(self, owner: str) -> str | None:
-        """Create the first claim of a key that has none."""
-        claimed = {_key_of(name) for name in self._names("claims")}
+    def acquire_next(self, owner: str) -> str | None:
+        """Create the first lease of a key that has none."""
+        claimed = {_key_of(name) for name in self._names("leases")}
         claimed |= {_key_of(name) for name in self._names("finished")}
         for key in self._keys:
             if key not in claimed and self._create(key, 0, owner):
@@ -132,14 +132,14 @@ class FileClaims:
         return None
 
     def owner_of(self, key: str) -> str | None:
-        """Read the latest claim."""
+        """Read the latest lease."""
         number = self._latest(key)
         if number < 0:
             return None
         return self._claim(key, number).read_text(encoding="utf-8") or None
 
     def take_over(self, key: str, old: str | None, new: str) -> bool:
-        """Create the claim after the latest, if that is still the old owner's."""
+        """Create the lease after the latest, if that is still the old owner's."""
         number = self._latest(key)
         if self.owner_of(key) != old:
             return False
@@ -162,16 +162,16 @@ class FileClaims:
                 self._told.add(name)
         return news
 
-    def beat(self, owner: str, count: int) -> None:
+    def heartbeat(self, owner: str, count: int) -> None:
         """Rewrite the owner's file."""
-        path = self._directory / "beats" / _file_name(owner)
+        path = self._directory / "heartbeats" / _file_name(owner)
         partial = path.with_name(f".{path.name}")
         partial.write_text(str(count), encoding="utf-8")
         partial.replace(path)
 
-    def last_beat(self, owner: str) -> str:
+    def last_heartbeat(self, owner: str) -> str:
         """Read the owner's file."""
-        path = self._directory / "beats" / _file_name(owner)
+        path = self._directory / "heartbeats" / _file_name(owner)
         return path.read_text(encoding="utf-8") if path.is_file() else ""
 
     def _names(self, part: str) -> list[str]:
@@ -179,11 +179,11 @@ class FileClaims:
 
     def _latest(self, key: str) -> int:
         stem = f"{_file_name(key)}@"
-        numbers = [int(n.removeprefix(stem)) for n in self._names("claims") if n.startswith(stem)]
+        numbers = [int(n.removeprefix(stem)) for n in self._names("leases") if n.startswith(stem)]
         return max(numbers, default=-1)
 
     def _claim(self, key: str, number: int) -> Path:
-        return self._directory / "claims" / f"{_file_name(key)}@{number}"
+        return self._directory / "leases" / f"{_file_name(key)}@{number}"
 
     def _create(self, key: str, number: int, owner: str) -> bool:
         """Link a written file into place: it appears whole, and only if nothing is there."""
@@ -201,9 +201,9 @@ class FileClaims:
 
 @dataclass
 class _Watched:
-    """An owner's last beat and when this process first saw it, by this process's own clock."""
+    """An owner's last heartbeat and when this process first saw it, by this process's own clock."""
 
-    beat: str
+    heartbeat: str
     since: float
 
 
@@ -211,35 +211,35 @@ class _Watched:
 class Watch:
     """Tells which owners are gone, without comparing clocks between hosts."""
 
-    table: ClaimTable
+    table: LeaseTable
     lease_seconds: float
     clock: Callable[[], float] = time.monotonic
     _seen: dict[str, _Watched] = field(default_factory=dict)
 
     def is_gone(self, owner: str | None) -> bool:
-        """Whether an owner has shown no beat for a whole lease; nobody counts as an owner."""
+        """Whether an owner has shown no heartbeat for a whole lease; nobody counts as an owner."""
         name = owner or ""
-        beat = self.table.last_beat(name) if owner else ""
+        heartbeat = self.table.last_heartbeat(name) if owner else ""
         now = self.clock()
         held = self._seen.get(name)
-        if held is None or held.beat != beat:
-            self._seen[name] = _Watched(beat, now)
+        if held is None or held.heartbeat != heartbeat:
+            self._seen[name] = _Watched(heartbeat, now)
             return False
         return now - held.since > self.lease_seconds
 
 
 @contextmanager
-def beating(table: ClaimTable, owner: str, *, every_seconds: float) -> Iterator[None]:
+def sending_heartbeats(table: LeaseTable, owner: str, *, every_seconds: float) -> Iterator[None]:
     """Beat for an owner from a thread for as long as the block runs."""
     ended = threading.Event()
-    table.beat(owner, 0)
+    table.heartbeat(owner, 0)
 
     def run() -> None:
         count = 0
         while not ended.wait(every_seconds):
             count += 1
             try:
-                table.beat(owner, count)
+                table.heartbeat(owner, count)
             except (dist.DistError, OSError):
                 return  # the store or the disk is gone: the working thread meets that itself
 

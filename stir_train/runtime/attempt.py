@@ -1,4 +1,4 @@
-"""Chain the stages of a run, skipping what is done."""
+"""Open a run for one attempt: join the launch, lock the directory, record what was asked."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import platform
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -18,63 +17,17 @@ from rich.console import Console
 from stir_train.artifacts.atomic import write_json, write_text
 from stir_train.artifacts.run_dir import FAILURE_FILE, METRICS_FILE, RunDir
 from stir_train.config.load import dump_config
-from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.config.run import RunConfig
 from stir_train.distributed.launch import usable_cores
 from stir_train.distributed.preemption import Preempted
 from stir_train.distributed.world import PeerError, World, open_world
 from stir_train.errors import StageError
-from stir_train.export.adapter import ADAPTER_DIRECTORY
 from stir_train.monitoring.console import caution, make_console
 from stir_train.monitoring.metrics import Metrics, MetricsFile, open_metrics
-from stir_train.recipes.baselines import run_baselines
-from stir_train.recipes.compare import RESULTS_FILE
-from stir_train.recipes.context import RunContext, set_threads
-from stir_train.recipes.distill import run_distill, run_steered
-from stir_train.recipes.evaluate import run_evaluate
-from stir_train.recipes.harvest import no_effect, run_basis, run_harvest, run_rollout
-from stir_train.recipes.report import PAGE, run_report
-from stir_train.recipes.result_tables import (
-    load_results,
-    outside_tables,
-    results_table,
-    sampled_table,
-    students_table,
-)
-from stir_train.recipes.tune import run_tune
-from stir_train.recipes.validate import run_validate
-from stir_train.recipes.value import run_value
-from stir_train.steering.artifacts import BASIS_FILE
+from stir_train.runtime.context import RunContext, set_threads
+from stir_train.runtime.resources import Resources
 
 LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "accelerate", "datasets", "safetensors")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage of the pipeline: its verb on the command line, its directory, what it does."""
-
-    verb: str
-    directory: str
-    run: Callable[[RunContext], None]
-
-
-BEFORE_BASIS = frozenset({"rollout", "harvest"})
-STAGES = tuple(
-    Stage(verb, STAGE_DIRECTORIES[verb], run)
-    for verb, run in (
-        ("rollout", run_rollout),
-        ("harvest", run_harvest),
-        ("basis", run_basis),
-        ("validate", run_validate),
-        ("value", run_value),
-        ("tune", run_tune),
-        ("steer", run_steered),
-        ("distill", run_distill),
-        ("baselines", run_baselines),
-        ("evaluate", run_evaluate),
-        ("report", run_report),
-    )
-)
 
 
 @contextmanager
@@ -118,14 +71,17 @@ def enter_run(
             log = stack.enter_context((attempt / f"rank_{world.rank}.log").open("a"))
             console = make_console(log)
         metrics = stack.enter_context(_metrics(config, run_dir, attempt, console, world, is_worker))
-        context = RunContext(config, run_dir, attempt, world, is_worker, metrics, console)
+        resources = Resources(config, world)
+        context = RunContext(
+            config, run_dir, attempt, world, is_worker, metrics, console, resources
+        )
         try:
             yield context
         except Exception as error:
             _record_failure(attempt, world, error)
             raise
         finally:
-            context.close()
+            resources.close()
 
 
 def _open_attempt(
@@ -187,27 +143,6 @@ def _record_failure(attempt: Path, world: World, error: Exception) -> None:
         return  # another rank failed before
 
 
-def run_stages(context: RunContext, verbs: Sequence[str], *, redo: bool) -> None:
-    """Run the named stages in pipeline order; with ``redo`` they and all later ones are remade.
-
-    After a harvest without any contrast the rest is left out, and the console says why.
-    """
-    if redo:
-        first = min(i for i, stage in enumerate(STAGES) if stage.verb in verbs)
-        later = [stage.directory for stage in STAGES[first:]]
-        if first > 0:  # what would be refused is refused before anything is lost
-            context.world.on_main("settings", context.require_settings_of_rollouts)
-        context.world.on_main("redo", lambda: context.run_dir.discard(later))
-    for stage in STAGES:
-        if stage.verb not in verbs:
-            continue
-        reason = no_effect(context) if stage.verb not in BEFORE_BASIS else None
-        if reason is not None:
-            context.console.print(caution(reason))
-            return
-        stage.run(context)
-
-
 def provenance(argv: Sequence[str]) -> dict[str, object]:
     """What made this attempt: command, code, libraries, machine."""
     return {
@@ -233,27 +168,3 @@ def _git_sha() -> str:
     except FileNotFoundError:
         return ""
     return completed.stdout.strip()
-
-
-def show_outcome(context: RunContext, verbs: Sequence[str]) -> None:
-    """After an evaluation: the results table and where everything is."""
-    evaluation = context.stage(STAGE_DIRECTORIES["evaluate"])
-    if not context.world.is_main:
-        return
-    if "evaluate" not in verbs or not evaluation.is_complete:
-        return
-    results = load_results(context)
-    context.console.print(results_table(results))
-    for table in (students_table(results), sampled_table(results), *outside_tables(results)):
-        if table is not None:
-            context.console.print(table)
-    run = context.run_dir.path
-    for label, path in (
-        ("control basis", run / STAGE_DIRECTORIES["basis"] / BASIS_FILE),
-        ("LoRA adapter", run / STAGE_DIRECTORIES["distill"] / ADAPTER_DIRECTORY),
-        ("results", evaluation.path / RESULTS_FILE),
-        ("report", run / STAGE_DIRECTORIES["report"] / PAGE),
-        ("metrics", context.run_dir.metrics_file),
-    ):
-        if path.exists():
-            context.console.print(f"{label:>14}  {path}", soft_wrap=True)

@@ -9,11 +9,11 @@ from stir_train.artifacts.run_dir import StageDir
 from stir_train.config.run import RunConfig
 from stir_train.data.prompts import first_problems, render_prompts, require_unseen, split_sha256
 from stir_train.evals.metrics import compare_to_baseline
-from stir_train.recipes.context import RunContext
 from stir_train.recipes.methods import GREEDY, STEERED_METHOD, Method
-from stir_train.recipes.problems import read_problems
-from stir_train.recipes.rollouts import GenerationJob, load_answers, sampling_params
 from stir_train.recipes.tune import price_per_token
+from stir_train.runtime.context import RunContext
+from stir_train.runtime.generation import GenerationJob, load_answers, sampling_params
+from stir_train.runtime.problems import read_problems
 from stir_train.types.rollout import Prompt
 
 
@@ -22,19 +22,19 @@ def is_deployable(method: Method) -> bool:
     return method.name in (GREEDY, STEERED_METHOD) or method.engine is not None
 
 
-def outside_prompts(context: RunContext) -> dict[str, list[Prompt]]:
+def out_of_domain_prompts(context: RunContext) -> dict[str, list[Prompt]]:
     """The problems of every task outside the harvest.
 
     Raises:
         DataError: If there are too few, or some went into the run.
     """
     found = {}
-    for name, outside in context.config.evaluate.outside.items():
+    for name, outside in context.config.evaluate.out_of_domain.items():
         config: RunConfig = context.config.model_copy(update={"task": outside.task})
         problems = first_problems(
             read_problems(config), outside.num_problems, seed=config.splits.seed
         )
-        found[name] = render_prompts(problems, outside.task, context.described.tokenizer)
+        found[name] = render_prompts(problems, outside.task, context.resources.described.tokenizer)
         used = {
             split: {p.prompt_id for p in context.splits[split]} for split in ("harvest", "tune")
         }
@@ -44,7 +44,7 @@ def outside_prompts(context: RunContext) -> dict[str, list[Prompt]]:
     return found
 
 
-def outside_job(
+def out_of_domain_job(
     context: RunContext, name: str, prompts: Sequence[Prompt], method: Method
 ) -> GenerationJob:
     """A method's answers to a task outside the harvest."""
@@ -53,13 +53,13 @@ def outside_job(
         num_samples=1,
         sampling=sampling_params(context, greedy=True),
         make_controller=method.make_controller,
-        prefix=f"outside/{name}/{method.name}/",
+        prefix=f"out-of-domain/{name}/{method.name}/",
         engine=method.engine,
-        task=context.config.evaluate.outside[name].task,
+        task=context.config.evaluate.out_of_domain[name].task,
     )
 
 
-def outside_results(
+def out_of_domain_results(
     context: RunContext, stage: StageDir, jobs: Mapping[tuple[str, str], GenerationJob]
 ) -> list[dict[str, object]]:
     """Per task, every method's row beside greedy decoding's.

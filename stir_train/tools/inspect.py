@@ -10,13 +10,13 @@ from rich.table import Table
 
 from stir_train.artifacts.run_dir import MANIFEST, STAGE_FILE, RunDir, StageDir
 from stir_train.artifacts.tensors import load_tensors
-from stir_train.config.pipeline import STAGE_DIRECTORIES
+from stir_train.config.pipeline import STAGE_NAMES
 from stir_train.config.run import RunConfig
 from stir_train.data.duplicates import near_duplicates
 from stir_train.data.prompts import cut_splits, render_prompts, require_disjoint
 from stir_train.errors import ArtifactError
 from stir_train.models.load import load_tokenizer
-from stir_train.recipes.problems import read_problems
+from stir_train.runtime.problems import read_problems
 
 MAX_LISTED_PAIRS, SHOWN_CHARACTERS = 5, 60
 
@@ -78,7 +78,7 @@ def _describe_run(run: RunDir, console: Console) -> None:
     table = Table(title=str(run.path))
     for column in ("stage", "state", "figures"):
         table.add_column(column)
-    for directory in STAGE_DIRECTORIES.values():
+    for directory in STAGE_NAMES:
         stage = run.stage(directory)
         if not stage.is_complete:
             table.add_row(directory, "unfinished" if stage.path.exists() else "not begun", "")

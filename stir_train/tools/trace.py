@@ -14,8 +14,6 @@ from stir_train.data.prompts import render_prompts
 from stir_train.errors import StageError
 from stir_train.generation.backend import ControlSpec, GenerationRequest, GenerationResult
 from stir_train.generation.engine import DecodeEngine
-from stir_train.recipes.context import RunContext
-from stir_train.recipes.distill import ADAPTER
 from stir_train.recipes.methods import (
     GREEDY,
     PUBLISHED,
@@ -24,8 +22,9 @@ from stir_train.recipes.methods import (
     published_rule,
     student_engine,
 )
-from stir_train.recipes.rollouts import sampling_params
 from stir_train.recipes.tune import controller_for
+from stir_train.runtime.context import RunContext
+from stir_train.runtime.generation import sampling_params
 from stir_train.steering.artifacts import SteeringController
 from stir_train.types.rollout import Prompt
 from stir_train.types.steering import SteeringDecision
@@ -51,19 +50,21 @@ def stream_answer(
         StageError: If there is no such method.
     """
     problem = SourceProblem(question, answer="", content=question)
-    (prompt,) = render_prompts([problem], context.config.task, context.described.tokenizer)
+    (prompt,) = render_prompts(
+        [problem], context.config.task, context.resources.described.tokenizer
+    )
     tokens: list[int] = []
     written = 0
 
-    def hear(_request: int, token: int) -> None:
+    def on_token(_request: int, token: int) -> None:
         nonlocal written
         tokens.append(token)
         # Decode from the start: a piece of a character becomes text only with its other pieces.
-        text = context.described.decode(tokens).removesuffix("\N{REPLACEMENT CHARACTER}")
+        text = context.resources.described.decode(tokens).removesuffix("\N{REPLACEMENT CHARACTER}")
         write(text[written:])
         written = len(text)
 
-    return _answer(context, prompt, method, hear)
+    return _answer(context, prompt, method, on_token)
 
 
 def show_decisions(context: RunContext, index: int, method: str, console: Console) -> None:
@@ -82,11 +83,15 @@ def show_decisions(context: RunContext, index: int, method: str, console: Consol
     start = 0
     for point, token_index in enumerate(rollout.control_points, start=1):
         console.print(
-            Text(context.described.decode(rollout.token_ids[start : token_index + 1]).rstrip())
+            Text(
+                context.resources.described.decode(
+                    rollout.token_ids[start : token_index + 1]
+                ).rstrip()
+            )
         )
         console.print(_describe(point, decided.get(token_index)))
         start = token_index + 1
-    console.print(Text(context.described.decode(rollout.token_ids[start:]), style="bold"))
+    console.print(Text(context.resources.described.decode(rollout.token_ids[start:]), style="bold"))
     console.print(
         Text(
             f"gold answer {answer.prompt.answer}; {len(rollout.token_ids)} tokens, "
@@ -106,7 +111,7 @@ def _answer(
         [GenerationRequest(prompt)],
         sampling_params(context, greedy=True),
         seed=context.config.seed,
-        control=ControlSpec(context.automaton, context.config.control_points.max_points),
+        control=ControlSpec(context.resources.automaton, context.config.control_points.max_points),
         controller=controller,
         listener=listener,
     )
@@ -125,8 +130,8 @@ def _controller(context: RunContext, method: str) -> SteeringController | None:
 
 def _engine(context: RunContext, method: str) -> DecodeEngine:
     if method != STUDENT:
-        return context.engine
-    context.stage(ADAPTER).require_complete()
+        return context.resources.engine
+    context.stage("distill").require_complete()
     return student_engine(context)
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from stir_train.evals.compare import describe_interval
 from stir_train.evals.frontier import frontier
+from stir_train.evals.intervals import describe_interval
 from stir_train.evals.report import page_environment
 
 

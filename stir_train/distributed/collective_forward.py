@@ -11,7 +11,7 @@ from torch import nn
 from stir_train.distributed.world import POLL_SECONDS, World
 
 
-class Lockstep:
+class CollectiveForward:
     """Keeps ranks in step whose model is sharded by ZeRO-3, while each decodes work of its own.
 
     Gathering a layer's weights takes all ranks, so all must run the same number of passes. Before

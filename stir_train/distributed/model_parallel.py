@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from stir_train.distributed.claims import Note
+from stir_train.distributed.leases import Note
 from stir_train.distributed.preemption import Preempted
 from stir_train.distributed.world import POLL_SECONDS, World
 from stir_train.errors import StageError
@@ -14,26 +14,26 @@ DONE, STOPPED = "", "\0stopped"
 """What is announced instead of a key."""
 
 
-class Team:
-    """This rank's team in one set of work."""
+class ModelParallelGroup:
+    """This rank's group in one set of work."""
 
     def __init__(self, world: World, size: int, name: str) -> None:
         """Join; every rank does.
 
         Args:
             world: All ranks; there are a multiple of ``size``.
-            size: Ranks of a team.
+            size: Ranks of a group.
             name: Of the set of work, unlike any other's.
         """
         assert world.store is not None
         self._world, self._store, self._size = world, world.store, size
         self._leader = world.rank - world.rank % size
-        self._prefix = f"team/{name}/{self._leader}"
+        self._prefix = f"group/{name}/{self._leader}"
         self._turn = 0
 
     @property
     def is_led_by_me(self) -> bool:
-        """Whether this rank claims for the team, and writes what it makes."""
+        """Whether this rank claims for the group, and writes what it makes."""
         return self._world.rank == self._leader
 
     def leading(self, make: Callable[[str], Note]) -> Callable[[str], Note]:
@@ -46,7 +46,7 @@ class Team:
         return make_together
 
     def dismiss(self, *, stopped: bool) -> None:
-        """As the leader: there is nothing more to make, or the team was asked to stop."""
+        """As the leader: there is nothing more to make, or the group was asked to stop."""
         self._announce(STOPPED if stopped else DONE)
 
     def follow(self, make: Callable[[str], Note]) -> None:
@@ -74,7 +74,7 @@ class Team:
             make(key)
 
     def require_agreement(self, what: str, digest: str) -> None:
-        """Stop if ranks of the team made different things of the same work.
+        """Stop if ranks of the group made different things of the same work.
 
         Args:
             what: Names the work, unlike any other.

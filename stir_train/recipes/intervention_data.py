@@ -11,12 +11,11 @@ import torch
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tables import load_table, save_table
 from stir_train.basis.validate import UNSTEERED, PlannedTrial, StatePool
-from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.errors import StageError
 from stir_train.generation.backend import ControlSpec, GenerationRequest, PlannedImpulse
-from stir_train.recipes.context import RunContext
-from stir_train.recipes.harvest import ROLLOUTS, load_basis, rollout_chunks
-from stir_train.recipes.rollouts import (
+from stir_train.recipes.harvest import load_basis, rollout_chunks
+from stir_train.runtime.context import RunContext
+from stir_train.runtime.generation import (
     GenerationJob,
     grade_rollouts,
     load_rollouts,
@@ -32,14 +31,13 @@ from stir_train.types.steering import ControlBasis, Intervention
 from stir_train.types.trajectory import CapturedStates
 from stir_train.value.targets import ValueExamples, build_examples, build_intervened
 
-VALIDATE = STAGE_DIRECTORIES["validate"]
 NULL = "null/"
 LONG = 1.25
 """A right rollout is long when it takes this many times the shortest right sample."""
 
 
 @dataclass(frozen=True)
-class Replays:
+class InterventionData:
     """Trajectories of the harvest split with the control-point states that trials may start from.
 
     Attributes:
@@ -87,7 +85,7 @@ def greedy_job(context: RunContext) -> GenerationJob:
         prompts=context.splits["harvest"],
         num_samples=1,
         sampling=sampling_params(context, greedy=True),
-        capture_blocks=context.captured_blocks,
+        capture_blocks=context.resources.captured_blocks,
         prefix=NULL,
     )
 
@@ -112,7 +110,9 @@ def load_plan(stage: StageDir, number: int) -> list[PlannedTrial]:
     return load_table(stage.path / plan_file(number), PlannedTrial)
 
 
-def load_replays(context: RunContext, stage: StageDir, num_rounds: int) -> Replays:
+def load_intervention_data(
+    context: RunContext, stage: StageDir, num_rounds: int
+) -> InterventionData:
     """Read the greedy rollouts and the first rounds of trials.
 
     Raises:
@@ -145,7 +145,7 @@ def load_replays(context: RunContext, stage: StageDir, num_rounds: int) -> Repla
             item.rollout.prompt_id, length
         )
 
-    return Replays(
+    return InterventionData(
         graded,
         captured,
         [index[label.prompt_id, label.sample] for label in captured.labels],
@@ -157,7 +157,7 @@ def load_replays(context: RunContext, stage: StageDir, num_rounds: int) -> Repla
 def make_trials(
     context: RunContext,
     stage: StageDir,
-    source: tuple[Replays, ControlBasis],
+    source: tuple[InterventionData, ControlBasis],
     plans: Sequence[PlannedTrial],
     place: tuple[int, int],
 ) -> list[Intervention]:
@@ -193,13 +193,15 @@ def make_trials(
             )
         )
     control = ControlSpec(
-        context.automaton, context.config.control_points.max_points, context.captured_blocks
+        context.resources.automaton,
+        context.config.control_points.max_points,
+        context.resources.captured_blocks,
     )
-    result = context.engine.generate(
+    result = context.resources.engine.generate(
         requests, sampling_params(context, greedy=True), seed=context.config.seed, control=control
     )
     name = trials_file(number, chunk)
-    if not context.is_mine_to_write(f"{VALIDATE}/{name}", [r.token_ids for r in result.rollouts]):
+    if not context.is_mine_to_write(f"{'validate'}/{name}", [r.token_ids for r in result.rollouts]):
         return []
     rollouts = [
         dataclasses.replace(rollout, impulses=made)
@@ -217,7 +219,7 @@ def make_trials(
 
 
 def value_examples(
-    context: RunContext, replays: Replays | None, block: int
+    context: RunContext, replays: InterventionData | None, block: int
 ) -> tuple[ValueExamples, ValueExamples | None]:
     """What a block's head learns from: states of sampled rollouts, and those of replays.
 
@@ -243,14 +245,16 @@ def read_blocks(context: RunContext, block: int) -> tuple[int, ...]:
     """The blocks that a block's head reads: itself, and the captured ones below, which ran before it."""
     if not context.config.value.reads_below:
         return (block,)
-    return tuple(captured for captured in sorted(context.captured_blocks) if captured <= block)
+    return tuple(
+        captured for captured in sorted(context.resources.captured_blocks) if captured <= block
+    )
 
 
 def _impulse(token_index: int, plan: PlannedTrial) -> Impulse:
     return Impulse(token_index, plan.block, plan.entry, plan.strength)
 
 
-def _outcome(replays: Replays, plan: PlannedTrial, outcome: GradedRollout) -> Intervention:
+def _outcome(replays: InterventionData, plan: PlannedTrial, outcome: GradedRollout) -> Intervention:
     label, owner = replays.captured.labels[plan.state], replays.owner[plan.state]
     without = replays.graded[owner]
     return Intervention(
@@ -283,7 +287,7 @@ def _after_last_impulse(
 
 def _shortest_right_samples(context: RunContext) -> dict[str, int]:
     shortest: dict[str, int] = {}
-    context.stage(ROLLOUTS).require_complete()
+    context.stage("rollout").require_complete()
     for sampled, _ in rollout_chunks(context):
         for item in sampled:
             if item.grade.correct:

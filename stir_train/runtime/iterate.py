@@ -16,9 +16,10 @@ from typing import Any
 from rich.console import Console
 
 from stir_train.artifacts.run_dir import RunDir
-from stir_train.config.pipeline import STAGE_DIRECTORIES
+from stir_train.config.inputs import SplitName
+from stir_train.config.pipeline import STAGE_NAMES
 from stir_train.config.run import RunConfig
-from stir_train.data.prompts import SplitName, require_unseen, split_sha256
+from stir_train.data.prompts import require_unseen, split_sha256
 from stir_train.distributed.world import World, open_world
 from stir_train.errors import ConfigError
 from stir_train.evals.metrics import MethodMetrics, compare_to_baseline
@@ -26,23 +27,23 @@ from stir_train.export.adapter import ADAPTER_DIRECTORY, save_merged
 from stir_train.generation.engine import DecodeEngine
 from stir_train.models.load import load_model, unsharded
 from stir_train.monitoring.console import progress
-from stir_train.recipes.compare import RESULTS_FILE
-from stir_train.recipes.context import RunContext
-from stir_train.recipes.distill import ADAPTER
 from stir_train.recipes.evaluate import RESULTS_SCHEMA
-from stir_train.recipes.harvest import ROLLOUTS, rollout_job
 from stir_train.recipes.methods import GREEDY
-from stir_train.recipes.rollouts import (
+from stir_train.recipes.rollout import rollout_job
+from stir_train.recipes.tune import price_per_token
+from stir_train.runtime.attempt import enter_run
+from stir_train.runtime.context import Outcome, RunContext
+from stir_train.runtime.driver import begin, finish, run_stages
+from stir_train.runtime.generation import (
     GenerationJob,
     generate_jobs,
     load_answers,
     sampling_params,
 )
-from stir_train.recipes.run import enter_run, run_stages
-from stir_train.recipes.tune import price_per_token
+from stir_train.tools.compare import RESULTS_FILE
 from stir_train.types.rollout import GradedRollout
 
-VERBS = tuple(STAGE_DIRECTORIES)[: tuple(STAGE_DIRECTORIES).index("distill") + 1]
+UP_TO_STUDENT = STAGE_NAMES[: STAGE_NAMES.index("distill") + 1]
 STUDENTS, TEST = "students", "test"
 LEAST_MIXED = 0.05
 """A base of which fewer problems than this have right and wrong samples cannot be contrasted."""
@@ -110,7 +111,7 @@ def _make_generation(
     config = generation_config(context.config, generation)
     context.console.print(f"generation {generation}, from {config.model.name}")
     with enter_run(config, context.console, argv, world) as inner:
-        run_stages(inner, VERBS[:1], redo=False)
+        run_stages(inner, UP_TO_STUDENT[:1], redo=False)
         share = float(world.on_main("headroom", lambda: _mixed_share(inner)))
         if share < LEAST_MIXED:
             context.console.print(
@@ -118,7 +119,7 @@ def _make_generation(
                 "samples; nothing is left to learn from contrasting them"
             )
             return False
-        run_stages(inner, VERBS[1:], redo=False)
+        run_stages(inner, UP_TO_STUDENT[1:], redo=False)
         world.on_main("merge", lambda: _merge(inner, merged_student(context.config, generation)))
     return True
 
@@ -126,7 +127,7 @@ def _make_generation(
 def _mixed_share(inner: RunContext) -> float:
     """Share of the harvest problems whose samples are neither all right nor all wrong."""
     outcomes: dict[str, set[bool]] = {}
-    for item in load_answers(inner, inner.stage(ROLLOUTS), rollout_job(inner)):
+    for item in load_answers(inner, inner.stage("rollout"), rollout_job(inner)):
         outcomes.setdefault(item.rollout.prompt_id, set()).add(item.grade.correct)
     return sum(len(found) == 2 for found in outcomes.values()) / len(outcomes)
 
@@ -137,7 +138,7 @@ def _merge(inner: RunContext, target: Path) -> None:
     unfinished = target.with_name(f"{target.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     base = load_model(unsharded(inner.config.model))
-    save_merged(base, inner.stage(ADAPTER).path / ADAPTER_DIRECTORY, unfinished)
+    save_merged(base, inner.stage("distill").path / ADAPTER_DIRECTORY, unfinished)
     unfinished.rename(target)
 
 
@@ -147,11 +148,13 @@ def _job(context: RunContext, split: SplitName, generation: int) -> GenerationJo
     def engine() -> DecodeEngine:
         path = str(merged_student(context.config, generation))
         key = f"generation {generation}"
-        if key not in context.students:
-            context.students.clear()  # one more model at a time
+        if key not in context.resources.students:
+            context.resources.students.clear()  # one more model at a time
             model = context.config.model.model_copy(update={"name": path, "revision": None})
-            context.students[key] = context.make_engine(load_model(model, context.world))
-        return context.students[key]
+            context.resources.students[key] = context.resources.make_engine(
+                load_model(model, context.world)
+            )
+        return context.resources.students[key]
 
     return GenerationJob(
         prompts=context.splits[split],
@@ -164,7 +167,7 @@ def _job(context: RunContext, split: SplitName, generation: int) -> GenerationJo
 
 def _answers(context: RunContext, split: SplitName, generation: int) -> list[GradedRollout]:
     """Made once, in a stage of its own."""
-    adapter = RunDir(context.config.directory / f"generation-{generation}").stage(ADAPTER)
+    adapter = RunDir(context.config.directory / f"generation-{generation}").stage("distill")
     settings = {
         "student": adapter.fingerprint() if generation else "base",
         "generation": context.config.generation,
@@ -172,14 +175,12 @@ def _answers(context: RunContext, split: SplitName, generation: int) -> list[Gra
     }
     name = f"{split}-{generation}"
     job = _job(context, split, generation)
-    stage = context.begin(name, settings, splits=(split,))
+    stage = begin(context, name, settings, splits=(split,))
     if stage is not None:
         title = f"{split} split, generation {generation}"
         with progress(context.console, title, len(job.prompts), "problems") as advance:
             generate_jobs(context, stage, [job], advance)
-        context.world.on_main(
-            name, lambda: context.report_done(stage, {"num_items": len(job.prompts)}, title)
-        )
+        finish(context, stage, lambda: Outcome({"num_items": len(job.prompts)}, title))
     return load_answers(context, context.stage(name), job)
 
 
@@ -205,7 +206,7 @@ def _finish(context: RunContext, best: int, made: int) -> dict[str, Any]:
         f"{run.path.name}: {stage}": ids
         for run in generations
         for stage, ids in dataclasses.replace(context, run_dir=run)
-        .problems_used([*STAGE_DIRECTORIES.values()])
+        .problems_used([*STAGE_NAMES])
         .items()
     }
     require_unseen(context.splits["test"], used)
@@ -214,7 +215,7 @@ def _finish(context: RunContext, best: int, made: int) -> dict[str, Any]:
     rows = [_compare(context, names[g], given, answers[0]) for g, given in answers.items()]
     results = {
         "schema": RESULTS_SCHEMA,
-        "model": context.described.identity.as_dict(),
+        "model": context.resources.described.identity.as_dict(),
         "task": context.config.task.name,
         "split": "test",
         "num_items": len(context.splits["test"]),
@@ -231,16 +232,16 @@ def _finish(context: RunContext, best: int, made: int) -> dict[str, Any]:
             for row in rows
         ],
         "students": [],
-        "outside": [],
+        "out_of_domain": [],
         "sampled": [],
     }
-    stage = context.begin(TEST, {"generations": made, "chosen": best}, splits=("test",))
+    stage = begin(context, TEST, {"generations": made, "chosen": best}, splits=("test",))
     if stage is not None:
 
-        def save() -> None:
+        def save() -> Outcome:
             with stage.writing(RESULTS_FILE) as path:
                 path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-            context.report_done(stage, {"generations": made}, f"tune chose {names[best]}")
+            return Outcome({"generations": made}, f"tune chose {names[best]}")
 
-        context.world.on_main("compared", save)
+        finish(context, stage, save)
     return results

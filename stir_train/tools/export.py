@@ -15,20 +15,16 @@ from stir_train.export.card import Card, render_card
 from stir_train.export.vector import save_gguf_vector, save_lm_eval_vector
 from stir_train.models.load import load_model, unsharded
 from stir_train.monitoring.console import good
-from stir_train.recipes.context import RunContext
-from stir_train.recipes.distill import ADAPTER, run_verify
-from stir_train.recipes.harvest import BASIS, HARVEST, ROLLOUTS
-from stir_train.recipes.lessons import STEERED
-from stir_train.recipes.methods import EVAL, GREEDY, STEERED_METHOD, STUDENT
-from stir_train.recipes.replays import VALIDATE
+from stir_train.recipes.distill import run_verify
+from stir_train.recipes.methods import GREEDY, STEERED_METHOD, STUDENT
 from stir_train.recipes.result_tables import load_results
-from stir_train.recipes.tune import TUNE, best_of_each_mode
-from stir_train.recipes.value import VALUE
+from stir_train.recipes.tune import best_of_each_mode
+from stir_train.runtime.context import RunContext
 from stir_train.steering.static import mean_direction
 
 Format = Literal["lora", "merged", "gguf", "lm-eval"]
 CARD_FILE, GGUF_FILE, LM_EVAL_FILE = "README.md", "control-vector.gguf", "steer.pt"
-MADE_BY = (ROLLOUTS, HARVEST, BASIS, VALIDATE, VALUE, TUNE, STEERED, ADAPTER)
+MADE_BY = ("rollout", "harvest", "basis", "validate", "value", "tune", "steer", "distill")
 
 
 def run_export(context: RunContext, target: Path, *, form: Format) -> None:
@@ -48,7 +44,7 @@ def run_export(context: RunContext, target: Path, *, form: Format) -> None:
 
 def _export_student(context: RunContext, target: Path, *, merged: bool) -> str:
     run_verify(context)
-    source = context.stage(ADAPTER).path / ADAPTER_DIRECTORY
+    source = context.stage("distill").path / ADAPTER_DIRECTORY
     target.mkdir(parents=True, exist_ok=True)
     if merged:
         save_merged(load_model(unsharded(context.config.model)), source, target)
@@ -66,10 +62,10 @@ def _export_student(context: RunContext, target: Path, *, merged: bool) -> str:
 
 
 def _card(context: RunContext, *, merged: bool) -> Card:
-    figures = context.stage(ADAPTER).summary()
+    figures = context.stage("distill").summary()
     lineage = {name: context.stage(name).fingerprint() for name in MADE_BY}
     config = context.config
-    results = load_results(context) if context.stage(EVAL).is_complete else None
+    results = load_results(context) if context.stage("evaluate").is_complete else None
     rows = [] if results is None else results["methods"]
     assert isinstance(rows, list)
     shown = [row for row in rows if row["name"] in (GREEDY, STEERED_METHOD, STUDENT)]
@@ -100,7 +96,7 @@ def _in_words(objective: ObjectiveConfig) -> str:
 
 def _export_vector(context: RunContext, target: Path, form: Format) -> str:
     settings = _static_settings(context)
-    block = context.block_at(settings.depth or context.config.harvest.depths[0])
+    block = context.resources.block_at(settings.depth or context.config.harvest.depths[0])
     vector = settings.strength * mean_direction(context.steering.basis(), block)
     if not bool(vector.any()):
         raise ArtifactError(
@@ -112,9 +108,9 @@ def _export_vector(context: RunContext, target: Path, form: Format) -> str:
         "the control `stir-static`, not the controller"
     )
     if form == "gguf":
-        save_gguf_vector(context.loaded, vector, block, target / GGUF_FILE)
+        save_gguf_vector(context.resources.loaded, vector, block, target / GGUF_FILE)
         return f"llama-cli --control-vector-scaled {target / GGUF_FILE} 1"
-    save_lm_eval_vector(context.loaded, vector, block, target / LM_EVAL_FILE)
+    save_lm_eval_vector(context.resources.loaded, vector, block, target / LM_EVAL_FILE)
     model = context.config.model.name
     return f"lm_eval --model steered --model_args pretrained={model},steer_path={target / LM_EVAL_FILE}"
 

@@ -14,13 +14,18 @@ import torch
 
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tensors import save_tensors
-from stir_train.basis.validate import Arm, entry_uplifts, mean_gain, validated_basis
+from stir_train.basis.validate import Injection, entry_uplifts, mean_gain, validated_basis
 from stir_train.models.value_head import ValueHead
 from stir_train.monitoring.console import Advance
-from stir_train.recipes.context import RunContext
 from stir_train.recipes.harvest import model_metadata
-from stir_train.recipes.replays import Replays, read_blocks, round_prefix, value_examples
-from stir_train.recipes.rollouts import (
+from stir_train.recipes.intervention_data import (
+    InterventionData,
+    read_blocks,
+    round_prefix,
+    value_examples,
+)
+from stir_train.runtime.context import RunContext
+from stir_train.runtime.generation import (
     GenerationJob,
     generate_jobs,
     load_answers,
@@ -41,12 +46,16 @@ Heads = Mapping[int, ValueHead]
 
 
 def provisional_heads(
-    context: RunContext, stage: StageDir, replays: Replays, arms: Sequence[Arm], number: int
+    context: RunContext,
+    stage: StageDir,
+    replays: InterventionData,
+    injections: Sequence[Injection],
+    number: int,
 ) -> Heads:
     """Value heads of the trials before a round, trained once for all ranks and attempts."""
     files = {
         block: f"{round_prefix(number)}{head_file(block)}"
-        for block in sorted({arm.block for arm in arms})
+        for block in sorted({injection.block for injection in injections})
     }
 
     def make() -> None:
@@ -62,12 +71,12 @@ def provisional_heads(
 def better_blocks(
     context: RunContext,
     stage: StageDir,
-    source: tuple[Replays, ControlBasis],
-    controllers: tuple[Sequence[Arm], Heads],
+    source: tuple[InterventionData, ControlBasis],
+    controllers: tuple[Sequence[Injection], Heads],
     number: int,
     advance: Advance,
-) -> list[Arm]:
-    """Let every arm's controller answer harvest problems; keep the arms of the better half of blocks.
+) -> list[Injection]:
+    """Let every injection's controller answer harvest problems; keep the injections of the better half of blocks.
 
     A block is as good as its best strength, and that as good as what it gains where it gains: harm is what
     more trials teach a head to avoid. All strengths stay, since the heads learn across them.
@@ -76,64 +85,67 @@ def better_blocks(
         context: The run.
         stage: Takes the answers.
         source: The greedy rollouts and trials so far, and what they injected.
-        controllers: The arms, and the value head of each one's block.
+        controllers: The injections, and the value head of each one's block.
         number: The round that the better half goes on to.
         advance: Hears of problems answered.
     """
     replays, basis = source
-    arms, heads = controllers
+    injections, heads = controllers
     blocks = sorted(heads)
     if len(blocks) == 1:
-        return list(arms)
+        return list(injections)
     price, budget = context.config.steering.token_price, context.config.generation.max_new_tokens
     kept = validated_basis(
         basis,
         entry_uplifts(replays.trials, len(basis), token_price=price, max_new_tokens=budget),
     )
     jobs = {
-        arm: GenerationJob(
-            prompts=context.splits["harvest"][: context.config.validation.problems_per_arm],
+        injection: GenerationJob(
+            prompts=context.splits["harvest"][: context.config.validation.selection_problems],
             num_samples=1,
             sampling=sampling_params(context, greedy=True),
-            make_controller=partial(_controller, context, kept, arm, heads[arm.block]),
-            prefix=f"{round_prefix(number)}block-{arm.block}-strength-{arm.strength:g}/",
+            make_controller=partial(_controller, context, kept, injection, heads[injection.block]),
+            prefix=f"{round_prefix(number)}block-{injection.block}-strength-{injection.strength:g}/",
         )
-        for arm in arms
+        for injection in injections
     }
     generate_jobs(context, stage, list(jobs.values()), advance)
 
     def utility(item: GradedRollout) -> float:
         return item.grade.correct - price * len(item.rollout.token_ids) / budget
 
-    def score(arm: Arm) -> tuple[float, float]:
+    def score(injection: Injection) -> tuple[float, float]:
         # Where early heads do harm, later ones will know better; greedy returns have no noise.
-        pairs = zip(load_answers(context, stage, jobs[arm]), replays.graded, strict=False)
+        pairs = zip(load_answers(context, stage, jobs[injection]), replays.graded, strict=False)
         gained = sum(max(0.0, utility(steered) - utility(plain)) for steered, plain in pairs)
         # Early heads may not dare to steer at all; then single trials tell.
-        alone = mean_gain(replays.trials, arm, token_price=price, max_new_tokens=budget)
+        alone = mean_gain(replays.trials, injection, token_price=price, max_new_tokens=budget)
         return gained, alone
 
     def rank() -> list[int]:
-        best = {block: max(score(arm) for arm in arms if arm.block == block) for block in blocks}
+        best = {
+            block: max(score(injection) for injection in injections if injection.block == block)
+            for block in blocks
+        }
         order = sorted(blocks, key=lambda block: best[block], reverse=True)
         return order[: (len(order) + 1) // 2]
 
     better = context.world.on_main(f"blocks of round {number}", rank)
-    return [arm for arm in arms if arm.block in better]
+    return [injection for injection in injections if injection.block in better]
 
 
 def _controller(
-    context: RunContext, basis: ControlBasis, arm: Arm, head: ValueHead
+    context: RunContext, basis: ControlBasis, injection: Injection, head: ValueHead
 ) -> BasisController:
     settings = context.config.steering.model_copy(
-        update={"mode": "value", "strength": arm.strength}
+        update={"mode": "value", "strength": injection.strength}
     )
     return BasisController(
-        basis, settings, block=arm.block, head=head, device=context.loaded.device
+        basis, settings, block=injection.block, head=head, device=context.resources.loaded.device
     )
 
 
-def _fit(context: RunContext, replays: Replays, block: int) -> ValueHead:
+def _fit(context: RunContext, replays: InterventionData, block: int) -> ValueHead:
     config = context.config
     parts = [part for part in value_examples(context, replays, block) if part is not None]
     train, validation = ValueExamples.concatenate(parts).split_by_prompt(

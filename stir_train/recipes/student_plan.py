@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from stir_train.config.learning import ObjectiveConfig
-from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.distill.objective import DistillLoss
 from stir_train.distill.on_policy import StudentSampling, on_policy_batches
 from stir_train.distill.samples import (
@@ -20,18 +19,16 @@ from stir_train.distributed.engine import TrainEngine
 from stir_train.errors import StageError
 from stir_train.generation.backend import ControlSpec, previewing
 from stir_train.models.lora import Student
-from stir_train.recipes.context import RunContext
-from stir_train.recipes.harvest import ROLLOUTS, rollout_job
-from stir_train.recipes.rollouts import GenerationJob, load_answers, sampling_params
-from stir_train.recipes.tune import TUNE, controller_for, tune_job
+from stir_train.recipes.rollout import rollout_job
+from stir_train.recipes.tune import controller_for, tune_job
+from stir_train.runtime.context import RunContext
+from stir_train.runtime.generation import GenerationJob, load_answers, sampling_params
 from stir_train.train.loop import EarlyStopping
 from stir_train.types.rollout import GradedRollout, Rollout
 
-STEERED = STAGE_DIRECTORIES["steer"]
-
 
 @dataclass(frozen=True)
-class Lesson:
+class StudentSpec:
     """One student to train.
 
     Attributes:
@@ -57,27 +54,27 @@ def student_prefix(name: str) -> str:
     return f"also/{name}/" if name else ""
 
 
-def plan_lessons(context: RunContext) -> list[Lesson]:
-    """The exported student's lesson, then the others', cut to as many tokens.
+def plan_students(context: RunContext) -> list[StudentSpec]:
+    """The exported student's spec, then the others', cut to as many tokens.
 
     Raises:
         StageError: If an objective has nothing to learn from, or cannot be held as configured.
     """
     config = context.config.distill
     samples = _samples_of(context, config.objective)
-    lessons = [Lesson("", config.objective, samples, config.num_steps)]
+    specs = [StudentSpec("", config.objective, samples, config.num_steps)]
     for name, objective in config.also.items():
         others = _samples_of(context, objective)
         num_steps = round(config.num_steps * mean_tokens(samples) / mean_tokens(others))
-        lessons.append(Lesson(name, objective, others, max(1, num_steps)))
-    return lessons
+        specs.append(StudentSpec(name, objective, others, max(1, num_steps)))
+    return specs
 
 
 def _samples_of(context: RunContext, objective: ObjectiveConfig) -> list[Rollout]:
     """Right and short completions, steered or plain."""
     plain = objective.samples == "plain"
     graded = (
-        load_answers(context, context.stage(ROLLOUTS), rollout_job(context))
+        load_answers(context, context.stage("rollout"), rollout_job(context))
         if plain
         else load_steered(context)
     )
@@ -95,30 +92,30 @@ def mean_tokens(samples: Sequence[Rollout]) -> float:
     return sum(len(sample.token_ids) for sample in samples) / len(samples)
 
 
-def lesson_batches(
-    context: RunContext, lesson: Lesson, student: Student, engine: TrainEngine, start: int
+def student_batches(
+    context: RunContext, spec: StudentSpec, student: Student, engine: TrainEngine, start: int
 ) -> Iterator[list[SequenceBatch]]:
-    """This rank's parts of every batch of a lesson from step ``start`` on."""
+    """This rank's parts of every batch of a spec from step ``start`` on."""
     batching = _batching(context, student)
-    directions = context.steering.basis().directions if lesson.objective.needs_teacher else None
-    by_teacher = sequence_batches(lesson.samples, engine, start, batching, directions)
-    if not lesson.objective.on_policy:
+    directions = context.steering.basis().directions if spec.objective.needs_teacher else None
+    by_teacher = sequence_batches(spec.samples, engine, start, batching, directions)
+    if not spec.objective.on_policy:
         return by_teacher
-    sampling = _student_sampling(context, lesson, student)
-    return on_policy_batches(lesson.samples, engine, start, batching, by_teacher, sampling)
+    sampling = _student_sampling(context, spec, student)
+    return on_policy_batches(spec.samples, engine, start, batching, by_teacher, sampling)
 
 
 def _batching(context: RunContext, student: Student) -> BatchConfig:
     config = context.config
     return BatchConfig(
         config.distill.batch_size,
-        int(student.base.tokenizer.pad_token_id or 0),
+        student.base.pad_token_id,
         config.seed,
         config.distill.bucket_batches,
     )
 
 
-def _student_sampling(context: RunContext, lesson: Lesson, student: Student) -> StudentSampling:
+def _student_sampling(context: RunContext, spec: StudentSpec, student: Student) -> StudentSampling:
     """How the student answers in training, and who judges.
 
     Raises:
@@ -141,15 +138,15 @@ def _student_sampling(context: RunContext, lesson: Lesson, student: Student) -> 
         student=student,
         prompts={prompt.prompt_id: prompt for prompt in context.splits["harvest"]},
         sampling=sampling_params(context, greedy=False),
-        control=ControlSpec(context.automaton, context.config.control_points.max_points),
+        control=ControlSpec(context.resources.automaton, context.config.control_points.max_points),
         controller=controller,
         seed=context.config.seed,
-        share=lesson.objective.on_policy,
+        share=spec.objective.on_policy,
     )
 
 
 def early_stopping(
-    context: RunContext, lesson: Lesson, student: Student, engine: TrainEngine
+    context: RunContext, spec: StudentSpec, student: Student, engine: TrainEngine
 ) -> EarlyStopping | None:
     """Validate on the tune split's right answers: the chosen controller's, or plain greedy ones.
 
@@ -160,9 +157,9 @@ def early_stopping(
     if config.patience is None:
         return None
     choice = context.steering.choice()
-    plain = lesson.objective.samples == "plain" or choice.mode == "none"
+    plain = spec.objective.samples == "plain" or choice.mode == "none"
     job = tune_job(context, None if plain else choice, context.steering.basis())
-    answers = load_answers(context, context.stage(TUNE), job)
+    answers = load_answers(context, context.stage("tune"), job)
     right = [item.rollout for item in answers if item.grade.correct]
     if not right:
         raise StageError(
@@ -189,4 +186,4 @@ def steered_job(context: RunContext) -> GenerationJob:
 
 def load_steered(context: RunContext) -> list[GradedRollout]:
     """Those that were made."""
-    return load_answers(context, context.stage(STEERED), steered_job(context))
+    return load_answers(context, context.stage("steer"), steered_job(context))

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Mapping
 
 from stir_train.artifacts.run_dir import StageDir
-from stir_train.distributed.claims import ClaimTable, FileClaims, Note, StoreClaims
+from stir_train.distributed.leases import FileLeases, LeaseTable, Note, StoreLeases
+from stir_train.distributed.model_parallel import ModelParallelGroup
 from stir_train.distributed.preemption import Preempted
-from stir_train.distributed.team import Team
 from stir_train.distributed.work_queue import Rules, work_through
 from stir_train.generation.engine import DecodeEngine
-from stir_train.recipes.context import RunContext
+from stir_train.runtime.context import RunContext
 
 WORK_LOG = "work.jsonl"
 
@@ -23,7 +23,7 @@ def make_missing(
     stage: StageDir,
     files: Mapping[str, str],
     make: Callable[[str], Note],
-    hear: Callable[[str, Note], None],
+    on_finished: Callable[[str, Note], None],
     *,
     together: DecodeEngine | None = None,
 ) -> None:
@@ -31,14 +31,14 @@ def make_missing(
 
     Alone, keys are made in order. In a launch, ranks claim keys in its store; as a worker, in files
     beside the run, and it returns when nothing is left to claim. Where ranks hold a model together,
-    the first of each team claims and the others make the same keys along with it.
+    the first of each group claims and the others make the same keys along with it.
 
     Args:
         context: The run.
         stage: Holds the files.
         files: Key to the file that is there when the key's work is done, in order.
         make: Makes one key's files and returns its figures.
-        hear: Called once for every key, whoever made it; with no figures if it was there before.
+        on_finished: Called once for every key, whoever made it; with no figures if it was there before.
         together: What ``make`` decodes with, where ranks can only run it together.
 
     Raises:
@@ -52,15 +52,15 @@ def make_missing(
             f"missing {name}", lambda: [key for key in files if not stage.has(files[key])]
         )
     for key in sorted(set(files) - set(wanted), key=list(files).index):
-        hear(key, {})
+        on_finished(key, {})
 
     if world.store is not None or context.is_worker:
-        _work_with_others(context, stage, (name, wanted), files, make, hear, together)
+        _work_with_others(context, stage, (name, wanted), files, make, on_finished, together)
         return
     work = _recorded(context, stage, files, make)
     for key in wanted:
         world.stop_if_asked()
-        hear(key, work(key))
+        on_finished(key, work(key))
 
 
 def _recorded(
@@ -92,21 +92,23 @@ def _work_with_others(
     named: tuple[str, list[str]],
     files: Mapping[str, str],
     make: Callable[[str], Note],
-    hear: Callable[[str, Note], None],
+    on_finished: Callable[[str, Note], None],
     together: DecodeEngine | None,
 ) -> None:
-    """Claim and work, alone or as part of a team."""
+    """Claim and work, alone or as part of a group."""
     world, (name, wanted) = context.world, named
-    team = None
-    if together is not None and context.team_size > 1:
-        team = context.team = Team(world, context.team_size, name)
-        if not team.is_led_by_me:
-            team.follow(make)
+    group = None
+    if together is not None and context.model_parallel_size > 1:
+        group = context.model_parallel_group = ModelParallelGroup(
+            world, context.model_parallel_size, name
+        )
+        if not group.is_led_by_me:
+            group.follow(make)
             return
-    table: ClaimTable = (
-        FileClaims(context.run_dir.claims(stage.name), wanted)
+    table: LeaseTable = (
+        FileLeases(context.run_dir.leases(stage.name), wanted)
         if world.store is None
-        else StoreClaims(world.store, name, wanted)
+        else StoreLeases(world.store, name, wanted)
     )
 
     def boundary() -> None:
@@ -119,18 +121,18 @@ def _work_with_others(
             table,
             wanted,
             f"{world.launch.host}-{os.getpid()}",
-            team.leading(work) if team else work,
+            group.leading(work) if group else work,
             rules=Rules(
                 context.config.cluster.lease_seconds,
                 wait_for_all=not context.is_worker,
-                lockstep=together.lockstep if together else None,
+                collective_forward=together.collective_forward if together else None,
             ),
             boundary=boundary,
-            hear=hear,
+            on_finished=on_finished,
         )
     except Preempted:
-        if team:
-            team.dismiss(stopped=True)
+        if group:
+            group.dismiss(stopped=True)
         raise
-    if team:
-        team.dismiss(stopped=False)
+    if group:
+        group.dismiss(stopped=False)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stir_train.cli.opening import ConfigPath, Overrides, console, load
+from stir_train.cli.arguments import ConfigPath, Overrides, console, load
 
 app = typer.Typer()
 
@@ -16,7 +16,7 @@ app = typer.Typer()
 @app.command()
 def data(config: ConfigPath, overrides: Overrides = None) -> None:
     """Show what a configuration would read: split sizes, token lengths, a rendered prompt."""
-    from stir_train.recipes.inspect import describe_data
+    from stir_train.tools.inspect import describe_data
 
     describe_data(load(config, overrides or []), console())
 
@@ -43,7 +43,7 @@ def grade(
     from stir_train.config.load import parse_config
 
     config = parse_config(TaskConfig, {"name": task}, overrides or [], origin=f"--task {task}")
-    from stir_train.recipes.grade import grade_file
+    from stir_train.tools.grade import grade_file
 
     reasons = grade_file(config, file, sys.stdout, num_workers=workers)
     total = sum(reasons.values())
@@ -56,7 +56,7 @@ def grade(
 @app.command()
 def inspect(path: Annotated[Path, typer.Argument(help="Run, stage, or artifact file.")]) -> None:
     """Say what an artifact is, what made it, and whether it is whole."""
-    from stir_train.recipes.inspect import describe_path
+    from stir_train.tools.inspect import describe_path
 
     describe_path(path, console())
 
@@ -64,7 +64,7 @@ def inspect(path: Annotated[Path, typer.Argument(help="Run, stage, or artifact f
 @app.command()
 def doctor() -> None:
     """Say what works here: versions, devices, deepspeed, Slurm, wandb, disk."""
-    from stir_train.recipes.doctor import run_doctor
+    from stir_train.tools.doctor import run_doctor
 
     raise SystemExit(0 if run_doctor(console()) else 1)
 

@@ -13,7 +13,7 @@ from stir_train.artifacts.tables import load_table, save_table
 from stir_train.artifacts.tensors import load_tensors, save_tensors
 from stir_train.config.inputs import TaskConfig
 from stir_train.data.grading import reward
-from stir_train.distributed.claims import Note
+from stir_train.distributed.leases import Note
 from stir_train.errors import ArtifactError
 from stir_train.generation.backend import (
     ControlSpec,
@@ -23,8 +23,8 @@ from stir_train.generation.backend import (
 from stir_train.generation.engine import DecodeEngine
 from stir_train.monitoring.console import Advance
 from stir_train.monitoring.metrics import Pace
-from stir_train.recipes.context import RunContext
-from stir_train.recipes.elastic import make_missing
+from stir_train.runtime.chunk_scheduler import make_missing
+from stir_train.runtime.context import RunContext
 from stir_train.steering.artifacts import SteeringController
 from stir_train.types.rollout import GradedRollout, Prompt, Rollout
 from stir_train.types.steering import SteeringDecision
@@ -61,7 +61,7 @@ class GenerationJob:
 def sampling_params(context: RunContext, *, greedy: bool) -> SamplingParams:
     """The run's sampling settings, or greedy decoding under the same budget."""
     config = context.config
-    budget, stop = config.generation.max_new_tokens, context.described.stop_token_ids
+    budget, stop = config.generation.max_new_tokens, context.resources.described.stop_token_ids
     if greedy:
         return SamplingParams(budget, stop)
     rollout = config.rollout
@@ -95,7 +95,7 @@ def generate_jobs(
         job, chunk = chunks[key]
         return _generate_chunk(context, stage, job, chunk)
 
-    def hear(key: str, note: Note) -> None:
+    def on_finished(key: str, note: Note) -> None:
         nonlocal left
         left -= 1
         job, chunk = chunks[key]
@@ -119,7 +119,7 @@ def generate_jobs(
         files = {key: rollouts_file(job.prefix, chunk) for key, (job, chunk) in mine.items()}
         (job, _), *_ = mine.values()
         together = _engine_of(context, job) if context.is_sharded else None
-        make_missing(context, stage, files, make, hear, together=together)
+        make_missing(context, stage, files, make, on_finished, together=together)
 
 
 def prompts_of_chunk(context: RunContext, job: GenerationJob, chunk: int) -> Sequence[Prompt]:
@@ -186,7 +186,7 @@ def load_states(stage: StageDir, prefix: str, chunk: int) -> CapturedStates:
 
 
 def _engine_of(context: RunContext, job: GenerationJob) -> DecodeEngine:
-    return job.engine() if job.engine else context.engine
+    return job.engine() if job.engine else context.resources.engine
 
 
 def _generate_chunk(
@@ -199,7 +199,7 @@ def _generate_chunk(
     requests = [GenerationRequest(p, k) for p in prompts for k in range(job.num_samples)]
     controller = job.make_controller() if job.make_controller else None
     control = ControlSpec(
-        context.automaton, context.config.control_points.max_points, job.capture_blocks
+        context.resources.automaton, context.config.control_points.max_points, job.capture_blocks
     )
     result = _engine_of(context, job).generate(
         requests, job.sampling, seed=context.config.seed, control=control, controller=controller
@@ -264,8 +264,8 @@ def grade_rollouts(
 ) -> list[GradedRollout]:
     """Decode, grade and reward completions, of the run's task or another."""
     config = context.config
-    grader = context.grader if task is None else context.grader_of(task)
-    texts = [context.described.decode(r.token_ids) for r in rollouts]
+    grader = context.resources.grader if task is None else context.resources.grader_of(task)
+    texts = [context.resources.described.decode(r.token_ids) for r in rollouts]
     grades = grader.grade(texts, [p.gold for p in prompts], [r.truncated for r in rollouts])
     budget = config.generation.max_new_tokens
     return [
@@ -298,6 +298,6 @@ def save_states(
         },
         {
             "blocks": ",".join(map(str, captured.blocks)),
-            "block_convention": context.described.identity.block_convention,
+            "block_convention": context.resources.described.identity.block_convention,
         },
     )

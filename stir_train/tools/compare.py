@@ -12,9 +12,8 @@ from rich.table import Table
 
 from stir_train.artifacts.atomic import write_text
 from stir_train.artifacts.run_dir import RunDir
-from stir_train.config.pipeline import STAGE_DIRECTORIES
 from stir_train.errors import ArtifactError
-from stir_train.evals.comparison import render_comparison
+from stir_train.evals.comparison_page import render_comparison
 
 RESULTS_FILE = "results.json"
 COLUMNS = (
@@ -37,7 +36,7 @@ def read_results(run: Path) -> dict[str, Any]:
     """
     if not run.is_dir():
         raise ArtifactError(f"{run} is no run directory")
-    path = RunDir(run).stage(STAGE_DIRECTORIES["evaluate"]).file(RESULTS_FILE)
+    path = RunDir(run).stage("evaluate").file(RESULTS_FILE)
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -48,7 +47,7 @@ def result_rows(runs: Sequence[Path]) -> list[tuple[str, ...]]:
         results = read_results(run)
         labels = {method["name"]: method["label"] for method in results["methods"]}
         tables = [(run.name, results["methods"])]
-        tables += [(f"{run.name} on {o['task']}", o["methods"]) for o in results["outside"]]
+        tables += [(f"{run.name} on {o['task']}", o["methods"]) for o in results["out_of_domain"]]
         for name, methods in tables:
             rows += [(name, *_figures(method, labels[method["name"]])) for method in methods]
     return rows

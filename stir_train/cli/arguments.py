@@ -40,7 +40,7 @@ def load(path: Path, overrides: list[str]) -> RunConfig:
 def opened(path: Path, overrides: list[str], *, is_worker: bool = False) -> Iterator[Any]:
     """A run's context; the configuration is checked before torch is imported."""
     config = load(path, overrides)
-    from stir_train.recipes.run import open_run
+    from stir_train.runtime.attempt import open_run
 
     with open_run(config, console(), sys.argv, is_worker=is_worker) as context:
         yield context

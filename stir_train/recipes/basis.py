@@ -1,0 +1,82 @@
+"""Select the control basis and diagnose the contrasts."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from stir_train.artifacts.run_dir import StageDir
+from stir_train.artifacts.tensors import save_tensors
+from stir_train.basis.diagnostics import diagnose, points_yield, warnings_of
+from stir_train.basis.select import BlockSelection, select_basis
+from stir_train.monitoring.console import caution
+from stir_train.recipes.harvest import load_candidates, load_shards, model_metadata, save_report
+from stir_train.runtime.context import Finish, Outcome, RunContext
+from stir_train.steering.artifacts import BASIS_FILE
+from stir_train.types.steering import ControlBasis
+
+DIAGNOSED_CONTRASTS = 20_000
+"""Contrasts that the diagnostics look at: enough for every figure, and few enough for one process."""
+
+
+def run(context: RunContext, stage: StageDir) -> Finish:
+    """Select the control basis and diagnose the contrasts."""
+    config = context.config
+    shards = load_shards(context.stage("harvest"), context.world)
+    selections = select_basis(shards, config.basis, seed=config.seed, world=context.world)
+    return lambda: _finish(context, stage, selections)
+
+
+def _finish(context: RunContext, stage: StageDir, selections: list[BlockSelection]) -> Outcome:
+    candidates = load_candidates(context, at_most=DIAGNOSED_CONTRASTS)
+    basis = ControlBasis.concatenate([selection.basis for selection in selections])
+    save_tensors(stage, BASIS_FILE, vars(basis), model_metadata(context))
+    diagnostics = diagnose(candidates)
+    warnings = warnings_of(candidates, diagnostics)
+    coverage = points_yield(candidates, basis)
+    report: dict[str, Any] = {
+        "blocks": [dataclasses.asdict(d) for d in diagnostics],
+        "warnings": warnings,
+        "points": coverage,
+        "quality": candidates.quality.tolist(),
+        "norms": {
+            str(block): (candidates.mean_right - candidates.mean_wrong)[:, layer]
+            .norm(dim=-1)
+            .tolist()
+            for layer, block in enumerate(candidates.blocks)
+        },
+        "logdet": {_selection_name(s): s.selection.logdet for s in selections},
+        "objective": {_selection_name(s): s.selection.objective for s in selections},
+    }
+    save_report(stage, report)
+    _log_basis(context, selections, coverage)
+    for warning in warnings:
+        context.console.print(caution(f"basis: {warning}"))
+    return Outcome(
+        {"num_entries": len(basis), "num_corrections": int((~basis.is_anchor).sum())},
+        f"{len(basis)} entries over blocks {', '.join(map(str, candidates.blocks))}",
+    )
+
+
+def _log_basis(
+    context: RunContext,
+    selections: list[BlockSelection],
+    coverage: list[tuple[int, int, float]],
+) -> None:
+    """The curve of the log-determinant, the spectrum of the keys, and what each point got."""
+    for found in selections:
+        name = _selection_name(found)
+        for pick, logdet in enumerate(found.selection.logdet, start=1):
+            context.metrics.log("basis", {f"logdet/{name}": logdet}, step=pick)
+        for place, value in enumerate(torch.linalg.svdvals(found.basis.keys).tolist(), start=1):
+            context.metrics.log("basis", {f"spectrum/{name}": value}, step=place)
+    for point, num_found, num_kept in coverage:
+        context.metrics.log(
+            "basis", {"coverage/contrasts": num_found, "coverage/kept": num_kept}, step=point
+        )
+
+
+def _selection_name(selection: BlockSelection) -> str:
+    return f"{selection.block}{', short against long' if selection.saves_tokens else ''}"

@@ -1,0 +1,164 @@
+"""A run being worked on: its directory, ranks, sinks and splits, and what it loads lazily."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from stir_train.artifacts.run_dir import RunDir, StageDir
+from stir_train.config.inputs import SplitName
+from stir_train.config.run import RunConfig
+from stir_train.data.prompts import cut_splits, render_prompts, require_disjoint
+from stir_train.distributed.model_parallel import ModelParallelGroup
+from stir_train.distributed.world import World
+from stir_train.monitoring.metrics import Metrics
+from stir_train.runtime.problems import read_problems
+from stir_train.runtime.resources import Resources
+from stir_train.steering.artifacts import SteeringArtifacts
+from stir_train.train.checkpoint import CheckpointFile
+from stir_train.types.rollout import Prompt
+
+PROBLEMS_FILE = "problems.json"
+"""Ids of the problems a stage was made from, by split."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage came to.
+
+    Attributes:
+        summary: Its figures, JSON-ready, kept in the manifest.
+        sentence: The same for people.
+        ends_run: Why nothing after it can be made, if so: a finding, not a failure.
+    """
+
+    summary: Mapping[str, object]
+    sentence: str
+    ends_run: str | None = None
+
+
+Finish = Callable[[], Outcome]
+"""Writes a stage's last files and says what it came to; called on rank 0 once all ranks are done."""
+
+
+@dataclass
+class RunContext:
+    """A run being worked on.
+
+    Attributes:
+        config: Everything the run depends on.
+        run_dir: Where it lives.
+        attempt: This attempt's log directory.
+        world: The processes that work on it together.
+        is_worker: This process only makes chunks, beside others that share nothing but the disk.
+        metrics: Sinks; on other ranks than 0 they swallow everything.
+        console: Where sentences for people go.
+        resources: What is loaded on first use.
+        model_parallel_group: The ranks that hold this rank's copy of the model with it, while they work
+            together.
+    """
+
+    config: RunConfig
+    run_dir: RunDir
+    attempt: Path
+    world: World
+    is_worker: bool
+    metrics: Metrics
+    console: Console
+    resources: Resources
+    model_parallel_group: ModelParallelGroup | None = None
+    _num_works: int = 0
+
+    @cached_property
+    def splits(self) -> dict[SplitName, list[Prompt]]:
+        """Rendered prompts per split, checked disjoint."""
+        cut = cut_splits(read_problems(self.config), self.config.splits)
+        tokenizer = self.resources.described.tokenizer
+        splits = {
+            name: render_prompts(problems, self.config.task, tokenizer)
+            for name, problems in cut.items()
+        }
+        require_disjoint(splits)
+        return splits
+
+    @cached_property
+    def steering(self) -> SteeringArtifacts:
+        """The run's basis, heads and choice, once their stages are finished.
+
+        Raises:
+            ArtifactError: If the run's rollouts had another task or other control points.
+        """
+        self.require_settings_of_rollouts()
+        return SteeringArtifacts(self.run_dir, self.resources.described.identity)
+
+    def stage(self, name: str) -> StageDir:
+        """A stage's directory."""
+        return self.run_dir.stage(name)
+
+    def checkpoints(self, stage: StageDir, name: str) -> CheckpointFile:
+        """Where a stage's fit is saved until the stage is done."""
+        return CheckpointFile(
+            self.run_dir.checkpoints(stage.name) / name,
+            self.config.train.checkpoint_every_steps,
+            stage.inputs_sha256(),
+        )
+
+    def next_work_number(self) -> int:
+        """A number for each set of work of this process, the same on every rank."""
+        self._num_works += 1
+        return self._num_works
+
+    @property
+    def model_parallel_size(self) -> int:
+        """Ranks that decode the same work together, because each holds a part of the model."""
+        return self.config.model.shards
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether ranks can run the model only together."""
+        return self.config.model.sharding != "none"
+
+    def is_mine_to_write(self, what: str, token_ids: Sequence[Sequence[int]]) -> bool:
+        """After decoding: whether this rank grades and writes it, and not its group's leader.
+
+        Raises:
+            StageError: If the group decoded different tokens.
+        """
+        if self.model_parallel_group is None:
+            return True
+        digest = hashlib.sha256(json.dumps([list(ids) for ids in token_ids]).encode()).hexdigest()
+        self.model_parallel_group.require_agreement(what, digest)
+        return self.model_parallel_group.is_led_by_me
+
+    def require_settings_of_rollouts(self) -> None:
+        """Check that what everything goes by, task and control points, is what the rollouts had.
+
+        Raises:
+            ArtifactError: If it is not.
+        """
+        sections = {"task": self.config.task, "control_points": self.config.control_points}
+        wanted = {name: section.model_dump(mode="json") for name, section in sections.items()}
+        self.stage("rollout").require_settings(wanted)
+
+    def problems_used(self, names: Sequence[str]) -> dict[str, set[str]]:
+        """Ids of the problems that went into the named stages, by stage and split."""
+        used: dict[str, set[str]] = {}
+        for name in names:
+            stage = self.stage(name)
+            if stage.has(PROBLEMS_FILE):
+                held = json.loads(stage.file(PROBLEMS_FILE).read_text(encoding="utf-8"))
+                used |= {f"{name} ({split})": set(ids) for split, ids in held.items()}
+        return used
+
+
+def set_threads(config: RunConfig) -> None:
+    """Fix the number of CPU threads, on which bitwise repeatability depends."""
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)

@@ -1,0 +1,148 @@
+"""Run stages of the table: begin, skip what is done, make, finish; or discard and remake."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+
+from pydantic import BaseModel
+
+from stir_train.artifacts.run_dir import StageDir, StageInputs
+from stir_train.config.inputs import SplitName
+from stir_train.config.pipeline import STAGES, Settings, Stage, stages_from
+from stir_train.data.prompts import split_sha256
+from stir_train.monitoring.console import caution, good
+from stir_train.runtime.context import PROBLEMS_FILE, Finish, Outcome, RunContext
+
+
+def run_stages(context: RunContext, names: Sequence[str], *, redo: bool) -> None:
+    """Run the named stages in pipeline order; with ``redo`` they and all later ones are remade.
+
+    Where a finished stage found that nothing after it can be made, the console says why, and the rest
+    is left out.
+    """
+    wanted = [stage for stage in STAGES if stage.name in names]
+    if redo:
+        _discard(context, wanted[0])
+    for stage in wanted:
+        reason = _ended_before(context, stage)
+        if reason is not None:
+            context.console.print(caution(reason))
+            return
+        if stage.is_on(context.config):
+            run_stage(context, stage)
+
+
+def run_stage(context: RunContext, stage: Stage) -> None:
+    """Make what a stage lacks, unless it is done. Collective."""
+    directory = begin(
+        context,
+        stage.name,
+        stage.settings(context.config),
+        reads=stage.sources(context.config),
+        splits=stage.splits,
+        decodes=stage.decodes,
+    )
+    if directory is None:
+        return
+    module, _, function = stage.run.partition(":")
+    done: Finish = getattr(importlib.import_module(module), function)(context, directory)
+    if not context.is_worker:
+        finish(context, directory, done)
+
+
+def begin(
+    context: RunContext,
+    name: str,
+    settings: Settings,
+    *,
+    reads: Sequence[str] = (),
+    splits: Sequence[SplitName] = (),
+    decodes: bool = True,
+) -> StageDir | None:
+    """Open a stage for its settings and sources; None when it is already complete. Collective.
+
+    Task and control points, on which every stage depends, must be those of the rollouts.
+
+    Args:
+        context: The run.
+        name: The stage's directory.
+        settings: What it depends on.
+        reads: Stages that it reads.
+        splits: Splits that it opens.
+        decodes: Whether it runs the model.
+    """
+    directory = context.stage(name)
+    has_work = context.world.on_main(
+        f"begin {name}", lambda: _begin(context, directory, settings, reads, splits)
+    )
+    if not has_work:
+        context.console.print(good(f"{name}: done before, nothing to do"))
+        return None
+    if context.is_sharded and decodes:
+        _ = context.resources.loaded  # takes all ranks, so not when one of them first asks for it
+    return directory
+
+
+def finish(context: RunContext, directory: StageDir, done: Finish) -> None:
+    """Mark a stage complete, log its figures, tell the user. Collective; rank 0 does it."""
+    context.world.on_main(f"finish {directory.name}", lambda: _finish(context, directory, done()))
+
+
+def _begin(
+    context: RunContext,
+    directory: StageDir,
+    settings: Settings,
+    reads: Sequence[str],
+    splits: Sequence[SplitName],
+) -> bool:
+    """Write what the stage is made from, or check it; whether there is work left."""
+    if directory.name != STAGES[0].name:
+        context.require_settings_of_rollouts()
+    sources = context.resources.described.identity.parts()
+    sources |= {f"stage {other}": context.stage(other).fingerprint() for other in reads}
+    sources |= {f"split {split}": split_sha256(context.splits[split]) for split in splits}
+    config = {
+        key: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+        for key, value in settings.items()
+    }
+    has_work = directory.begin(
+        StageInputs(config=config, sources=sources), alone=not context.is_worker
+    )
+    used = {split: sorted(p.prompt_id for p in context.splits[split]) for split in splits}
+    if has_work and used and not directory.has(PROBLEMS_FILE):
+        with directory.writing(PROBLEMS_FILE) as path:
+            path.write_text(json.dumps(used, indent=1) + "\n", encoding="utf-8")
+    return has_work
+
+
+def _finish(context: RunContext, directory: StageDir, outcome: Outcome) -> None:
+    directory.finish(outcome.summary, ends_run=outcome.ends_run)
+    context.run_dir.forget_progress(directory.name)
+    scalars = {k: v for k, v in outcome.summary.items() if isinstance(v, int | float | str)}
+    context.metrics.log(directory.name, scalars | {"sha256": directory.fingerprint()})
+    context.console.print(good(f"{directory.name}: {outcome.sentence}"))
+
+
+def _ended_before(context: RunContext, stage: Stage) -> str | None:
+    """Why this stage cannot be made, if one before it found so."""
+    for earlier in STAGES[: STAGES.index(stage)]:
+        directory = context.stage(earlier.name)
+        if directory.is_complete and (reason := directory.ends_run()) is not None:
+            return reason
+    return None
+
+
+def _discard(context: RunContext, first: Stage) -> None:
+    """Discard a stage and those after it, once all that could be refused afterwards has been read."""
+
+    def resolve() -> None:
+        _ = context.resources.described, context.splits
+        if first is not STAGES[0]:
+            context.require_settings_of_rollouts()
+        for name in first.sources(context.config):
+            context.stage(name).require_complete()
+
+    context.world.on_main("resolve", resolve)
+    context.world.on_main("redo", lambda: context.run_dir.discard(stages_from(first.name)))
