@@ -11,6 +11,8 @@ from stir_train.config.base import FrozenConfig
 from stir_train.config.tasks import KNOWN_TASKS
 
 SPREAD = "spread"
+BOX_MARKER = "\\boxed{}"
+"""As `task.answer_marker`: the answer stands in a box."""
 
 
 class ModelConfig(FrozenConfig):
@@ -85,7 +87,11 @@ class TaskConfig(FrozenConfig):
     grader: Literal["exact", "numeric", "choice", "boolean", "math", "regex"] = "exact"
     """How an answer is compared with the gold one."""
     answer_marker: str = "Answer:"
-    """The answer follows the last occurrence of this on its line; empty: the whole completion."""
+    """The answer follows the last of these that something follows; empty: the whole completion;
+    `\\boxed{}`: it stands in a box."""
+    answer_reading: Literal["lenient", "marker"] = "lenient"
+    """`lenient` also reads `####`, boxes, "the answer is", and an answer at the end (the last number of a
+    numeric task); `marker` reads only what is marked. `exact` and `regex` are strict either way."""
     answer_regex: str | None = None
     """For the grader `regex`: its one group, where it last matches, is the answer."""
 
