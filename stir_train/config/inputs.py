@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from stir_train.config.base import FrozenConfig
+from stir_train.config.import_path import is_import_path
 from stir_train.config.tasks import KNOWN_TASKS
 
 SPREAD = "spread"
@@ -61,7 +62,8 @@ class TaskConfig(FrozenConfig):
     name: str = "addition"
     """An embedded family, a public task that is known (`gsm8k`, `math500`, ...), or any label."""
     source: str | tuple[str, ...] | None = None
-    """Hub id, or a local folder, JSONL, JSON, Parquet or CSV file; or several of them."""
+    """Hub id, or a local folder, JSONL, JSON, Parquet or CSV file; or a function of your own, as
+    `package.module:function`; or several of them."""
     revision: str | None = None
     """Pinned hub revision of the dataset."""
     subset: str | None = None
@@ -100,7 +102,9 @@ class TaskConfig(FrozenConfig):
     def _known_task_fills_in(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        return {**KNOWN_TASKS.get(str(values.get("name")), {}), **values}
+        name = str(values.get("name"))
+        own = {"source": name} if is_import_path(name) else {}
+        return {**KNOWN_TASKS.get(name, own), **values}
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
