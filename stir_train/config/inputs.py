@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
@@ -12,6 +13,26 @@ from stir_train.config.import_path import is_import_path
 from stir_train.config.tasks import KNOWN_TASKS
 
 SPREAD = "spread"
+RESERVED_CHAT_ARGUMENTS = frozenset(
+    [
+        "conversation",
+        "messages",
+        "chat_template",
+        "tools",
+        "documents",
+        "add_generation_prompt",
+        "tokenize",
+        "padding",
+        "continue_final_message",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "strftime_now",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+    ]
+)
 BOX_MARKER = "\\boxed{}"
 """As `task.answer_marker`: the answer stands in a box."""
 
@@ -84,8 +105,12 @@ class TaskConfig(FrozenConfig):
     """Prompt template; `{question}` is replaced."""
     system_prompt: str | None = None
     """System message, when the chat template is used."""
-    chat_template: bool = False
-    """Render the prompt through the tokenizer's chat template."""
+    chat_template: bool | None = None
+    """Render the prompt through the tokenizer's chat template; unset: if it has one."""
+    chat_template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Arguments of the chat template (`enable_thinking: false`); it must know each of them."""
+    prompt_date: date | None = None
+    """The date that a chat template is to write which asks for today's; it must be set for such a one."""
     grader: Literal["exact", "numeric", "choice", "boolean", "math", "regex"] = "exact"
     """How an answer is compared with the gold one."""
     answer_marker: str = "Answer:"
@@ -111,7 +136,10 @@ class TaskConfig(FrozenConfig):
         if "{question}" not in self.template:
             raise ValueError("template must contain {question}")
         if self.chat_template is False and self.system_prompt is not None:
-            raise ValueError("system_prompt needs chat_template: true")
+            raise ValueError("system_prompt needs the chat template, which is off")
+        reserved = sorted(RESERVED_CHAT_ARGUMENTS & set(self.chat_template_kwargs))
+        if reserved:
+            raise ValueError(f"chat_template_kwargs: {', '.join(reserved)} cannot be set here")
         if (self.grader == "regex") != (self.answer_regex is not None):
             raise ValueError("answer_regex and grader: regex go together")
         if self.answer_regex is not None:
