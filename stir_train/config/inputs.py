@@ -13,6 +13,7 @@ from stir_train.config.import_path import is_import_path
 from stir_train.config.tasks import KNOWN_TASKS
 
 SPREAD = "spread"
+GRADERS = ("exact", "numeric", "choice", "boolean", "math", "regex")
 RESERVED_CHAT_ARGUMENTS = frozenset(
     [
         "conversation",
@@ -111,8 +112,9 @@ class TaskConfig(FrozenConfig):
     """Arguments of the chat template (`enable_thinking: false`); it must know each of them."""
     prompt_date: date | None = None
     """The date that a chat template is to write which asks for today's; it must be set for such a one."""
-    grader: Literal["exact", "numeric", "choice", "boolean", "math", "regex"] = "exact"
-    """How an answer is compared with the gold one."""
+    grader: str = "exact"
+    """How an answer is compared with the gold one: `exact`, `numeric`, `choice`, `boolean`, `math`,
+    `regex`, or a function or class of your own, as `package.module:Name`."""
     answer_marker: str = "Answer:"
     """The answer follows the last of these that something follows; empty: the whole completion;
     `\\boxed{}`: it stands in a box."""
@@ -140,6 +142,10 @@ class TaskConfig(FrozenConfig):
         reserved = sorted(RESERVED_CHAT_ARGUMENTS & set(self.chat_template_kwargs))
         if reserved:
             raise ValueError(f"chat_template_kwargs: {', '.join(reserved)} cannot be set here")
+        if self.grader not in GRADERS and not is_import_path(self.grader):
+            raise ValueError(
+                f"grader is none of {', '.join(GRADERS)}, and no package.module:Name: {self.grader!r}"
+            )
         if (self.grader == "regex") != (self.answer_regex is not None):
             raise ValueError("answer_regex and grader: regex go together")
         if self.answer_regex is not None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
+from stir_train.config.import_path import is_import_path
 from stir_train.config.inputs import TaskConfig
 from stir_train.config.stages import RolloutConfig
 from stir_train.data.checkers import CheckerPool, check_math, search_pattern
@@ -19,6 +20,7 @@ from stir_train.data.extraction import (
 )
 from stir_train.data.number_phrases import answer_number, last_number
 from stir_train.data.numbers import Ambiguous, Number
+from stir_train.data.own_grader import grade_own, load_grader
 from stir_train.data.plain_text import clean
 from stir_train.distributed.launch import usable_cores
 from stir_train.errors import DataError
@@ -58,6 +60,8 @@ class Grader:
 
     def __init__(self, config: TaskConfig, *, num_workers: int | None = None) -> None:
         self.config = config
+        if is_import_path(config.grader):
+            load_grader(config)  # says now, and not in a worker, what is wrong with it
         self._pool = CheckerPool(num_workers or usable_cores())
 
     def close(self) -> None:
@@ -78,6 +82,8 @@ class Grader:
             return self._grade_math(texts, golds, truncated)
         if self.config.grader == "regex":
             return self._grade_regex(texts, golds, truncated)
+        if is_import_path(self.config.grader):
+            return self._grade_own(texts, golds, truncated)
         items = list(zip(texts, golds, truncated, strict=True))
         if len(items) < MIN_POOLED:
             return grade_batch(self.config, items)
@@ -100,6 +106,17 @@ class Grader:
             for i, answer in enumerate(found)
         ]
 
+    def _grade_own(
+        self, texts: Sequence[str], golds: Sequence[Gold], truncated: Sequence[bool]
+    ) -> list[Grade]:
+        task = self.config.model_dump_json()
+        items = [(task, text, gold) for text, gold in zip(texts, golds, strict=True)]
+        grades = []
+        for grade, cut in zip(self._pool.map(grade_own, items), truncated, strict=True):
+            known = Grade(False, "", grade) if isinstance(grade, str) else grade
+            grades.append(replace(known, correct=False, reason="truncated") if cut else known)
+        return grades
+
     def _grade_regex(
         self, texts: Sequence[str], golds: Sequence[Gold], truncated: Sequence[bool]
     ) -> list[Grade]:
@@ -118,7 +135,7 @@ class Grader:
 
 
 def grade_batch(config: TaskConfig, items: Iterable[tuple[str, Gold, bool]]) -> list[Grade]:
-    """Grade in this process, with a grader whose work is bounded."""
+    """Grade in this process, with a grader whose work is bounded: not `math`, `regex` or one's own."""
     grade_one = {
         "exact": _grade_exact,
         "numeric": _grade_numeric,

@@ -18,6 +18,7 @@ from stir_train.data.checkers import CheckerPool, is_mathematics
 from stir_train.data.choices import LETTERS
 from stir_train.data.extraction import boxed
 from stir_train.data.grading import require_gold
+from stir_train.data.own_grader import load_grader
 from stir_train.data.sources import NumberText, SourceRow, source_rows
 from stir_train.distributed.launch import usable_cores
 from stir_train.errors import DataError, StirError
@@ -65,6 +66,8 @@ def read_source(config: TaskConfig) -> list[SourceProblem]:
             lacking a column, with a gold answer that the grader cannot read, or asking a question
             that another row answers otherwise. All of them are listed at once.
     """
+    if is_import_path(config.grader):
+        load_grader(config)
     problems: list[SourceProblem] = []
     bad: list[str] = []
     answered: dict[str, tuple[str, SourceProblem]] = {}
