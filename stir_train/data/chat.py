@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import jinja2.meta
@@ -183,6 +183,7 @@ def _apply(text: str, config: TaskConfig, tokenizer: PreTrainedTokenizerBase, te
     messages = [{"role": "user", "content": text}]
     if config.system_prompt is not None:
         messages.insert(0, {"role": "system", "content": config.system_prompt})
+    arguments: dict[str, Any] = dict(config.chat_template_kwargs)
     try:
         return str(
             tokenizer.apply_chat_template(
@@ -190,7 +191,7 @@ def _apply(text: str, config: TaskConfig, tokenizer: PreTrainedTokenizerBase, te
                 chat_template=template,
                 tokenize=False,
                 add_generation_prompt=True,
-                **config.chat_template_kwargs,
+                **arguments,
             )
         )
     except (jinja2.TemplateError, TypeError, ValueError) as error:
