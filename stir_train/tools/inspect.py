@@ -12,6 +12,7 @@ from stir_train.artifacts.run_dir import MANIFEST, STAGE_FILE, RunDir, StageDir
 from stir_train.artifacts.tensors import load_tensors
 from stir_train.config.pipeline import STAGE_NAMES
 from stir_train.config.run import RunConfig
+from stir_train.data.chat import chat_lines
 from stir_train.data.duplicates import near_duplicates
 from stir_train.data.prompts import cut_splits, render_prompts, require_disjoint
 from stir_train.errors import ArtifactError
@@ -43,6 +44,8 @@ def describe_data(config: RunConfig, console: Console) -> None:
             f"  {pair.similarity:.0%} alike: {pair.first_split} {_short(pair.first)} / "
             f"{pair.second_split} {_short(pair.second)}",
         )
+    for line in chat_lines(config.task, tokenizer):
+        console.print(line, markup=False)
     example = splits["harvest"][0]
     console.print(f"gold answer: {example.answer}\nprompt:")
     console.print(example.text)

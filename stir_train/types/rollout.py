@@ -110,11 +110,19 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Grade:
-    """A grader's word on one completion; ``extracted`` is empty when no answer was found."""
+    """A grader's word on one completion.
+
+    Attributes:
+        correct: Whether it answers as the gold answer does.
+        extracted: The answer found; empty when there was none.
+        reason: Why, in a word or two.
+        had_marker: Whether an answer stands where the task asked for it (`task.answer_marker`).
+    """
 
     correct: bool
     extracted: str
     reason: str
+    had_marker: bool = False
 
 
 @dataclass(frozen=True)
