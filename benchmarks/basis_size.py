@@ -21,7 +21,8 @@ from rich.table import Table
 from stir_train.basis.select import select_basis
 from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
-from stir_train.config.stages import BasisConfig, SteeringConfig, SteeringMode
+from stir_train.config.stages import BasisConfig
+from stir_train.config.steering import PreviewSteering, RetrievingSteering, ValueSteering
 from stir_train.generation.backend import ControlSpec, GenerationRequest
 from stir_train.recipes.harvest import load_candidates, load_shards
 from stir_train.runtime.attempt import open_run
@@ -41,10 +42,12 @@ def basis_of(context: RunContext, size: int, rule: Rule, block: int) -> ControlB
     return next(part.basis for part in found if part.block == block and not part.saves_tokens)
 
 
-def accuracy(context: RunContext, basis: ControlBasis, settings: SteeringConfig, block: int) -> str:
+def accuracy(
+    context: RunContext, basis: ControlBasis, settings: RetrievingSteering, block: int
+) -> str:
     """Of a controller over a basis, on the tune split."""
     prompts = context.splits["tune"]
-    head = context.steering.head(block) if settings.mode == "value" else None
+    head = context.steering.head(block) if isinstance(settings, ValueSteering) else None
     device = context.resources.loaded.device
     result = context.resources.engine.generate(
         [GenerationRequest(prompt) for prompt in prompts],
@@ -76,23 +79,18 @@ def main() -> None:
     parser.add_argument("--rules", nargs="+", default=list(get_args(Rule)))
     arguments = parser.parse_args()
     config = load_config(RunConfig, arguments.run / "config.yaml", [])
-    modes: tuple[SteeringMode, ...] = ("preview", "value")
-    columns = ("size", "rule", *modes, "corrections at the first point")
+    settings = {
+        "preview": PreviewSteering(strength=arguments.strength),
+        "value": ValueSteering(strength=arguments.strength),
+    }
+    columns = ("size", "rule", *settings, "corrections at the first point")
     table = Table(*columns, title=f"{arguments.run}: accuracy on the tune split")
     with open_run(config, Console(stderr=True), ["basis_size"]) as context:
         block = context.resources.block_at(arguments.depth)
         for size in arguments.sizes:
             for rule in arguments.rules:
                 basis = basis_of(context, size, rule, block)
-                found = [
-                    accuracy(
-                        context,
-                        basis,
-                        SteeringConfig(mode=mode, strength=arguments.strength),
-                        block,
-                    )
-                    for mode in modes
-                ]
+                found = [accuracy(context, basis, tried, block) for tried in settings.values()]
                 table.add_row(str(size), rule, *found, kinds_at_first_point(context, basis))
     Console().print(table)
 

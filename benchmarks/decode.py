@@ -20,7 +20,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from stir_train.config.inputs import ModelConfig
-from stir_train.config.stages import ControlPointConfig, SteeringConfig
+from stir_train.config.stages import ControlPointConfig
+from stir_train.config.steering import (
+    PreviewSteering,
+    RetrievingSteering,
+    SimilaritySteering,
+    ValueSteering,
+)
 from stir_train.data.control_points import build_automaton
 from stir_train.generation.backend import (
     ControlSpec,
@@ -31,7 +37,8 @@ from stir_train.generation.backend import (
 from stir_train.generation.engine import DecodeEngine
 from stir_train.models.blocks import find_blocks
 from stir_train.models.hooks import block_hooks
-from stir_train.models.load import LoadedModel, ModelIdentity, load_model
+from stir_train.models.identity import ModelIdentity
+from stir_train.models.load import LoadedModel, load_model
 from stir_train.models.value_head import ValueHead
 from stir_train.steering.controller import BasisController
 from stir_train.tasks.families import FAMILIES
@@ -79,7 +86,7 @@ def random_model(width: int, num_blocks: int, max_tokens: int, device: str) -> L
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     model.to(device, dtype).eval().requires_grad_(False)
     tokenizer = load_model(ModelConfig(name="embedded/addition", device="cpu")).tokenizer
-    identity = ModelIdentity("random", "", "LlamaForCausalLM", "", "", width, num_blocks)
+    identity = ModelIdentity("random", "", "LlamaForCausalLM", "", "", "", (), width, num_blocks)
     return LoadedModel(model, tokenizer, find_blocks(model), identity)
 
 
@@ -219,7 +226,7 @@ class ModeBench:
         width = self.loaded.identity.width
         controller = None
         if mode is not None:
-            settings = SteeringConfig(mode=mode, value_margin=0.0)  # type: ignore[arg-type]
+            settings = STEERING[mode]
             controller = BasisController(
                 random_basis(width, self.block, 4),
                 settings,
@@ -256,6 +263,11 @@ def random_head(width: int, block: int) -> ValueHead:
     return head.requires_grad_(False)
 
 
+STEERING: dict[str, RetrievingSteering] = {
+    "similarity": SimilaritySteering(),
+    "value": ValueSteering(margin=0.0),
+    "preview": PreviewSteering(),
+}
 MODES = ("plain", "capture", "similarity", "value", "preview")
 
 
@@ -351,7 +363,7 @@ def against_published(device: str, quick: bool) -> None:
         their_seconds = time.perf_counter() - start
         print(f"  context {context:5}  published  token-forwards {loop.token_forwards:8}")
         for mode in ("preview", "value"):
-            settings = SteeringConfig(mode=mode, value_margin=0.0)  # type: ignore[arg-type]
+            settings = STEERING[mode]
             controller = BasisController(
                 basis, settings, block=block, head=random_head(width, block), device=loaded.device
             )

@@ -29,7 +29,8 @@ from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 from stir_train.config.inputs import ModelConfig, TaskConfig
 from stir_train.config.learning import DistillConfig, ObjectiveConfig
-from stir_train.config.stages import ControlPointConfig, SteeringConfig
+from stir_train.config.stages import ControlPointConfig
+from stir_train.config.steering import SimilaritySteering
 from stir_train.data.control_points import ControlPointAutomaton, build_automaton
 from stir_train.data.problems import SourceProblem
 from stir_train.data.prompts import render_prompts
@@ -140,9 +141,7 @@ def our_on_policy(setup: Setup, steps: int) -> tuple[int, float]:
     engine = _engine(student.model)
     batching = BatchConfig(BATCH_SIZE, 0, seed=0)
     objective = ObjectiveConfig(sequence=0.0, logits=1.0, on_policy=1.0)
-    controller = BasisController(
-        setup.basis, SteeringConfig(mode="similarity", strength=1.0), block=4
-    )
+    controller = BasisController(setup.basis, SimilaritySteering(strength=1.0), block=4)
     sampling = StudentSampling(
         student=student,
         prompts={p.prompt_id: p for p in setup.prompts},

@@ -80,7 +80,7 @@ class Oracle:
         """What tuning goes by."""
         config = self.context.config
         share = item.rollout.total_tokens / config.generation.max_new_tokens
-        return float(item.grade.correct) - config.steering.token_price * share
+        return float(item.grade.correct) - config.utility.token_price * share
 
     def _best(self, course: Course, point: int, kept: Counter[int]) -> Course:
         basis, rollout = self.basis, course.ending.rollout
@@ -145,7 +145,7 @@ def probe_table(context: RunContext) -> Table:
     budget = context.config.generation.max_new_tokens
     rewards = {
         (item.rollout.prompt_id, item.rollout.sample): float(item.grade.correct)
-        - context.config.steering.token_price * len(item.rollout.token_ids) / budget
+        - context.config.utility.token_price * len(item.rollout.token_ids) / budget
         for part, _ in chunks
         for item in part
     }

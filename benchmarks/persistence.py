@@ -20,7 +20,7 @@ from torch import Tensor
 
 from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
-from stir_train.config.stages import SteeringConfig
+from stir_train.config.steering import ValueSteering
 from stir_train.generation.backend import (
     ControlBatch,
     ControlSpec,
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--strength", type=float, default=3.0)
     arguments = parser.parse_args()
     config = load_config(RunConfig, arguments.run / "config.yaml", [])
-    settings = SteeringConfig(mode="value", strength=arguments.strength)
+    settings = ValueSteering(strength=arguments.strength)
     table = Table(
         "impulses", "accuracy", "tokens", title=f"{arguments.run}, depth {arguments.depth:g}"
     )

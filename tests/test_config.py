@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from stir_train.config.base import imported_by
 from stir_train.config.describe import describe_settings
 from stir_train.config.load import dump_config, load_config
 from stir_train.config.pipeline import STAGE_NAMES
 from stir_train.config.run import RunConfig
+from stir_train.config.steering import CustomSteering, StaticSteering, ValueSteering
 from stir_train.errors import ConfigError
 from stir_train.launch.plan import plan_run
 
@@ -108,11 +110,94 @@ def test_extended_files_are_merged_and_loops_are_found(tmp_path: Path) -> None:
 def test_every_setting_has_help_and_sections_can_be_chosen() -> None:
     rows = describe_settings()
     assert len(rows) > 60
-    undocumented = [key for key, _, text in rows if not text]
-    assert not undocumented
-    assert all(key.startswith("rollout.") for key, _, _ in describe_settings("rollout"))
+    assert not [row.key for row in rows if not row.meaning]
+    assert all(row.key.startswith("rollout.") for row in describe_settings("rollout"))
+    assert [row.key for row in describe_settings("rollout.top_p")] == ["rollout.top_p"]
     with pytest.raises(ConfigError, match="sections: model"):
         describe_settings("nothing")
+    with pytest.raises(ConfigError, match=r"did you mean .*steering"):
+        describe_settings("stering")
+    with pytest.raises(ConfigError, match=r"did you mean .*rollout.num_samples"):
+        describe_settings("num_samples")
+
+
+def test_every_default_that_is_shown_is_the_one_that_holds() -> None:
+    bare = RunConfig(name="x").model_dump(mode="json")
+    for row in describe_settings():
+        if row.key == "name" or ".NAME." in row.key or "value" not in (row.when or "value"):
+            continue
+        value = bare
+        for part in row.key.split("."):
+            value = value[part]
+        assert yaml.safe_load(row.default) == value, row.key
+    rows = {row.key: row for row in describe_settings()}
+    assert [key for key, row in rows.items() if row.default == "(required)"] == [
+        "name",
+        "steering.controller",
+    ]
+
+
+def test_settings_show_what_they_may_be_and_for_which_mode() -> None:
+    rows = {row.key: row for row in describe_settings()}
+    assert rows["model.dtype"].allowed == "auto | float32 | bfloat16 | float16"
+    assert rows["rollout.top_p"].allowed == "> 0; <= 1"
+    assert rows["harvest.depths"].allowed == "each >= 0; each <= 1"
+    assert rows["steering.mode"].default == "value"
+    assert rows["steering.doubt"].when == "mode: value, hybrid"
+    assert rows["steering.depth"].when == ""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["steering.mode=static", "steering.doubt=3"],
+            "steering.doubt: mode static has no such setting; it is of value, hybrid",
+        ),
+        (["steering.dout=3"], "steering.dout: unknown key; did you mean 'doubt'?"),
+        (["steering.mode=valu"], "steering.mode: 'valu' is none of none, static"),
+        (["steering.mode=valu"], "did you mean 'value'?"),
+        (
+            ["steering.mode=static", "steering.strength=-1"],
+            "steering.strength (mode static): Input should be greater than 0 (got -1)",
+        ),
+        (["steering.token_price=1"], "steering.token_price: unknown key"),
+        (["steering=3"], "steering: "),
+        (["steering.mode=custom"], "steering.controller (mode custom): required, but missing"),
+        (["steering={mode: custom, controller: mine}"], "expected an import path"),
+        (["steering={mode: custom, controller: 'a:B'}"], "custom would never be tried"),
+        (["tune.modes=[custom]"], "set steering.mode=custom and steering.controller"),
+        (["evaluate.variants={a: {mode: valu}}"], "evaluate.variants.a: 'valu' is no mode"),
+        (
+            ["evaluate.variants={a: {mode: static, doubt: 1}}"],
+            "evaluate.variants.a: no mode among static has all of: doubt",
+        ),
+        (
+            ["tune.modes=[static]", "evaluate.variants={a: {doubt: 1}}"],
+            "evaluate.variants.a: no mode among static has all of: doubt",
+        ),
+        (["evaluate.variants={a: {doubt: -1}}"], "evaluate.variants.a.doubt: "),
+    ],
+)
+def test_a_setting_is_refused_by_name_where_its_mode_has_none(
+    tmp_path: Path, overrides: list[str], expected: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(RunConfig, _write(tmp_path, "name: x"), overrides)
+    assert expected in str(caught.value)
+
+
+def test_overrides_choose_a_mode_and_its_settings(tmp_path: Path) -> None:
+    path = _write(tmp_path, "name: x")
+    config = load_config(RunConfig, path, ["steering.mode=static", "steering.strength=2"])
+    assert config.steering == StaticSteering(strength=2.0)
+    assert load_config(RunConfig, path, ["steering.doubt=2"]).steering == ValueSteering(doubt=2.0)
+    custom = "steering={mode: custom, controller: 'mine.steer:Mine', options: {a: [1, 2]}}"
+    config = load_config(RunConfig, path, [custom, "tune.modes=[custom]"])
+    assert config.steering == CustomSteering(controller="mine.steer:Mine", options={"a": [1, 2]})
+    assert imported_by(config) == {"steering.controller": "mine.steer:Mine"}
+    again = load_config(RunConfig, _write(tmp_path, dump_config(config)))
+    assert again == config
 
 
 def test_configuration_and_planning_import_no_torch() -> None:

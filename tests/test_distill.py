@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from stir_train.config.inputs import ModelConfig
 from stir_train.config.learning import DistillConfig, ObjectiveConfig
-from stir_train.config.stages import SteeringConfig
+from stir_train.config.steering import ValueSteering
 from stir_train.data.control_points import ControlPointAutomaton
-from stir_train.distill.objective import DistillLoss, divergence
+from stir_train.distill.objective import DistillLoss
 from stir_train.distill.on_policy import StudentSampling, on_policy_batches
 from stir_train.distill.replay import ControlPoints, steered_block
 from stir_train.distill.samples import (
@@ -27,6 +27,7 @@ from stir_train.distill.samples import (
     batch_indices,
     sequence_batches,
 )
+from stir_train.distill.terms import divergence
 from stir_train.distill.validation import validation_loss
 from stir_train.distributed.engine import PlainEngine
 from stir_train.distributed.world import alone
@@ -47,7 +48,7 @@ STATES = ObjectiveConfig(sequence=0.0, states=1.0)
 
 def _teacher() -> BasisController:
     """Decides by states of two blocks."""
-    settings = SteeringConfig(mode="value", strength=3.0, value_doubt=0.0)
+    settings = ValueSteering(strength=3.0, doubt=0.0)
     return BasisController(bases.basis(), settings, block=bases.BLOCK, head=bases.value_head())
 
 
@@ -339,7 +340,7 @@ def test_a_batch_by_the_student_is_fresh_and_none_of_its_tokens_is_a_target(
     assert set(rows[0]) != set(rows[1]), "the same prompts, other noise"
     loss = _loss(ObjectiveConfig(logits=1.0))
     with torch.no_grad():
-        assert [set(loss(part)) for part in first] == [{"divergence"}] * 5
+        assert [set(loss(part)) for part in first] == [{"logits"}] * 5
     tokens = sum(int((part.labels != IGNORED).sum()) for part in first)
     assert all(part.num_targets == tokens for part in first)
 

@@ -78,7 +78,7 @@ def test_wandb_holds_what_is_promised(finished: Path) -> None:
         "rollouts/queue_depth rollouts/eta_seconds rollouts/state_norm harvest/num_contrasts basis/logdet/4 "
         "basis/spectrum/4 basis/coverage/kept validation/mean_uplift value/block_4/loss "
         "value/auroc_block_4 value/ece_block_4 tune/intervention_rate steered/strength steered/gain_over_null "
-        "adapter/loss adapter/loss/sequence adapter/loss/divergence adapter/grad_norm adapter/learning_rate adapter/memory_gib adapter/eta_seconds eval/greedy/accuracy "
+        "adapter/loss adapter/loss/sequence adapter/loss/logits adapter/grad_norm adapter/learning_rate adapter/memory_gib adapter/eta_seconds eval/greedy/accuracy "
         "eval/stir/tokens_mean eval/methods/path report/page/path"
     )
     assert set(promised.split()) <= history
@@ -205,7 +205,7 @@ def test_redo_remakes_a_stage_and_those_after_it(finished: Path, tmp_path: Path)
 def test_plain_generate_inside_the_context_gives_the_engines_tokens(finished: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from stir_train.config.stages import SteeringConfig
+    from stir_train.config.steering import PreviewSteering
     from stir_train.errors import ArtifactError, StageError
     from stir_train.models.load import EMBEDDED_ROOT
     from stir_train.steering.attach import steering
@@ -235,7 +235,7 @@ def test_plain_generate_inside_the_context_gives_the_engines_tokens(finished: Pa
         assert set(row[len(expected) :]) <= {tokenizer.pad_token_id}
     plain = model.generate(**inputs, max_new_tokens=128, do_sample=False)
     assert plain.tolist() != output.tolist()  # and the context left no hook
-    previewing = SteeringConfig(mode="preview", depth=0.8)
+    previewing = PreviewSteering(depth=0.8)
     with pytest.raises(StageError, match="needs previews"):
         steering(model, tokenizer, run, settings=previewing).__enter__()
     with torch.no_grad():
@@ -249,7 +249,7 @@ def test_plain_generate_inside_the_context_gives_the_engines_tokens(finished: Pa
 def test_validation_goes_on_with_the_block_whose_controller_did_best(finished: Path) -> None:
     stage = RunDir(finished / "smoke").stage("validate")
     config = load_config(RunConfig, finished / "smoke" / "config.yaml", [])
-    price = config.steering.token_price / config.generation.max_new_tokens
+    price = config.utility.token_price / config.generation.max_new_tokens
 
     greedy = load_rollouts(stage, "null/", 0)
 
@@ -272,7 +272,7 @@ def test_validation_goes_on_with_the_block_whose_controller_did_best(finished: P
         single = mean_gain(
             alone,
             Injection(block, 3.0),
-            token_price=config.steering.token_price,
+            token_price=config.utility.token_price,
             max_new_tokens=config.generation.max_new_tokens,
         )
         return gained, single
@@ -289,7 +289,7 @@ def test_other_methods_and_other_tasks_join_the_comparison(finished: Path, tmp_p
     outside = "evaluate.out_of_domain={sums: {task: {name: addition}, num_problems: 16}}"
     methods = "baselines.methods=[nowait, thinkedit]"
     only = ("--only", "baselines,evaluate,report", "--redo")
-    variants = "evaluate.variants={shut: {value_margin: 10}, first: {first_point_only: true}}"
+    variants = "evaluate.variants={shut: {margin: 10}, first: {first_point_only: true}}"
     done = run_smoke(tmp_path, methods, outside, variants, "evaluate.num_samples=2", *only)
     assert done.returncode == 0, done.stderr
     assert "2 other methods tuned over 11 settings" in done.stderr

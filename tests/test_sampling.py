@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
 from stir_train.generation.backend import SamplingParams
 from stir_train.generation.noise import row_keys, uniforms
@@ -59,3 +63,48 @@ def test_greedy_ignores_noise_and_penalty_lowers_seen_tokens() -> None:
     seen = torch.tensor([[False, True, False], [True, False, False]])
     tokens, _ = next_tokens(logits, SamplingParams(1, repetition_penalty=2.0), None, seen)
     assert tokens.tolist() == [2, 1]
+
+
+def by_sorting_everything(logits: Tensor, params: SamplingParams, draws: Tensor) -> Tensor:
+    """The filtered distribution by its definition, inverted in one sum."""
+    probabilities = torch.softmax(logits / params.temperature, -1)
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    kept = ordered.cumsum(-1) - ordered < params.top_p
+    if params.top_k:
+        kept[:, params.top_k :] = False
+    filtered = probabilities * torch.zeros_like(kept).scatter(-1, order, kept)
+    cumulative = filtered.double().cumsum(-1)
+    targets = draws[:, None].double() * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, targets, right=True)[:, 0]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    scale=st.sampled_from([0.0, 0.05, 1.0, 4.0, 12.0]),
+    top_p=st.sampled_from([0.5, 0.95, 0.999, 1.0]),
+    top_k=st.sampled_from([0, 1, 40, 400]),
+    levels=st.sampled_from([0, 3, 40]),
+)
+def test_a_large_vocabulary_is_sampled_as_if_it_were_sorted(
+    seed: int, scale: float, top_p: float, top_k: int, levels: int
+) -> None:
+    """Flat and peaked rows, wide nuclei, and logits of few levels, where most tokens tie."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(16, 5000, generator=generator)
+    if levels:
+        logits = (logits * levels / 8).round()
+    draws = torch.rand(16, generator=generator, dtype=torch.double)
+    params = SamplingParams(1, temperature=0.7, top_p=top_p, top_k=top_k)
+    tokens, _ = next_tokens(logits, params, draws)
+    assert torch.equal(tokens, by_sorting_everything(logits, params, draws))
+
+
+@pytest.mark.parametrize("draw", [0.0, 1 - 2**-53])
+def test_extreme_draws_of_a_large_vocabulary_pick_kept_tokens(draw: float) -> None:
+    logits = torch.full((1, 4000), -torch.inf)
+    logits[0, [700, 3100]] = 0.0
+    draws = torch.tensor([draw], dtype=torch.double)
+    for top_p in (0.9, 1.0):
+        tokens, _ = next_tokens(logits, SamplingParams(1, temperature=1.0, top_p=top_p), draws)
+        assert tokens.tolist() == [700 if draw == 0 else 3100]

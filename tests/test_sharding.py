@@ -15,7 +15,7 @@ from stir_train.artifacts.tables import load_table
 from stir_train.config.inputs import ModelConfig
 from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
-from stir_train.config.stages import SteeringConfig, SteeringMode
+from stir_train.config.steering import MODES
 from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.distributed.launch import Launch
 from stir_train.distributed.model_parallel import ModelParallelGroup
@@ -168,7 +168,7 @@ def test_a_launch_too_small_for_the_shards_is_refused() -> None:
 
 @pytest.mark.parametrize("mode", ["preview", "value"])
 def test_a_model_spread_over_memory_and_disk_decodes_the_same(
-    mode: SteeringMode,
+    mode: str,
     loaded: LoadedModel,
     prompts: list[Prompt],
     automaton: ControlPointAutomaton,
@@ -184,7 +184,7 @@ def test_a_model_spread_over_memory_and_disk_decodes_the_same(
     def tokens(model: LoadedModel) -> list[Rollout]:
         controller = BasisController(
             bases.basis(),
-            SteeringConfig(mode=mode, strength=2.0),
+            MODES[mode](strength=2.0),
             block=bases.BLOCK,
             head=bases.value_head(),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stir_train.config.stages import SteeringConfig
+from stir_train.config.steering import StaticSteering
 from stir_train.generation.backend import ControlBatch
 from stir_train.steering.controls import empty_basis
 from stir_train.steering.static import StaticController, mean_direction
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 def test_every_row_gets_the_same_vector_at_the_corrections_norm() -> None:
     basis = bases.basis()
-    settings = SteeringConfig(mode="static", strength=2.0)
+    settings = StaticSteering(strength=2.0)
     controller = StaticController(basis, settings, block=bases.BLOCK, device=CPU)
     states = torch.randn(5, basis.directions.shape[1])
     batch = ControlBatch(tuple("abcde"), (0,) * 5, torch.arange(1, 6), (3,) * 5)
@@ -39,9 +39,7 @@ def test_every_row_gets_the_same_vector_at_the_corrections_norm() -> None:
 def test_without_entries_it_does_nothing() -> None:
     nothing = empty_basis(bases.basis())
     assert not mean_direction(nothing, bases.BLOCK).any()
-    controller = StaticController(
-        nothing, SteeringConfig(mode="static"), block=bases.BLOCK, device=CPU
-    )
+    controller = StaticController(nothing, StaticSteering(), block=bases.BLOCK, device=CPU)
     batch = ControlBatch(("a",), (0,), torch.tensor([1]), (3,))
     states = torch.randn(1, nothing.directions.shape[1])
     assert not controller.decide(states, batch).fires.any()

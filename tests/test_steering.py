@@ -7,7 +7,15 @@ import dataclasses
 import pytest
 import torch
 
-from stir_train.config.stages import SteeringConfig
+from stir_train.config.stages import UtilityConfig
+from stir_train.config.steering import (
+    MODES,
+    HybridSteering,
+    PreviewSteering,
+    RetrievingSteering,
+    SimilaritySteering,
+    ValueSteering,
+)
 from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.errors import ArtifactError, StageError
 from stir_train.generation.backend import (
@@ -27,17 +35,17 @@ from tests.support import bases
 from tests.support.slow_steering import SlowSteering
 
 SETTINGS = {
-    "similarity": SteeringConfig(mode="similarity", strength=0.75),
-    "published": SteeringConfig(mode="preview", strength=1.0, preview_strength=1.0),
-    "preview": SteeringConfig(mode="preview", strength=2.0),
-    "value": SteeringConfig(mode="value", strength=2.0),
-    "random choice": SteeringConfig(mode="preview", strength=2.0, retrieval="random"),
-    "no memory": SteeringConfig(mode="preview", strength=2.0, similarity_weight=0.0),
-    "hybrid": SteeringConfig(mode="hybrid", strength=2.0, center_keys=True),
+    "similarity": SimilaritySteering(strength=0.75),
+    "published": PreviewSteering(strength=1.0, preview_strength=1.0),
+    "preview": PreviewSteering(strength=2.0),
+    "value": ValueSteering(strength=2.0),
+    "random choice": PreviewSteering(strength=2.0, retrieval="random"),
+    "no memory": PreviewSteering(strength=2.0, similarity_weight=0.0),
+    "hybrid": HybridSteering(strength=2.0, center_keys=True),
 }
 
 
-def _controller(settings: SteeringConfig) -> BasisController:
+def _controller(settings: RetrievingSteering) -> BasisController:
     return BasisController(bases.basis(), settings, block=bases.BLOCK, head=bases.value_head())
 
 
@@ -79,7 +87,7 @@ def test_value_and_similarity_cost_no_pass_and_previews_cost_what_paper_says(
     automaton: ControlPointAutomaton,
     greedy: SamplingParams,
 ) -> None:
-    def cost(settings: SteeringConfig) -> tuple[list[int], list[int], BasisController, int]:
+    def cost(settings: RetrievingSteering) -> tuple[list[int], list[int], BasisController, int]:
         controller = _controller(settings)
         result = DecodeEngine(loaded, max_rows=1).generate(
             [GenerationRequest(prompts[0])],
@@ -97,8 +105,8 @@ def test_value_and_similarity_cost_no_pass_and_previews_cost_what_paper_says(
             rollout.preview_tokens,
         )
 
-    for mode in ("none", "similarity", "value"):
-        passes, tokens, _, previews = cost(SteeringConfig(mode=mode, strength=2.0))
+    for mode in ("similarity", "value"):
+        passes, tokens, _, previews = cost(MODES[mode](strength=2.0))
         assert passes == tokens
         assert previews == 0
     passes, tokens, controller, previews = cost(SETTINGS["preview"])
@@ -154,16 +162,16 @@ def test_retrieval_is_the_published_rule_written_out() -> None:
 
 def test_value_mode_gates_bounds_and_respects_the_first_point(prompts: list[Prompt]) -> None:
     states, batch = _some_states()
-    free = _controller(SteeringConfig(mode="value", strength=3.0)).decide(states, batch)
+    free = _controller(ValueSteering(strength=3.0)).decide(states, batch)
     assert bool(free.fires.any())
-    gated = _controller(SteeringConfig(mode="value", strength=3.0, value_gate=0.0))
+    gated = _controller(ValueSteering(strength=3.0, gate=0.0))
     assert not bool(gated.decide(states, batch).fires.any())
-    tight = _controller(SteeringConfig(mode="value", strength=3.0, max_relative_norm=0.1))
+    tight = _controller(ValueSteering(strength=3.0, max_relative_norm=0.1))
     bounded = tight.decide(states, batch)
     width = bounded.deltas.shape[1]
     ratio = bounded.deltas.norm(dim=-1) / states[:, -width:].norm(dim=-1)
     assert float(ratio.max()) <= 0.1 + 1e-5
-    first = _controller(SteeringConfig(mode="value", strength=3.0, first_point_only=True))
+    first = _controller(ValueSteering(strength=3.0, first_point_only=True))
     fires = first.decide(states, batch).fires
     assert torch.equal(fires, free.fires & (batch.points == 1))
 
@@ -181,9 +189,9 @@ def _some_states() -> tuple[torch.Tensor, ControlBatch]:
 
 def test_the_head_picks_the_strength_that_it_expects_most_of() -> None:
     states, batch = _some_states()
-    options = {"mode": "value", "strength": 1.0, "max_relative_norm": 100.0, "value_margin": 0.0}
+    options = {"strength": 1.0, "max_relative_norm": 100.0, "margin": 0.0}
     alone = {
-        factor: _controller(SteeringConfig(**{**options, "strength": factor}))
+        factor: _controller(ValueSteering(**{**options, "strength": factor}))
         for factor in (1.0, 2.0, 3.0)
     }
     best = torch.full((64,), -torch.inf)
@@ -191,7 +199,7 @@ def test_the_head_picks_the_strength_that_it_expects_most_of() -> None:
         controller.decide(states, batch)
         scores = [max(d.scores, default=-torch.inf) for d in controller.decisions]
         best = torch.maximum(best, torch.tensor(scores))
-    grid = _controller(SteeringConfig(**options, strength_factors=(1.0, 2.0, 3.0)))
+    grid = _controller(ValueSteering(**options, strength_factors=(1.0, 2.0, 3.0)))
     impulses = grid.decide(states, batch)
     found = torch.tensor([max(d.scores, default=-torch.inf) for d in grid.decisions])
     torch.testing.assert_close(found, best)
@@ -205,8 +213,12 @@ def test_the_dearer_tokens_are_the_more_the_controller_saves_them() -> None:
     head = bases.value_head()
     saved = []
     for price in (0.0, 0.5, 5.0):
-        impulses = _controller(
-            SteeringConfig(mode="value", strength=3.0, token_price=price, value_margin=0.0)
+        impulses = BasisController(
+            bases.basis(),
+            ValueSteering(strength=3.0, margin=0.0),
+            block=bases.BLOCK,
+            head=bases.value_head(),
+            utility=UtilityConfig(token_price=price),
         ).decide(states, batch)
         now = head.tokens_left(states, batch.points)
         steered = states.clone()

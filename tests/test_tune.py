@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from stir_train.config.run import RunConfig
-from stir_train.config.stages import SteeringConfig, TuneConfig
+from stir_train.config.stages import TuneConfig
+from stir_train.config.steering import JudgedSteering, ValueSteering
 from stir_train.evals.metrics import compare_to_baseline
 from stir_train.recipes.tune import Trial, choose, split_by_halving, trial_name
 from stir_train.types.rollout import Grade, GradedRollout, Prompt, Rollout
@@ -33,7 +34,7 @@ def _trial(strength: float, correct: list[bool], tokens: int, greedy: list[bool]
         num_resamples=2000,
         price_per_token=0.5 / BUDGET,
     )
-    return Trial(SteeringConfig(strength=strength, depth=0.6), metrics, len(correct))
+    return Trial(ValueSteering(strength=strength, depth=0.6), metrics, len(correct))
 
 
 @pytest.mark.parametrize(("count", "halvings"), [(300, 0), (300, 1), (300, 2), (7, 3), (1, 2)])
@@ -57,7 +58,7 @@ def test_the_most_useful_setting_without_a_likely_loss_is_chosen() -> None:
     useless = _trial(3.0, greedy, 60, greedy)
     assert short_but_worse.metrics.utility > safe.metrics.utility
     everything = [safe, short_but_worse, useless]
-    base = SteeringConfig(depth=0.6)
+    base = ValueSteering(depth=0.6)
     assert choose(everything, base, max_accuracy_loss=0.01) == safe.settings
     assert choose(everything, base, max_accuracy_loss=0.05) == short_but_worse.settings
     assert choose([useless], base, max_accuracy_loss=0.01).mode == "none"
@@ -84,5 +85,20 @@ def test_every_setting_of_a_grid_is_tried_once_under_a_name_of_its_own() -> None
     assert len(grid) == 2 * (2 * 2 * 2 * 2 * 2) + 2 * 2
     assert len({trial_name(settings) for settings in grid}) == len(grid)
     # More candidates than the nearest entries could not be offered.
-    assert {(s.num_candidates, s.num_nearest) for s in grid} == {(4, 8), (16, 32)}
-    assert {s.value_margin for s in grid if s.mode == "preview"} == {config.steering.value_margin}
+    assert {(s.num_candidates, s.num_nearest) for s in grid if isinstance(s, JudgedSteering)} == {
+        (4, 8),
+        (16, 32),
+    }
+    assert {s.num_candidates for s in grid if s.mode == "preview"} == {4}
+
+
+def test_a_mode_takes_over_what_it_shares_with_the_given_one() -> None:
+    given = ValueSteering(strength=2.0, num_nearest=5, doubt=7.0, max_strength=3.0)
+    config = RunConfig(
+        name="grid", steering=given, tune=TuneConfig(modes=("hybrid", "preview", "static"))
+    )
+    by_mode = {settings.mode: settings.model_dump() for settings in config.tried_settings}
+    assert by_mode["hybrid"]["max_strength"] == by_mode["preview"]["max_strength"] == 3.0
+    assert by_mode["preview"]["num_nearest"] == 5
+    assert set(by_mode["static"]) == {"mode", "depth", "strength"}
+    assert len(config.tried_settings) == 3 * (3 * 2 * 2 + 3 + 3)

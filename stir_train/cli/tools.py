@@ -71,10 +71,11 @@ def doctor() -> None:
 
 @app.command()
 def settings(
-    section: Annotated[str, typer.Argument(help="Only this section, as in rollout.")] = "",
+    section: Annotated[
+        str, typer.Argument(help="Only this section or setting, as in rollout or steering.depth.")
+    ] = "",
 ) -> None:
-    """List every setting with its default and meaning."""
+    """List every setting with its default, what it may be, and its meaning."""
     from stir_train.config.describe import describe_settings
 
-    lines = describe_settings(section)
-    print("\n".join(f"{key} = {default}\n    {text}" for key, default, text in lines))
+    print("\n".join(map(str, describe_settings(section))))

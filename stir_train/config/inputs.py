@@ -20,6 +20,8 @@ class ModelConfig(FrozenConfig):
 
     name: str = "embedded/addition"
     """Directory, hub id, or `embedded/NAME` for a model shipped with the package."""
+    gguf_file: str | None = None
+    """A GGUF file in that directory or repository, loaded dequantised; a path in `name` may also end in it."""
     revision: str | None = None
     """Pinned hub revision (commit, tag or branch); a commit is the only one that cannot move."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -5,9 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from stir_train.config.base import Fraction, FrozenConfig, NonNegativeFloat
+from stir_train.config.import_path import is_import_path
+
+SHIPPED_TERMS = {
+    "sequence": "stir_train.distill.terms:SequenceTerm",
+    "logits": "stir_train.distill.terms:LogitsTerm",
+    "states": "stir_train.distill.terms:StatesTerm",
+}
+"""Import paths of distillation terms by the name that a configuration gives a weight to."""
 
 
 class ObjectiveConfig(FrozenConfig):
@@ -31,20 +39,44 @@ class ObjectiveConfig(FrozenConfig):
     """Share of batches whose completions the student samples itself, as it is at that step. The steered
     teacher judges them by `logits` and `states`; their tokens are nobody's target."""
 
+    terms: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Weights of more terms: import paths of your own, as in `{my_module:MyTerm: 0.1}`."""
+
+    @field_validator("terms")
+    @classmethod
+    def _are_terms(cls, terms: dict[str, float]) -> dict[str, float]:
+        for name in terms:
+            if name in cls.model_fields:
+                raise ValueError(f"{name} has a setting of its own, beside terms")
+            if name not in SHIPPED_TERMS and not is_import_path(name):
+                raise ValueError(
+                    f"{name!r} is no term; expected {', '.join(SHIPPED_TERMS)}, or an import path as "
+                    "in my_module:MyTerm"
+                )
+        return terms
+
     @model_validator(mode="after")
     def _has_a_teacher(self) -> Self:
-        if not (self.sequence or self.needs_teacher):
+        has_teacher = bool(self.logits or self.states)
+        if not self.weights:
             raise ValueError("sequence, logits and states are all 0: there is nothing to learn")
-        if self.samples == "plain" and self.needs_teacher:
+        if self.samples == "plain" and has_teacher:
             raise ValueError("plain samples have no steered teacher: logits and states must be 0")
-        if self.on_policy and not self.needs_teacher:
+        if self.on_policy and not (has_teacher or self.terms):
             raise ValueError("on_policy takes a teacher to judge: logits or states must be above 0")
         return self
 
     @property
-    def needs_teacher(self) -> bool:
-        """Whether the recorded impulses are replayed."""
-        return bool(self.logits or self.states)
+    def weights(self) -> dict[str, float]:
+        """Weights of the terms that have one, by name."""
+        own = {"sequence": self.sequence, "logits": self.logits, "states": self.states}
+        return {name: weight for name, weight in {**own, **self.terms}.items() if weight}
+
+    @property
+    def imported(self) -> dict[str, str]:
+        """Terms of the user's own."""
+        paths = [name for name in self.terms if is_import_path(name)]
+        return {f"distill.objective.terms.{path}": path for path in paths}
 
 
 class DistillConfig(FrozenConfig):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from stir_train.config.base import members_of
 from stir_train.errors import ConfigError
 
 EXTENDS = "extends"
@@ -107,26 +109,82 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _describe(kind: type[BaseModel], item: dict[str, Any]) -> str:
-    location = [str(part) for part in item["loc"]]
-    key = ".".join(location)
+    place = _locate(kind, item["loc"])
     if item["type"] == "extra_forbidden":
-        valid = _valid_names(kind, location[:-1])
-        near = difflib.get_close_matches(location[-1], valid, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"valid names: {', '.join(valid)}"
-        return f"{key}: unknown key; {hint}"
-    message = str(item["msg"]).removeprefix("Value error, ")
+        return f"{place.key}: {_unknown(place)}"
     if item["type"] == "missing":
-        return f"{key}: required, but missing"
-    got = "" if not location or isinstance(item["input"], dict) else f" (got {item['input']!r})"
-    return f"{key or 'settings'}: {message}{got}"
+        return f"{place.key}{place.of_tag}: required, but missing"
+    if item["type"] == "union_tag_invalid":
+        tag, tags = item["ctx"]["tag"], list(place.members)
+        return (
+            f"{place.key}.{place.tag_field}: {tag!r} is none of {', '.join(tags)}{_near(tag, tags)}"
+        )
+    message = str(item["msg"]).removeprefix("Value error, ")
+    got = "" if not place.key or isinstance(item["input"], dict) else f" (got {item['input']!r})"
+    return f"{place.key or 'settings'}{place.of_tag}: {message}{got}"
 
 
-def _valid_names(kind: type[BaseModel], location: Sequence[str]) -> list[str]:
-    current: type[BaseModel] = kind
-    for part in location:
-        field = current.model_fields.get(part)
-        annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        current = annotation
-    return list(current.model_fields)
+@dataclass(frozen=True)
+class _Place:
+    """Where an error is.
+
+    Attributes:
+        key: Dotted, as in a file or an override; the tags that pydantic puts between are left out.
+        names: Settings of the model that holds it.
+        tag_field, tag: What chose that model among ``members``, where it is one of several.
+    """
+
+    key: str
+    names: tuple[str, ...] = ()
+    members: Mapping[str, type[BaseModel]] = field(default_factory=dict)
+    tag_field: str = ""
+    tag: str = ""
+
+    @property
+    def of_tag(self) -> str:
+        return f" ({self.tag_field} {self.tag})" if self.tag else ""
+
+
+def _locate(kind: type[BaseModel], location: Sequence[int | str]) -> _Place:
+    """Follow pydantic's location through models and unions of models."""
+    keys: list[str] = []
+    place, current = _Place("", tuple(kind.model_fields)), kind
+    parts = [str(part) for part in location]
+    while parts:
+        keys.append(parts.pop(0))
+        found = current.model_fields.get(keys[-1])
+        if found is None:
+            break
+        members = members_of(found)
+        if members:
+            tag_field = str(found.discriminator)
+            tag = parts.pop(0) if parts else ""
+            place = _Place("", place.names, members, tag_field, tag)
+            if not tag:
+                break
+            current = members[tag]
+        elif isinstance(found.annotation, type) and issubclass(found.annotation, BaseModel):
+            current = found.annotation
+            place = _Place("")
+        else:
+            break
+        place = replace(place, names=tuple(current.model_fields))
+    return replace(place, key=".".join([*keys, *parts]))
+
+
+def _unknown(place: _Place) -> str:
+    """What to write instead of a name that the model does not have."""
+    name = place.key.rpartition(".")[2]
+    others = [tag for tag, member in place.members.items() if name in member.model_fields]
+    if others:
+        return (
+            f"{place.tag_field} {place.tag} has no such setting; it is of {', '.join(others)} "
+            f"(set {place.key.removesuffix(name)}{place.tag_field} to one of them, or leave it out)"
+        )
+    near = _near(name, place.names)
+    return f"unknown key{near or '; valid names: ' + ', '.join(place.names)}"
+
+
+def _near(name: str, valid: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, valid, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

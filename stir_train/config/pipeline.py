@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from stir_train.config.inputs import SplitName
 from stir_train.config.run import RunConfig
+from stir_train.config.steering import ValueSteering
 
 Settings = Mapping[str, BaseModel | Any]
 """What a stage depends on, by name: sections of the configuration, or single JSON-ready values."""
@@ -104,14 +105,15 @@ def _harvest_plan(config: RunConfig) -> str:
 
 
 def _validate_settings(config: RunConfig) -> Settings:
-    value_mode = {"mode": "value", "depth": None, "strength": 1.0}
+    steering = ValueSteering.like(config.steering, {"depth": None, "strength": 1.0})
     return _reproducibly(
         config,
         {
             "validate": config.validation,
             "value": config.value,
             "max_points": config.control_points.max_points,
-            "steering": config.steering.model_copy(update=value_mode),
+            "steering": steering,
+            "utility": config.utility,
             "generation": config.generation,
         },
     )
@@ -141,6 +143,7 @@ def _tune_settings(config: RunConfig) -> Settings:
     return {
         "tune": config.tune,
         "steering": config.steering,
+        "utility": config.utility,
         "num_bootstrap": config.evaluate.num_bootstrap,
         "generation": config.generation,
         "num_threads": config.num_threads,
@@ -187,7 +190,7 @@ def _baselines_settings(config: RunConfig) -> Settings:
             "baselines": config.baselines,
             "rollout": config.rollout,
             "generation": config.generation,
-            "token_price": config.steering.token_price,
+            "utility": config.utility,
             "num_bootstrap": config.evaluate.num_bootstrap,
         },
     )
@@ -301,7 +304,12 @@ STAGES: tuple[Stage, ...] = (
         "evaluate",
         "Compare every method on the held-out test split.",
         lambda config: _reproducibly(
-            config, {"evaluate": config.evaluate, "generation": config.generation}
+            config,
+            {
+                "evaluate": config.evaluate,
+                "utility": config.utility,
+                "generation": config.generation,
+            },
         ),
         _evaluate_plan,
         reads=("basis", "validate", "value", "tune", "distill", "baselines"),

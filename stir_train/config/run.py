@@ -6,13 +6,12 @@ import re
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from stir_train.config.base import FrozenConfig
 from stir_train.config.inputs import SPREAD, ModelConfig, SplitsConfig, TaskConfig
 from stir_train.config.learning import DistillConfig, IterateConfig, TrainConfig
 from stir_train.config.stages import (
-    VALUE_MODES,
     BaselinesConfig,
     BasisConfig,
     ClusterConfig,
@@ -21,11 +20,22 @@ from stir_train.config.stages import (
     GenerationConfig,
     HarvestConfig,
     RolloutConfig,
-    SteeringConfig,
     TrackingConfig,
     TuneConfig,
+    UtilityConfig,
     ValidationConfig,
     ValueConfig,
+)
+from stir_train.config.steering import (
+    MODES,
+    AnySteering,
+    JudgedSteering,
+    ScaledSteering,
+    SteeringConfig,
+    SteeringSettings,
+    ValueSteering,
+    changed,
+    steering_for,
 )
 
 
@@ -50,7 +60,8 @@ class RunConfig(FrozenConfig):
     basis: BasisConfig = BasisConfig()
     validation: ValidationConfig = ValidationConfig()
     value: ValueConfig = ValueConfig()
-    steering: SteeringConfig = SteeringConfig()
+    utility: UtilityConfig = UtilityConfig()
+    steering: AnySteering = ValueSteering()
     tune: TuneConfig = TuneConfig()
     baselines: BaselinesConfig = BaselinesConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -71,6 +82,8 @@ class RunConfig(FrozenConfig):
                 f"steering.depth and tune.depths must be among harvest.depths "
                 f"{list(self.harvest.depths)}; not harvested: {unknown}"
             )
+        self._require_custom()
+        self._require_variants()
         if self.model.sharding != "none" and self.distill.enabled and self.train.zero_stage != 3:
             raise ValueError(
                 f"model.sharding={self.model.sharding} is for a model that one process cannot hold, and "
@@ -87,26 +100,65 @@ class RunConfig(FrozenConfig):
             )
         return self
 
+    def _require_custom(self) -> None:
+        """Check that a controller of the user's own is both named and tried."""
+        if "custom" in self.tune.modes and self.steering.mode != "custom":
+            raise ValueError(
+                "tune.modes: custom tries the controller that steering names, and steering.mode is "
+                f"{self.steering.mode}; set steering.mode=custom and steering.controller"
+            )
+        if self.steering.mode == "custom" and self.tune.enabled and "custom" not in self.tune.modes:
+            raise ValueError(
+                "steering.mode: custom would never be tried: add it to tune.modes, or set "
+                "tune.enabled=false to use it as it stands"
+            )
+
+    def _require_variants(self) -> None:
+        """Check that every variant changes settings of some mode that may be chosen."""
+        modes = self.tune.modes if self.tune.enabled else (self.steering.mode,)
+        for name, changes in self.evaluate.variants.items():
+            where, mode = f"evaluate.variants.{name}", changes.get("mode")
+            if mode is not None and mode not in MODES:
+                raise ValueError(f"{where}: {mode!r} is no mode; modes: {', '.join(MODES)}")
+            try:
+                varied = [changed(steering_for(m, self.steering), changes) for m in modes]
+            except ValidationError as error:
+                first = error.errors()[0]
+                key = ".".join(map(str, first["loc"]))
+                raise ValueError(f"{where}.{key}: {first['msg']}") from error
+            if not any(varied):
+                wanted = ", ".join(sorted(set(changes) - {"mode"}))
+                tried = mode or ", ".join(modes)
+                raise ValueError(f"{where}: no mode among {tried} has all of: {wanted}")
+
     @property
     def tried_settings(self) -> list[SteeringConfig]:
-        """What tuning tries: every mode, depth and strength; with a head, all of its thresholds too."""
-        tune, steering = self.tune, self.steering
-        offered: list[dict[str, int]] = [
-            {"num_candidates": number, "num_nearest": max(steering.num_nearest, 2 * number)}
+        """What tuning tries: every mode at every depth, and its own settings' grid there."""
+        return [
+            steering_for(mode, self.steering, {"depth": depth, **changes})
+            for mode in tuple(dict.fromkeys(self.tune.modes))
+            for depth in self.tune.depths or self.harvest.depths
+            for changes in self._tried_changes(MODES[mode])
+        ]
+
+    def _tried_changes(self, kind: type[SteeringSettings]) -> list[dict[str, float]]:
+        """A mode's grid: strengths; with a value head, all of its thresholds too."""
+        if not issubclass(kind, ScaledSteering):
+            return [{}]
+        tune, base = self.tune, kind.like(self.steering)
+        strengths = [{"strength": strength} for strength in tune.strengths]
+        if not isinstance(base, JudgedSteering):
+            return strengths
+        offered: list[dict[str, float]] = [
+            {"num_candidates": number, "num_nearest": max(base.num_nearest, 2 * number)}
             for number in tune.candidates
         ]
-        judged = [
-            {"value_doubt": doubt, "value_margin": margin, **candidates}
-            for candidates in offered or [{}]
-            for margin in tune.margins or (steering.value_margin,)
-            for doubt in tune.doubts
-        ]
         return [
-            steering.model_copy(update={"mode": mode, "strength": strength, "depth": depth, **rest})
-            for mode in tune.modes
-            for depth in tune.depths or self.harvest.depths
-            for strength in tune.strengths
-            for rest in (judged if mode in VALUE_MODES else [{}])
+            {**strength, "doubt": doubt, "margin": margin, **candidates}
+            for strength in strengths
+            for candidates in offered or [{}]
+            for margin in tune.margins or (base.margin,)
+            for doubt in tune.doubts
         ]
 
     @property

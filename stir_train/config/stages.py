@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from stir_train.config.base import Fraction, FrozenConfig, NonNegativeFloat
 from stir_train.config.inputs import TaskConfig
+from stir_train.config.steering import SteeringMode
 
 BaselineName = Literal[
     "self-consistency",
@@ -23,9 +24,6 @@ BaselineName = Literal[
     "thinkedit",
     "steer2edit",
 ]
-SteeringMode = Literal["none", "static", "similarity", "preview", "value", "hybrid"]
-VALUE_MODES = frozenset({"value", "hybrid"})
-"""Modes that ask the value head."""
 
 
 class ControlPointConfig(FrozenConfig):
@@ -148,53 +146,12 @@ class ValueConfig(FrozenConfig):
     """Share of harvest prompts held out for early stopping and calibration."""
 
 
-class SteeringConfig(FrozenConfig):
-    """What the controller does at a control point."""
+class UtilityConfig(FrozenConfig):
+    """What an answer is worth: `1[correct] - token_price * tokens / max_new_tokens`."""
 
-    mode: SteeringMode = "value"
-    """`none`, `static` (one constant vector), `similarity`, `preview` (published), `value` (no extra
-    pass) or `hybrid`."""
-    depth: Fraction | None = None
-    """Depth of the steered block; None takes the first harvested depth."""
-    strength: PositiveFloat = 1.0
-    """`k_scale` of the published rule; the injected multiplier in `value` mode."""
-    max_strength: PositiveFloat = 4.0
-    """Upper clip of the injected multiplier (the paper's alpha_max)."""
-    similarity_weight: NonNegativeFloat = 2.0
-    """Weight of similarity times quality in the score (the paper's beta)."""
-    preview_weight: NonNegativeFloat = 0.1
-    """Weight of the preview's gain in the score (the paper's rho)."""
-    num_nearest: PositiveInt = 8
-    """Entries retrieved by cosine similarity (the paper's k)."""
-    num_candidates: PositiveInt = 4
-    """Corrections considered (the paper's L)."""
-    preview_tokens: PositiveInt = 4
-    """Tokens decoded per preview."""
-    preview_strength: PositiveFloat | None = None
-    """Strength during previews; 1.0 is published, None previews what would be injected."""
-    min_score: float = 0.0
-    """A correction must score above this (the paper's tau), and above the null score."""
-    retrieval: Literal["nearest", "random"] = "nearest"
-    """`random` is an ablation: entries of the same control point, drawn without looking."""
-    center_keys: bool = False
-    """Subtract the mean key before cosines; raw residual cosines are all close to 1."""
     token_price: NonNegativeFloat = 0.5
-    """What a whole token budget is worth in accuracy: entries are validated, impulses weighed and
-    settings chosen by `P(correct) - token_price * tokens / max_new_tokens`."""
-    strength_factors: tuple[PositiveFloat, ...] = (1.0,)
-    """`value`: multiples of `strength` among which the head picks."""
-    value_margin: float = 0.005
-    """`value`: least predicted gain that is worth an impulse; far below 0 there is no gate."""
-    value_doubt: NonNegativeFloat = 1.0
-    """`value`: how many deviations between its members' gains in P(correct) are taken off a gain."""
-    value_gate: Fraction = 1.0
-    """`value`: no impulse where P(correct) is already this high; 1 trusts the predicted gain."""
-    only_familiar: bool = True
-    """`value`: no impulse at a state unlike those that the head learnt from, as on another task."""
-    max_relative_norm: PositiveFloat = 1.5
-    """`value`: bound of the impulse's norm relative to the state's (kappa)."""
-    first_point_only: bool = False
-    """Ablation: steer only the first control point."""
+    """What a whole token budget (`generation.max_new_tokens`) is worth in accuracy: entries are
+    validated, impulses weighed and settings chosen by it."""
 
 
 class TuneConfig(FrozenConfig):
@@ -205,13 +162,13 @@ class TuneConfig(FrozenConfig):
     modes: tuple[SteeringMode, ...] = ("value", "preview", "static")
     """Controller modes to try; the best setting of each is evaluated, the best of all deployed."""
     strengths: tuple[PositiveFloat, ...] = (1.0, 2.0, 3.0)
-    """Strengths to try."""
+    """Strengths to try, in the modes that have one."""
     depths: tuple[Fraction, ...] = ()
     """Depths to try; empty tries every harvested depth."""
     doubts: tuple[NonNegativeFloat, ...] = (1.0, 3.0)
-    """`steering.value_doubt` to try, in the modes that ask the value head."""
+    """`steering.doubt` to try, in the modes that ask the value head."""
     margins: tuple[float, ...] = ()
-    """`steering.value_margin` to try, in the same modes; empty keeps the given one."""
+    """`steering.margin` to try, in the same modes; empty keeps the given one."""
     candidates: tuple[PositiveInt, ...] = (4, 16)
     """`steering.num_candidates` to try, in the same modes, of twice as many nearest entries (or
     `steering.num_nearest`, if more); empty keeps the given one."""
@@ -256,7 +213,7 @@ class EvaluateConfig(FrozenConfig):
         default_factory=dict
     )
     """Ablations by name: the chosen controller with some settings of `steering` changed, on the test
-    split too, as in `{no-gate: {value_margin: -10}}`."""
+    split too, as in `{no-gate: {margin: -10}}`; left out where the chosen mode has no such setting."""
     num_samples: PositiveInt | None = None
     """Also sample so many completions of each test problem, for avg@n, pass@k and majority@n of
     greedy decoding's model, the chosen controller and every student; None decodes greedily alone."""
@@ -265,11 +222,14 @@ class EvaluateConfig(FrozenConfig):
     )
     """Tasks outside the harvest by name; greedy, the chosen controller and every student answer them."""
 
-    @model_validator(mode="after")
-    def _variants_are_settings(self) -> Self:
-        for changes in self.variants.values():
-            SteeringConfig.model_validate(changes)
-        return self
+    @property
+    def imported(self) -> dict[str, str]:
+        """Controllers of the user's own in variants."""
+        return {
+            f"evaluate.variants.{name}.controller": str(changes["controller"])
+            for name, changes in self.variants.items()
+            if "controller" in changes
+        }
 
 
 class ClusterConfig(FrozenConfig):

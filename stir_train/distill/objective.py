@@ -1,20 +1,20 @@
-"""Distillation losses: the teacher's tokens, its distributions, its states."""
+"""The distillation loss: student and teacher run over a part of a batch, and terms of what they make."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from types import MappingProxyType
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from stir_train.config.learning import ObjectiveConfig
+from stir_train.distill.interface import TermInputs
 from stir_train.distill.samples import IGNORED, SequenceBatch
+from stir_train.distill.terms import WeightedTerm, make_terms
 from stir_train.models.hooks import BlockEdit, block_hooks
 from stir_train.models.lora import Student
 
@@ -36,43 +36,37 @@ class DistillLoss:
     student: Student
     objective: ObjectiveConfig
 
+    @cached_property
+    def terms(self) -> tuple[WeightedTerm, ...]:
+        """The objective's terms that have a weight."""
+        return make_terms(self.objective)
+
+    @cached_property
+    def needs_teacher(self) -> bool:
+        """Whether the recorded impulses are replayed."""
+        return any(part.term.needs_teacher for part in self.terms)
+
     def __call__(self, batch: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
-        """``sequence`` and ``divergence`` in nats, ``states`` relative; those with a weight."""
-        objective = self.objective
-        target_logits, target_states = (
-            self._teach(batch) if objective.needs_teacher else (None, None)
-        )
+        """Every term times its weight, by its name in the objective."""
+        teacher = self._teach(batch) if self.needs_teacher else None
         logits, states = self._run(batch, lambda _states: None)
         labels = batch.labels[:, 1:].to(logits.device)
-        counted = labels != IGNORED
-        terms: dict[str, Tensor] = {}
-        if objective.sequence and not batch.by_student:
-            terms["sequence"] = (
-                objective.sequence
-                * functional.cross_entropy(
-                    logits[:, :-1].float().flatten(0, 1),
-                    labels.flatten(),
-                    ignore_index=IGNORED,
-                    reduction="sum",
-                )
-                / batch.num_targets
-            )
-        if objective.logits:
-            assert target_logits is not None
-            terms["divergence"] = (
-                objective.logits
-                * divergence(logits[:, :-1], target_logits[:, :-1], counted, objective)
-                / batch.num_targets
-            )
-        if objective.states:
-            assert target_states is not None
-            assert states is not None
-            terms["states"] = (
-                objective.states
-                * relative_error(states, target_states)
-                / max(1, batch.replayed.count)
-            )
-        return terms
+        inputs = TermInputs(
+            logits=logits[:, :-1],
+            labels=labels,
+            counted=labels != IGNORED,
+            teacher_logits=None if teacher is None else teacher[0][:, :-1],
+            states=states,
+            teacher_states=None if teacher is None else teacher[1],
+            num_targets=batch.num_targets,
+            num_points=1 if batch.points is None else max(1, batch.points.count),
+            by_student=batch.by_student,
+            objective=self.objective,
+        )
+        values = {part.name: (part.weight, part.term(inputs)) for part in self.terms}
+        return {
+            name: weight * value for name, (weight, value) in values.items() if value is not None
+        }
 
     @torch.no_grad()
     def _teach(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None]:
@@ -105,7 +99,7 @@ class DistillLoss:
             found["states"] = batch.replayed.at(states if edited is None else edited)
             return edited
 
-        hooks = {**reading, batch.replayed.block: on_block} if self.objective.needs_teacher else {}
+        hooks = {**reading, batch.replayed.block: on_block} if self.needs_teacher else {}
         device = next(self.module.parameters()).device
         with block_hooks(self.student.base.blocks, hooks):
             logits = self.module(
@@ -114,48 +108,3 @@ class DistillLoss:
                 use_cache=False,
             ).logits
         return logits, found.get("states")
-
-
-def divergence(
-    student: Float[Tensor, "B T V"],
-    teacher: Float[Tensor, "B T V"],
-    counted: Bool[Tensor, "B T"],
-    objective: ObjectiveConfig,
-) -> Float[Tensor, ""]:
-    """Generalised Jensen-Shannon divergence (nats) of next-token distributions, summed.
-
-    With ``m = (1 - beta) student + beta teacher`` it is ``beta KL(teacher|m) + (1 - beta)
-    KL(student|m)``; at the ends, where that is zero, ``beta = 0`` is ``KL(teacher|student)`` and
-    ``beta = 1`` is ``KL(student|teacher)`` (GKD, arXiv 2306.13649).
-    """
-    own = student[counted].float().log_softmax(-1)
-    target = teacher[counted].float().log_softmax(-1)
-    if objective.top_k is not None and objective.top_k < own.shape[-1]:
-        kept = target.topk(objective.top_k, dim=-1).indices
-        own, target = _with_rest(own.gather(-1, kept)), _with_rest(target.gather(-1, kept))
-    beta = objective.beta
-    if beta == 0.0:
-        return _kl(target, own)
-    if beta == 1.0:
-        return _kl(own, target)
-    mixture = torch.logaddexp(own + math.log1p(-beta), target + math.log(beta))
-    return beta * _kl(target, mixture) + (1 - beta) * _kl(own, mixture)
-
-
-def relative_error(
-    student: Float[Tensor, "P D"], teacher: Float[Tensor, "P D"]
-) -> Float[Tensor, ""]:
-    """Squared distance of states over the teacher's squared norm, summed over control points."""
-    target = teacher.float()
-    squared = (student.float() - target).square().sum(-1)
-    return (squared / target.square().sum(-1)).sum()
-
-
-def _kl(one: Float[Tensor, "N V"], other: Float[Tensor, "N V"]) -> Float[Tensor, ""]:
-    return (one.exp() * (one - other)).sum()
-
-
-def _with_rest(logprobs: Float[Tensor, "N K"]) -> Float[Tensor, "N K1"]:
-    """Append the probability of all other tokens as one more."""
-    kept = logprobs.logsumexp(-1, keepdim=True).clamp(max=-1e-6)
-    return torch.cat([logprobs, torch.log(-torch.expm1(kept))], dim=-1)

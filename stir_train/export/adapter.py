@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tensors import save_tensors
@@ -81,8 +83,24 @@ def save_probes(
 
 
 def save_merged(base: LoadedModel, adapter: Path, target: Path) -> None:
-    """Fold an adapter into its base and write the full model and tokenizer."""
+    """Fold an adapter into its base and write the full model and tokenizer, in the base's own dtype."""
     with known_deprecations():
         merged = PeftModel.from_pretrained(base.model, str(adapter)).merge_and_unload()
-    merged.save_pretrained(target)
+    model = _ordinary(merged)
+    if base.stored_dtype is not None:
+        model.to(base.stored_dtype)  # type: ignore[arg-type]  # transformers wraps the signature
+    model.save_pretrained(target)
     base.tokenizer.save_pretrained(target)
+
+
+def _ordinary(model: PreTrainedModel) -> PreTrainedModel:
+    """The same weights in a model that can be saved: transformers refuses one that it dequantised."""
+    if not hasattr(model.config, "quantization_config"):
+        return model
+    config = copy.deepcopy(model.config)
+    del config.quantization_config
+    fresh = type(model)(config)
+    fresh.to(model.dtype)  # type: ignore[arg-type]
+    fresh.load_state_dict(model.state_dict())
+    fresh.generation_config = model.generation_config
+    return fresh

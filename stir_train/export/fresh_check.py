@@ -1,6 +1,6 @@
 """Load an adapter with plain transformers and PEFT and compare logits. Imports nothing of ours.
 
-Run as a script in a fresh interpreter: ``fresh_check.py BASE ADAPTER PROBES``. Prints one JSON
+Run as a script in a fresh interpreter: ``fresh_check.py BASE ADAPTER PROBES [GGUF_FILE]``. Prints one JSON
 object; the caller judges it.
 """
 
@@ -15,11 +15,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 
-def check(base_path: str, adapter_path: str, probes_path: str) -> dict[str, object]:
+def check(
+    base_path: str, adapter_path: str, probes_path: str, gguf_file: str | None = None
+) -> dict[str, object]:
     """Reload, and report keys, shapes, zero tensors, and differences of logits."""
     probes = load_file(probes_path)
     tensors = load_file(f"{adapter_path}/adapter_model.safetensors")
-    base = AutoModelForCausalLM.from_pretrained(base_path, dtype=torch.float32).eval()
+    base = AutoModelForCausalLM.from_pretrained(
+        base_path, dtype=torch.float32, gguf_file=gguf_file
+    ).eval()
     model = PeftModel.from_pretrained(base, adapter_path).eval()
     loading: Any = set_peft_model_state_dict(model, tensors)
     missing = [key for key in loading.missing_keys if "lora_" in key]
@@ -70,4 +74,4 @@ def wrong_shapes(model: PeftModel, tensors: dict[str, torch.Tensor]) -> list[str
 
 
 if __name__ == "__main__":
-    json.dump(check(*sys.argv[1:4]), sys.stdout)
+    json.dump(check(*sys.argv[1:5]), sys.stdout)

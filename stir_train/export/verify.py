@@ -47,9 +47,21 @@ class VerificationResult:
 
 
 def verify_adapter(
-    base_path: str, adapter: Path, probes: Path, *, tolerance: float
+    base_path: str,
+    adapter: Path,
+    probes: Path,
+    *,
+    tolerance: float,
+    gguf_file: str | None = None,
 ) -> VerificationResult:
     """Check the files and config here, then load and compare in a fresh interpreter.
+
+    Args:
+        base_path: The base's directory or hub id.
+        adapter: The adapter's directory.
+        probes: What the trainer recorded.
+        tolerance: Largest difference of a logit.
+        gguf_file: The file of the base's directory that is its weights, if it is a GGUF.
 
     Raises:
         VerificationError: Saying what is wrong with the adapter.
@@ -57,8 +69,9 @@ def verify_adapter(
     _check_files(adapter)
     _check_config(adapter / ADAPTER_FILES[0])
     _check_keys(adapter / ADAPTER_FILES[1])
+    command = [sys.executable, "-I", str(SCRIPT), base_path, str(adapter), str(probes)]
     completed = subprocess.run(
-        [sys.executable, "-I", str(SCRIPT), base_path, str(adapter), str(probes)],
+        [*command, *([gguf_file] if gguf_file else [])],
         capture_output=True,
         text=True,
         timeout=TIMEOUT_SECONDS,

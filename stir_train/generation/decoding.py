@@ -79,9 +79,7 @@ class Decoding:
         self.capture_blocks = () if control is None else control.capture_blocks
         self.tap = ControlTap(controller, self.capture_blocks)
         self.max_rows = max_rows
-        self.slots = Slots(
-            max_rows, sampling, vocab_size=loaded.model.config.vocab_size, device=self.device
-        )
+        self.slots = Slots(max_rows, sampling, vocab_size=loaded.vocab_size, device=self.device)
         self.cache = cache  # kept from call to call: what it holds is stale, and never read
         self.stop = torch.tensor(sampling.stop_token_ids, dtype=torch.long, device=self.device)
         self.requests = requests

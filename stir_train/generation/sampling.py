@@ -8,6 +8,12 @@ from torch import Tensor
 
 from stir_train.generation.backend import SamplingParams
 
+NUM_LIKELIEST = 128
+"""Tokens among which the filters look first. A sort of a real vocabulary takes as long as the model's
+pass; the nucleus of most steps is a few tokens, and the rare wider one falls back to the sort."""
+BLOCK = 512
+"""Tokens whose probabilities are summed together before the cumulative sum."""
+
 
 def next_tokens(
     logits: Float[Tensor, "B V"],
@@ -33,32 +39,93 @@ def next_tokens(
         tokens = scores.argmax(-1)
     else:
         assert draws is not None, "sampling needs draws"
-        tokens = _invert(_filtered_probabilities(scores, params), draws)
+        tokens = _sample(scores, params, draws)
     chosen = logits.gather(-1, tokens[:, None])[:, 0]
     return tokens, chosen - logits.logsumexp(-1)
 
 
-def _filtered_probabilities(
-    logits: Float[Tensor, "B V"], params: SamplingParams
-) -> Float[Tensor, "B V"]:
+def _sample(
+    logits: Float[Tensor, "B V"], params: SamplingParams, draws: Float[Tensor, "B"]
+) -> Int[Tensor, "B"]:
+    """Draw from the filtered distribution: keep the likeliest tokens, invert over those kept."""
     probabilities = torch.softmax(logits / params.temperature, -1)
     if params.top_k == 0 and params.top_p == 1:
-        return probabilities
+        return _invert(probabilities, draws)
+    size = probabilities.shape[-1]
+    num_likeliest = max(NUM_LIKELIEST, params.top_k + 1)
+    if 2 * num_likeliest >= size:
+        return _invert_kept(*_keep_of_all(probabilities, params), draws)
+    kept, token_ids, is_certain = _keep_of_likeliest(probabilities, params, num_likeliest)
+    tokens = _invert_kept(kept, token_ids, draws)
+    unsure = (~is_certain).nonzero()[:, 0]
+    if len(unsure):
+        of_all = _keep_of_all(probabilities[unsure], params)
+        tokens[unsure] = _invert_kept(*of_all, draws[unsure])
+    return tokens
+
+
+def _keep_of_all(
+    probabilities: Float[Tensor, "B V"], params: SamplingParams
+) -> tuple[Float[Tensor, "B V"], Int[Tensor, "B V"]]:
+    """Probabilities in order of token id, 0 where filtered out, and the ids; sorts the vocabulary."""
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    mask = torch.zeros_like(ordered, dtype=torch.bool)
+    mask.scatter_(-1, order, _is_kept(ordered, params))
+    token_ids = torch.arange(probabilities.shape[-1], device=probabilities.device)
+    return probabilities * mask, token_ids.expand_as(probabilities)
+
+
+def _keep_of_likeliest(
+    probabilities: Float[Tensor, "B V"], params: SamplingParams, num_likeliest: int
+) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"], Bool[Tensor, "B"]]:
+    """The same looking at the ``K`` likeliest tokens alone, and whether nothing beyond them is kept.
+
+    That is certain where what is kept ends above the least likely of them: then neither the nucleus nor
+    a tie reaches further, and the result is that of the whole vocabulary.
+    """
+    likeliest, token_ids = probabilities.topk(num_likeliest, dim=-1, sorted=False)
+    token_ids, by_id = token_ids.sort(dim=-1)
+    likeliest = likeliest.gather(-1, by_id)
+    # Stable, from ids in order: among equals the lower id comes first, as in a sort of all.
+    ordered, order = likeliest.sort(dim=-1, descending=True, stable=True)
+    kept = _is_kept(ordered, params)
+    last_kept = torch.where(kept, ordered, torch.inf).min(-1).values
+    mask = torch.zeros_like(kept).scatter(-1, order, kept)
+    return likeliest * mask, token_ids, last_kept > ordered[:, -1]
+
+
+def _is_kept(ordered: Float[Tensor, "B K"], params: SamplingParams) -> Bool[Tensor, "B K"]:
+    """Which of the probabilities, the largest first, are in the nucleus and among the ``top_k``."""
     kept = ordered.cumsum(-1) - ordered < params.top_p
     if params.top_k:
         kept[:, params.top_k :] = False
-    mask = torch.zeros_like(kept).scatter(-1, order, kept)
-    return probabilities * mask
+    return kept
 
 
-def _invert(probabilities: Float[Tensor, "B V"], draws: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
-    """Invert the cumulative distribution in vocabulary order, in double precision."""
-    cumulative = probabilities.double().cumsum(-1)
-    targets = draws[:, None].to(cumulative) * cumulative[:, -1:]
-    # The first index whose cumulative mass exceeds the target has positive probability.
-    tokens = torch.searchsorted(cumulative, targets, right=True)[:, 0]
-    return tokens.clamp_max(probabilities.shape[-1] - 1)
+def _invert_kept(
+    kept: Float[Tensor, "B K"], token_ids: Int[Tensor, "B K"], draws: Float[Tensor, "B"]
+) -> Int[Tensor, "B"]:
+    return token_ids.gather(-1, _invert(kept, draws)[:, None])[:, 0]
+
+
+def _invert(probabilities: Float[Tensor, "B K"], draws: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
+    """Invert the cumulative distribution in double precision: sums of blocks first, then one block.
+
+    Returns the first index whose cumulative mass exceeds ``draw * total``; it has positive probability.
+    """
+    num_blocks = -(-probabilities.shape[-1] // BLOCK)
+    padded = torch.nn.functional.pad(
+        probabilities, (0, num_blocks * BLOCK - probabilities.shape[-1])
+    ).view(-1, num_blocks, BLOCK)
+    before = padded.sum(-1, dtype=torch.double).cumsum(-1)
+    targets = draws[:, None].to(before) * before[:, -1:]
+    block = torch.searchsorted(before, targets, right=True).clamp_max(num_blocks - 1)
+    inside = padded.gather(1, block[:, :, None].expand(-1, -1, BLOCK))[:, 0].double().cumsum(-1)
+    start = torch.where(block > 0, before.gather(1, (block - 1).clamp_min(0)), 0.0)
+    # By rounding, the sums within a block may end below the target that its total exceeded.
+    last = (inside < inside[:, -1:]).sum(-1)
+    place = torch.searchsorted(inside, targets - start, right=True)[:, 0]
+    return block[:, 0] * BLOCK + torch.minimum(place, last)
 
 
 def _penalised(

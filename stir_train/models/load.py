@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,14 @@ from stir_train.config.inputs import SPREAD, ModelConfig
 from stir_train.distributed.collective_forward import CollectiveForward
 from stir_train.distributed.world import World, alone
 from stir_train.errors import ModelError
-from stir_train.models.blocks import BLOCK_CONVENTION, find_blocks
+from stir_train.models.blocks import find_blocks
+from stir_train.models.identity import (
+    ModelIdentity,
+    identify,
+    identify_model,
+    stop_token_ids_of,
+    weights_sha256,
+)
 from stir_train.models.sharding import (
     load_partitioned,
     load_spread,
@@ -37,42 +42,7 @@ from stir_train.models.sharding import (
 
 EMBEDDED_PREFIX = "embedded/"
 EMBEDDED_ROOT = Path(__file__).resolve().parent.parent / "tasks" / "models"
-SAMPLED_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class ModelIdentity:
-    """What an artifact must match to be used with a model.
-
-    Attributes:
-        name: Path or hub id as configured.
-        revision: Pinned hub revision, or empty for a local directory.
-        architecture: Model class.
-        weights_sha256: For a local directory, a hash of its config and of the name, size, first
-            and last MiB of every weights file; for a hub id, of its id and commit.
-        tokenizer_sha256: Hash of the vocabulary and special tokens.
-        width: Residual width ``D``.
-        num_blocks: Number of decoder blocks.
-        block_convention: What ``h[b]`` means.
-    """
-
-    name: str
-    revision: str
-    architecture: str
-    weights_sha256: str
-    tokenizer_sha256: str
-    width: int
-    num_blocks: int
-    block_convention: str = BLOCK_CONVENTION
-
-    def as_dict(self) -> dict[str, str | int]:
-        """The identity as JSON-ready values."""
-        return asdict(self)
-
-    def fingerprint(self) -> str:
-        """One hash of what the model is, not of what it was called or where it lay."""
-        kept = {k: v for k, v in asdict(self).items() if k not in ("name", "revision")}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+GGUF_SUFFIX = ".gguf"
 
 
 @dataclass(frozen=True)
@@ -83,13 +53,18 @@ class ModelDescription:
         identity: The same that it has when it is loaded.
         tokenizer: Its tokenizer.
         vocab_size: Rows of its output layer.
-        stop_token_ids: What ends a completion.
+        max_tokens: Context length in tokens.
     """
 
     identity: ModelIdentity
     tokenizer: PreTrainedTokenizerBase
     vocab_size: int
-    stop_token_ids: tuple[int, ...]
+    max_tokens: int
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """What ends a completion."""
+        return self.identity.stop_token_ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of a completion, special tokens left out."""
@@ -101,7 +76,7 @@ class LoadedModel:
     """A frozen model in evaluation mode with its tokenizer, blocks and identity.
 
     ``is_sharded`` if ranks can run it only together, and ``collective_forward`` if they do so on work of
-    their own.
+    their own. ``stored_dtype`` is that of its files, whatever it was loaded in.
     """
 
     model: PreTrainedModel
@@ -111,6 +86,7 @@ class LoadedModel:
     is_sharded: bool = False
     collective_forward: CollectiveForward | None = None
     input_device: torch.device | None = None
+    stored_dtype: torch.dtype | None = None
 
     @property
     def device(self) -> torch.device:
@@ -118,10 +94,20 @@ class LoadedModel:
         return self.input_device or self.model.device
 
     @property
+    def vocab_size(self) -> int:
+        """Rows of the output layer, which may be more than the tokenizer has tokens."""
+        return int(self.model.config.get_text_config().vocab_size)
+
+    @property
+    def pad_token_id(self) -> int:
+        """What masked positions are fed: any row of the embedding, so 0 where padding has none."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad) if pad is not None and pad < self.vocab_size else 0
+
+    @property
     def max_tokens(self) -> int:
         """Context length in tokens."""
-        config = self.model.config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+        return _max_tokens(self.model.config)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of a completion, special tokens left out."""
@@ -129,8 +115,8 @@ class LoadedModel:
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
-        """The end-of-sequence ids of the generation config, or else of the tokenizer."""
-        return _stop_token_ids(self.model.generation_config, self.tokenizer)
+        """What ends a completion."""
+        return self.identity.stop_token_ids
 
 
 def resolve_model_path(name: str) -> str:
@@ -151,12 +137,14 @@ def resolve_model_path(name: str) -> str:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """Load the configured model's tokenizer alone."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        resolve_model_path(config.name),
-        revision=config.revision,
-        trust_remote_code=config.trust_remote_code,
-    )
+    """Load the configured model's tokenizer alone.
+
+    Raises:
+        ModelError: If its files cannot be found or read.
+    """
+    path, settings = _pretrained(config)
+    with _explained(config):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **_where(settings))
     return tokenizer
 
 
@@ -167,28 +155,38 @@ def describe_model(config: ModelConfig) -> ModelDescription:
         ModelError: If its files cannot be found or read.
     """
     path, settings = _pretrained(config)
-    where = {k: settings[k] for k in ("revision", "trust_remote_code")}
+    tokenizer = load_tokenizer(config)
     with _explained(config):
-        tokenizer = load_tokenizer(config)
-        model_config = AutoConfig.from_pretrained(path, **where)
+        model_config = AutoConfig.from_pretrained(path, **_where(settings))
         try:
-            generation: GenerationConfig | None = GenerationConfig.from_pretrained(path, **where)
+            generation = GenerationConfig.from_pretrained(
+                path, revision=settings["revision"], trust_remote_code=config.trust_remote_code
+            )
         except OSError:  # it has no such file
             generation = GenerationConfig.from_model_config(model_config)
     text_config = model_config.get_text_config()
     revision = "" if Path(path).is_dir() else config.revision or ""
     commit = getattr(model_config, "_commit_hash", None) or revision
-    identity = ModelIdentity(
+    identity = identify(
         name=config.name,
         revision=revision,
         architecture=_architecture(model_config),
-        weights_sha256=_weights_sha256(path, commit),
-        tokenizer_sha256=tokenizer_sha256(tokenizer),
-        width=text_config.hidden_size,
-        num_blocks=text_config.num_hidden_layers,
+        weights_sha256=weights_sha256(path, commit, gguf_file=settings.get("gguf_file")),
+        tokenizer=tokenizer,
+        stop_token_ids=stop_token_ids_of(generation, tokenizer),
+        size=(text_config.hidden_size, text_config.num_hidden_layers),
     )
-    stops = _stop_token_ids(generation, tokenizer)
-    return ModelDescription(identity, tokenizer, text_config.vocab_size, stops)
+    return ModelDescription(identity, tokenizer, text_config.vocab_size, _max_tokens(model_config))
+
+
+def _where(settings: dict[str, Any]) -> dict[str, Any]:
+    """Of the settings of ``from_pretrained``, those that say which files are read."""
+    named = ("revision", "trust_remote_code", "gguf_file")
+    return {key: settings[key] for key in named if key in settings}
+
+
+def _max_tokens(config: PretrainedConfig) -> int:
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
 
 
 def _architecture(config: PretrainedConfig) -> str:
@@ -199,17 +197,6 @@ def _architecture(config: PretrainedConfig) -> str:
     except KeyError:  # its repository's own code
         return str((config.architectures or ["unknown"])[0])
     return str((found[0] if isinstance(found, tuple) else found).__name__)
-
-
-def _stop_token_ids(
-    generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase
-) -> tuple[int, ...]:
-    ids = generation.eos_token_id if generation else None
-    if ids is None:
-        ids = tokenizer.eos_token_id
-    if ids is None:
-        return ()
-    return tuple(ids) if isinstance(ids, list) else (int(ids),)
 
 
 def load_model(config: ModelConfig, world: World | None = None) -> LoadedModel:
@@ -238,11 +225,41 @@ def load_model(config: ModelConfig, world: World | None = None) -> LoadedModel:
         elif spread:
             model, device = load_spread(path, settings, world, config.max_memory)
         else:
-            model = AutoModelForCausalLM.from_pretrained(path, **settings)
-            model.to(device)  # type: ignore[arg-type]  # transformers wraps the signature
+            model = _load_whole(path, settings, device)
     model.eval().requires_grad_(requires_grad=False)
     loaded = _as_loaded(config, model, tokenizer, collective_forward)
     return replace(loaded, input_device=device) if spread else loaded
+
+
+def _load_whole(path: str, settings: dict[str, Any], device: torch.device) -> PreTrainedModel:
+    """Load in this process, and make sure that every weight came from the files and is a number.
+
+    Raises:
+        ModelError: If not: transformers fills what is missing with random numbers and warns at most.
+    """
+    loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **settings)
+    model: PreTrainedModel = loaded[0]
+    found: dict[str, Any] = loaded[1]
+    wrong = [
+        f"{what}: {', '.join(sorted(map(str, names))[:4])} ({len(names)} in all)"
+        for what, names in (
+            ("missing from its files", found["missing_keys"]),
+            ("of another shape than its config says", found["mismatched_keys"]),
+        )
+        if names
+    ]
+    if wrong:
+        raise ModelError(
+            f"model.name: the weights in {path} are not those of the model that its config "
+            f"describes; {'; '.join(wrong)}. Get the checkpoint again, or mend config.json"
+        )
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ModelError(
+                f"model.name: {name} in {path} holds values that are not finite numbers; the "
+                "checkpoint is damaged, or was saved from a training that diverged"
+            )
+    return model.to(device)  # type: ignore[arg-type]  # transformers wraps the signature
 
 
 def load_trainable(config: ModelConfig, world: World, deepspeed: dict[str, Any]) -> LoadedModel:
@@ -273,7 +290,7 @@ def unsharded(config: ModelConfig) -> ModelConfig:
 
 def _pretrained(config: ModelConfig) -> tuple[str, dict[str, Any]]:
     """Path or id, and what every way of loading it shares."""
-    path = resolve_model_path(config.name)
+    path, gguf_file = locate_model(config)
     is_local = Path(path).is_dir()
     if not is_local and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise ModelError(f"model.name: no directory {path!r}")
@@ -282,7 +299,23 @@ def _pretrained(config: ModelConfig) -> tuple[str, dict[str, Any]]:
         "revision": None if is_local else config.revision,
         "trust_remote_code": config.trust_remote_code,
         "attn_implementation": config.attention,
+        **({"gguf_file": gguf_file} if gguf_file else {}),
     }
+
+
+def locate_model(config: ModelConfig) -> tuple[str, str | None]:
+    """Directory or hub id, and the GGUF file in it, named by itself or at the end of the path.
+
+    Raises:
+        ModelError: If the file is not there.
+    """
+    path, gguf_file = resolve_model_path(config.name), config.gguf_file
+    if gguf_file is None and path.endswith(GGUF_SUFFIX):
+        path, gguf_file = str(Path(path).parent), Path(path).name
+    if gguf_file is not None and Path(path).is_dir() and not (Path(path) / gguf_file).is_file():
+        held = ", ".join(sorted(file.name for file in Path(path).glob(f"*{GGUF_SUFFIX}")))
+        raise ModelError(f"model.gguf_file: no {gguf_file} in {path}; it holds {held or 'no GGUF'}")
+    return path, gguf_file
 
 
 @contextmanager
@@ -306,10 +339,24 @@ def _as_loaded(
     collective_forward: CollectiveForward | None,
 ) -> LoadedModel:
     blocks = find_blocks(model, path=config.blocks_path)
-    revision = "" if Path(resolve_model_path(config.name)).is_dir() else config.revision or ""
-    identity = identify_model(model, tokenizer, name=config.name, revision=revision)
-    sharded = config.sharding != "none"
-    return LoadedModel(model, tokenizer, blocks, identity, sharded, collective_forward)
+    revision = "" if Path(locate_model(config)[0]).is_dir() else config.revision or ""
+    identity = identify_model(
+        model,
+        tokenizer,
+        name=config.name,
+        revision=revision,
+        gguf_file=locate_model(config)[1],
+    )
+    path, settings = _pretrained(config)
+    return LoadedModel(
+        model,
+        tokenizer,
+        blocks,
+        identity,
+        is_sharded=config.sharding != "none",
+        collective_forward=collective_forward,
+        stored_dtype=AutoConfig.from_pretrained(path, **_where(settings)).dtype,
+    )
 
 
 def resolve_device(device: str, local_rank: int = 0) -> torch.device:
@@ -326,50 +373,3 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
-
-
-def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash the vocabulary and the special tokens."""
-    content = {
-        "vocabulary": sorted(tokenizer.get_vocab().items()),
-        "special": {k: str(v) for k, v in sorted(tokenizer.special_tokens_map.items())},
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def identify_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    name: str = "",
-    revision: str = "",
-) -> ModelIdentity:
-    """Identify a loaded model, by us or by the user, from where its weights came from."""
-    path = model.name_or_path or ""
-    text_config = model.config.get_text_config()
-    return ModelIdentity(
-        name=name or path,
-        revision=revision,
-        architecture=type(model).__name__,
-        weights_sha256=_weights_sha256(
-            path, getattr(model.config, "_commit_hash", None) or revision
-        ),
-        tokenizer_sha256=tokenizer_sha256(tokenizer),
-        width=text_config.hidden_size,
-        num_blocks=text_config.num_hidden_layers,
-    )
-
-
-def _weights_sha256(path: str, commit: str) -> str:
-    directory = Path(path)
-    if not directory.is_dir():
-        return hashlib.sha256(f"{path}@{commit}".encode()).hexdigest()
-    digest = hashlib.sha256((directory / "config.json").read_bytes())
-    for file in sorted(directory.glob("*.safetensors")):
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(SAMPLED_BYTES))
-            stream.seek(max(0, size - SAMPLED_BYTES))
-            digest.update(stream.read())
-    return digest.hexdigest()

@@ -15,6 +15,7 @@ import torch
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tensors import save_tensors
 from stir_train.basis.validate import Injection, entry_uplifts, mean_gain, validated_basis
+from stir_train.config.steering import ValueSteering
 from stir_train.models.value_head import ValueHead
 from stir_train.monitoring.console import Advance
 from stir_train.recipes.harvest import model_metadata
@@ -94,7 +95,7 @@ def better_blocks(
     blocks = sorted(heads)
     if len(blocks) == 1:
         return list(injections)
-    price, budget = context.config.steering.token_price, context.config.generation.max_new_tokens
+    price, budget = context.config.utility.token_price, context.config.generation.max_new_tokens
     kept = validated_basis(
         basis,
         entry_uplifts(replays.trials, len(basis), token_price=price, max_new_tokens=budget),
@@ -137,11 +138,14 @@ def better_blocks(
 def _controller(
     context: RunContext, basis: ControlBasis, injection: Injection, head: ValueHead
 ) -> BasisController:
-    settings = context.config.steering.model_copy(
-        update={"mode": "value", "strength": injection.strength}
-    )
+    settings = ValueSteering.like(context.config.steering, {"strength": injection.strength})
     return BasisController(
-        basis, settings, block=injection.block, head=head, device=context.resources.loaded.device
+        basis,
+        settings,
+        block=injection.block,
+        head=head,
+        device=context.resources.loaded.device,
+        utility=context.config.utility,
     )
 
 

@@ -15,7 +15,7 @@ from stir_train.distill.objective import DistillLoss
 from stir_train.distributed.engine import TrainEngine, open_engine, peak_memory_gib
 from stir_train.export.adapter import ADAPTER_DIRECTORY, PROBES_FILE, save_adapter, save_probes
 from stir_train.export.verify import VerificationResult, verify_adapter
-from stir_train.models.load import resolve_model_path
+from stir_train.models.load import locate_model
 from stir_train.models.lora import Student, make_student, make_whole_student
 from stir_train.monitoring.console import progress
 from stir_train.monitoring.metrics import Pace
@@ -135,11 +135,13 @@ def _export_and_verify(
     longest = sorted(sequences, key=len)[-NUM_PROBES:]
     width = min(PROBE_TOKENS, min(map(len, longest)))
     save_probes(model, [s[:width] for s in longest], stage, prefix=spec.prefix)
+    base_path, gguf_file = locate_model(config.model)
     verified = verify_adapter(
-        resolve_model_path(config.model.name),
+        base_path,
         stage.path / spec.prefix / ADAPTER_DIRECTORY,
         stage.path / spec.prefix / PROBES_FILE,
         tolerance=config.distill.logit_tolerance,
+        gguf_file=gguf_file,
     )
     tail = fitted.losses[-LOG_EVERY:]
     figures = {
@@ -182,9 +184,11 @@ def run_verify(context: RunContext) -> VerificationResult:
     stage.require_complete()
     for file in stage.files(ADAPTER_DIRECTORY):
         assert file.is_file()
+    base_path, gguf_file = locate_model(context.config.model)
     return verify_adapter(
-        resolve_model_path(context.config.model.name),
+        base_path,
         stage.path / ADAPTER_DIRECTORY,
         stage.file(PROBES_FILE),
         tolerance=context.config.distill.logit_tolerance,
+        gguf_file=gguf_file,
     )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from stir_train.config.stages import SteeringConfig
+from stir_train.config.steering import PreviewSteering, SteeringConfig, changed
 from stir_train.export.adapter import ADAPTER_DIRECTORY, save_merged
 from stir_train.generation.engine import DecodeEngine
 from stir_train.models.load import LoadedModel, load_model, unsharded
@@ -19,8 +18,8 @@ from stir_train.recipes.harvest import load_basis
 from stir_train.recipes.student_plan import student_prefix
 from stir_train.recipes.tune import best_of_each_mode, controller_for, trial_name
 from stir_train.runtime.context import RunContext
-from stir_train.steering.artifacts import SteeringController
 from stir_train.steering.controls import empty_basis, random_directions, shuffled_keys
+from stir_train.steering.interface import SteeringController
 from stir_train.types.steering import ControlBasis
 
 GREEDY, PUBLISHED, STEERED_METHOD, STUDENT = "greedy", "stir-published", "stir", "lora-student"
@@ -88,8 +87,8 @@ def build_methods(context: RunContext) -> list[Method]:
         if settings != choice
     ]
     methods += [
-        steered(f"variant-{name}", _changed(choice, changes), basis, "tune, then changed")
-        for name, changes in context.config.evaluate.variants.items()
+        steered(f"variant-{name}", varied, basis, "tune, then changed")
+        for name, varied in _variants(context, choice).items()
     ]
     methods += [
         Method(other.name, None, "tune", baseline=other) for other in tuned_baselines(context)
@@ -108,14 +107,24 @@ def build_methods(context: RunContext) -> list[Method]:
     ]
 
 
-def _changed(choice: SteeringConfig, changes: Mapping[str, Any]) -> SteeringConfig:
-    """The chosen settings with some changed, and checked again."""
-    return SteeringConfig.model_validate({**choice.model_dump(), **changes})
+def _variants(context: RunContext, choice: SteeringConfig) -> dict[str, SteeringConfig]:
+    """The chosen settings with some changed, by name; without those that the chosen mode lacks."""
+    variants = {}
+    for name, changes in context.config.evaluate.variants.items():
+        varied = changed(choice, changes)
+        if varied is None:
+            context.console.print(
+                f"  evaluate.variants.{name}: left out; the chosen mode {choice.mode} has no "
+                f"{', '.join(sorted(changes))}"
+            )
+            continue
+        variants[name] = varied
+    return variants
 
 
-def published_rule() -> SteeringConfig:
+def published_rule() -> PreviewSteering:
     """The paper's defaults: previews at strength 1, at the first harvested depth."""
-    return SteeringConfig(mode="preview", strength=1.0, preview_strength=1.0)
+    return PreviewSteering(strength=1.0, preview_strength=1.0)
 
 
 def student_engine(context: RunContext, name: str = "") -> DecodeEngine:

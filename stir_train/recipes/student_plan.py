@@ -14,6 +14,7 @@ from stir_train.distill.samples import (
     choose_samples,
     sequence_batches,
 )
+from stir_train.distill.terms import needs_teacher
 from stir_train.distill.validation import validation_loss
 from stir_train.distributed.engine import TrainEngine
 from stir_train.errors import StageError
@@ -97,7 +98,7 @@ def student_batches(
 ) -> Iterator[list[SequenceBatch]]:
     """This rank's parts of every batch of a spec from step ``start`` on."""
     batching = _batching(context, student)
-    directions = context.steering.basis().directions if spec.objective.needs_teacher else None
+    directions = context.steering.basis().directions if needs_teacher(spec.objective) else None
     by_teacher = sequence_batches(spec.samples, engine, start, batching, directions)
     if not spec.objective.on_policy:
         return by_teacher
@@ -109,7 +110,7 @@ def _batching(context: RunContext, student: Student) -> BatchConfig:
     config = context.config
     return BatchConfig(
         config.distill.batch_size,
-        int(student.base.tokenizer.pad_token_id or 0),
+        student.base.pad_token_id,
         config.seed,
         config.distill.bucket_batches,
     )

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from stir_train.artifacts.run_dir import StageDir
-from stir_train.config.stages import VALUE_MODES, SteeringConfig
+from stir_train.config.steering import (
+    JudgedSteering,
+    ScaledSteering,
+    SteeringConfig,
+    parse_steering,
+    steering_for,
+)
 from stir_train.evals.metrics import MethodMetrics, compare_to_baseline
 from stir_train.monitoring.console import progress
 from stir_train.recipes.harvest import load_report, save_report
@@ -20,7 +26,7 @@ from stir_train.runtime.generation import (
     load_answers,
     sampling_params,
 )
-from stir_train.steering.artifacts import SteeringController
+from stir_train.steering.interface import SteeringController
 from stir_train.types.rollout import GradedRollout, Prompt
 from stir_train.types.steering import ControlBasis
 
@@ -205,7 +211,7 @@ def _finish(
 
 def price_per_token(context: RunContext) -> float:
     """What one token is worth in accuracy."""
-    return context.config.steering.token_price / context.config.generation.max_new_tokens
+    return context.config.utility.token_price / context.config.generation.max_new_tokens
 
 
 def trial_grid(context: RunContext) -> list[SteeringConfig]:
@@ -225,13 +231,16 @@ def trial_name(settings: SteeringConfig) -> str:
     parts: list[str] = [settings.mode]
     if settings.depth is not None:
         parts.append(f"depth{settings.depth:g}")
-    parts.append(f"strength{settings.strength:g}")
-    if settings.mode in VALUE_MODES:
-        parts.append(f"doubt{settings.value_doubt:g}")
-        for field, word in (("value_margin", "margin"), ("num_candidates", "candidates")):
-            value = getattr(settings, field)
-            if value != SteeringConfig.model_fields[field].default:
-                parts.append(f"{word}{value:g}")
+    if isinstance(settings, ScaledSteering):
+        parts.append(f"strength{settings.strength:g}")
+    if isinstance(settings, JudgedSteering):
+        parts.append(f"doubt{settings.doubt:g}")
+        for name, value in (
+            ("margin", settings.margin),
+            ("num_candidates", settings.num_candidates),
+        ):
+            if value != JudgedSteering.model_fields[name].default:
+                parts.append(f"{name.removeprefix('num_')}{value:g}")
     return "-".join(parts)
 
 
@@ -241,7 +250,7 @@ def choose(
     """The setting of most utility among those that beat greedy by an interval, or ``none``."""
     gains = [trial for trial in trials if trial.is_gain(max_accuracy_loss)]
     if not gains:
-        return base.model_copy(update={"mode": "none"})
+        return steering_for("none", base)
     best = max(gains, key=lambda trial: trial.metrics.utility)
     return best.settings
 
@@ -255,7 +264,7 @@ def best_of_each_mode(context: RunContext) -> list[SteeringConfig]:
         best.setdefault(
             trial["settings"]["mode"], trial["settings"]
         )  # of equals the first, as chosen
-    return [SteeringConfig.model_validate(best[mode]) for mode in sorted(best)]
+    return [parse_steering(best[mode]) for mode in sorted(best)]
 
 
 def _save_choice(stage: StageDir, trials: list[Trial], chosen: SteeringConfig) -> None:

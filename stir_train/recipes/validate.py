@@ -22,6 +22,7 @@ from stir_train.basis.validate import (
     still_promising,
     validated_basis,
 )
+from stir_train.config.steering import ValueSteering
 from stir_train.distributed.leases import Note
 from stir_train.monitoring.console import Advance, progress
 from stir_train.recipes.block_selection import Heads, better_blocks, provisional_heads
@@ -60,7 +61,7 @@ def _finish(
     save_tensors(stage, BASIS_FILE, vars(kept), model_metadata(context))
     num = int((~basis.is_anchor).sum())
     num_kept = int((~kept.is_anchor).sum())
-    gain = [t.uplift(config.steering.token_price, config.generation.max_new_tokens) for t in trials]
+    gain = [t.uplift(config.utility.token_price, config.generation.max_new_tokens) for t in trials]
     helped = sum(value > 0 for value in gain) / len(gain) if gain else 0.0
     return Outcome(
         {"num_trials": len(trials), "num_kept": num_kept, "helped_rate": helped},
@@ -115,7 +116,7 @@ def _plan_round(
 ) -> None:
     """Write down what a round tries, once for all ranks and attempts."""
     replays, basis = source
-    price = context.config.steering.token_price
+    price = context.config.utility.token_price
     budget = context.config.generation.max_new_tokens
 
     def write() -> None:
@@ -140,7 +141,8 @@ def _plan_round(
 
 def _guide(context: RunContext, heads: Heads) -> Guide:
     """Scores impulses as the heads would choose."""
-    config = context.config.steering
+    doubt = ValueSteering.like(context.config.steering).doubt
+    price = context.config.utility.token_price
 
     def score(
         block: int, point: int, states: Float[Tensor, "L D"], impulses: Float[Tensor, "E D"]
@@ -152,8 +154,8 @@ def _guide(context: RunContext, heads: Heads) -> Guide:
             states[rows].flatten()[None],
             impulses[None],
             torch.tensor([point]),
-            token_price=config.token_price,
-            doubt=config.value_doubt,
+            token_price=price,
+            doubt=doubt,
         )
         return bound[0]
 
@@ -172,7 +174,7 @@ def _make_round(
     size = context.config.generation.chunk_completions
     chunks = {f"{chunk:05d}": chunk for chunk in range(-(-len(plans) // size))}
     files = {key: trials_file(number, chunk) for key, chunk in chunks.items()}
-    price, budget = context.config.steering.token_price, context.config.generation.max_new_tokens
+    price, budget = context.config.utility.token_price, context.config.generation.max_new_tokens
 
     def part(key: str) -> list[PlannedTrial]:
         return plans[chunks[key] * size : (chunks[key] + 1) * size]
@@ -201,7 +203,7 @@ def _keep_helpful(
     if not trials:
         save_report(stage, {"entries": [], "injections": []})
         return basis
-    price = context.config.steering.token_price
+    price = context.config.utility.token_price
     budget = context.config.generation.max_new_tokens
     uplifts = entry_uplifts(trials, len(basis), token_price=price, max_new_tokens=budget)
     report = {

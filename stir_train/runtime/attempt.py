@@ -16,6 +16,8 @@ from rich.console import Console
 
 from stir_train.artifacts.atomic import write_json, write_text
 from stir_train.artifacts.run_dir import FAILURE_FILE, METRICS_FILE, RunDir
+from stir_train.config.base import imported_by
+from stir_train.config.import_path import load_object
 from stir_train.config.load import dump_config
 from stir_train.config.run import RunConfig
 from stir_train.distributed.launch import usable_cores
@@ -64,6 +66,8 @@ def enter_run(
         if is_worker and world.size > 1:
             raise StageError("--worker is for processes by themselves, as in a job array")
         set_threads(config)
+        for setting, path in imported_by(config).items():
+            load_object(path, kind=setting)  # what cannot be found is refused before anything runs
         attempt = run_dir.path / str(
             world.on_main("attempt", lambda: _open_attempt(run_dir, config, argv, stack, is_worker))
         )

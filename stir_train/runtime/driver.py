@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pydantic import BaseModel
 
 from stir_train.artifacts.run_dir import StageDir, StageInputs
+from stir_train.config.base import imported_by
+from stir_train.config.import_path import module_sha256
 from stir_train.config.inputs import SplitName
 from stir_train.config.pipeline import STAGES, Settings, Stage, stages_from
 from stir_train.data.prompts import split_sha256
@@ -99,9 +101,10 @@ def _begin(
     """Write what the stage is made from, or check it; whether there is work left."""
     if directory.name != STAGES[0].name:
         context.require_settings_of_rollouts()
-    sources = {"model": context.resources.described.identity.fingerprint()}
+    sources = context.resources.described.identity.parts()
     sources |= {f"stage {other}": context.stage(other).fingerprint() for other in reads}
     sources |= {f"split {split}": split_sha256(context.splits[split]) for split in splits}
+    sources |= _imported(context, settings, steers="tune" in reads)
     config = {
         key: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
         for key, value in settings.items()
@@ -114,6 +117,17 @@ def _begin(
         with directory.writing(PROBLEMS_FILE) as path:
             path.write_text(json.dumps(used, indent=1) + "\n", encoding="utf-8")
     return has_work
+
+
+def _imported(context: RunContext, settings: Settings, *, steers: bool) -> dict[str, str]:
+    """Source files of the user's own objects that a stage is made with, by import path."""
+    sections = {**settings, "task": context.config.task}
+    if steers:
+        sections["steering"] = context.config.steering
+    return {
+        f"import {path}": module_sha256(path, kind=setting)
+        for setting, path in imported_by(sections).items()
+    }
 
 
 def _finish(context: RunContext, directory: StageDir, outcome: Outcome) -> None:

@@ -25,7 +25,7 @@ from stir_train.monitoring.console import Advance
 from stir_train.monitoring.metrics import Pace
 from stir_train.runtime.chunk_scheduler import make_missing
 from stir_train.runtime.context import RunContext
-from stir_train.steering.artifacts import SteeringController
+from stir_train.steering.interface import SteeringController
 from stir_train.types.rollout import GradedRollout, Prompt, Rollout
 from stir_train.types.steering import SteeringDecision
 from stir_train.types.trajectory import CapturedStates, StateLabel

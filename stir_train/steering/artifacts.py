@@ -9,16 +9,18 @@ import torch
 
 from stir_train.artifacts.run_dir import RunDir, StageDir
 from stir_train.artifacts.tensors import load_tensors
-from stir_train.config.stages import VALUE_MODES, ControlPointConfig, SteeringConfig
+from stir_train.config.stages import ControlPointConfig, UtilityConfig
+from stir_train.config.steering import SteeringConfig, parse_steering
 from stir_train.errors import ArtifactError
 from stir_train.models.blocks import resolve_depth
-from stir_train.models.load import ModelIdentity
+from stir_train.models.identity import ModelIdentity
 from stir_train.models.value_head import ValueHead
-from stir_train.steering.controller import BasisController
-from stir_train.steering.static import StaticController
+from stir_train.steering.interface import (
+    ControllerInputs,
+    SteeringController,
+    make_controller,
+)
 from stir_train.types.steering import ControlBasis
-
-SteeringController = BasisController | StaticController
 
 BASIS_FILE, REPORT_FILE = "basis.safetensors", "report.json"
 
@@ -50,7 +52,11 @@ class SteeringArtifacts:
     def choice(self) -> SteeringConfig:
         """The settings that tuning froze, their depth always given."""
         report = self._stage("tune").file(REPORT_FILE).read_text(encoding="utf-8")
-        return SteeringConfig.model_validate(json.loads(report)["chosen"])
+        return parse_steering(json.loads(report)["chosen"])
+
+    def utility(self) -> UtilityConfig:
+        """What an answer was worth when the run's basis was validated."""
+        return UtilityConfig.model_validate(self._stage("validate").settings()["utility"])
 
     def controller(
         self,
@@ -63,15 +69,21 @@ class SteeringArtifacts:
 
         Raises:
             ArtifactError: If the settings name no depth.
+            ConfigError: If they name a controller that cannot be made.
         """
         if settings.depth is None:
             raise ArtifactError("steering.depth is not set; tuning sets it, or name one")
         block = resolve_depth(settings.depth, self._identity.num_blocks)
-        head = self.head(block) if settings.mode in VALUE_MODES else None
-        used = self.basis() if basis is None else basis
-        if settings.mode == "static":
-            return StaticController(used, settings, block=block, device=device)
-        return BasisController(used, settings, block=block, head=head, device=device)
+        return make_controller(
+            ControllerInputs(
+                settings=settings,
+                basis=self.basis() if basis is None else basis,
+                block=block,
+                head=self.head,
+                utility=self.utility(),
+                device=device,
+            )
+        )
 
     def _stage(self, name: str) -> StageDir:
         return self._run_dir.stage(name)

@@ -16,15 +16,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stir_train.config.stages import SteeringConfig
+from stir_train.config.steering import SteeringConfig
 from stir_train.data.control_points import ControlPointAutomaton, build_automaton
 from stir_train.errors import StageError
-from stir_train.generation.backend import ControlBatch
+from stir_train.generation.backend import ControlBatch, previewing
 from stir_train.models.blocks import find_blocks
 from stir_train.models.hooks import block_hooks
-from stir_train.models.load import identify_model
-from stir_train.steering.artifacts import SteeringController, open_run_artifacts
-from stir_train.steering.controller import PREVIEWING_MODES
+from stir_train.models.identity import identify_model
+from stir_train.steering.artifacts import open_run_artifacts
+from stir_train.steering.interface import SteeringController
 
 
 @contextmanager
@@ -53,13 +53,13 @@ def steering(
     path = Path(run_dir)
     artifacts = open_run_artifacts(path, identify_model(model, tokenizer))
     chosen = artifacts.choice() if settings is None else settings
-    if chosen.mode in PREVIEWING_MODES:
-        raise StageError(
-            f"mode {chosen.mode!r} needs previews, which plain generate cannot make; pass "
-            "settings=SteeringConfig(mode='value', ...), or use `stir-train generate`"
-        )
     points = artifacts.control_points()
     controller = artifacts.controller(chosen, device=model.device)
+    if previewing(controller) is not None:
+        raise StageError(
+            f"mode {chosen.mode!r} needs previews, which plain generate cannot make; pass "
+            "settings=ValueSteering(depth=...), or use `stir-train generate`"
+        )
     automaton = build_automaton(
         tokenizer, points, vocab_size=model.config.get_text_config().vocab_size
     )

@@ -2,7 +2,7 @@
 
 Modes. ``similarity``: affinity alone. ``preview``: affinity plus the previews' gain, the published
 rule. ``value``: predicted gain in P(correct), inside the pass. ``hybrid``: predicted gain plus the
-previews' gain. ``none`` never acts.
+previews' gain. ``none`` is a controller over no entries.
 """
 
 from __future__ import annotations
@@ -11,15 +11,24 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from stir_train.config.stages import VALUE_MODES, SteeringConfig
+from stir_train.config.stages import UtilityConfig
+from stir_train.config.steering import (
+    AffinitySteering,
+    JudgedSteering,
+    PreviewingSteering,
+    RetrievingSteering,
+    SimilaritySteering,
+)
 from stir_train.errors import ArtifactError, StageError
 from stir_train.generation.backend import ControlBatch, ImpulseBatch, Proposal, no_impulses
 from stir_train.generation.noise import row_keys, uniforms
 from stir_train.models.value_head import ValueHead
+from stir_train.steering.controls import empty_basis
+from stir_train.steering.interface import ControllerInputs
 from stir_train.steering.scoring import Retrieved, Retriever
 from stir_train.types.steering import ControlBasis, SteeringDecision
 
-PREVIEWING_MODES = frozenset({"preview", "hybrid"})
+DEFAULT_UTILITY = UtilityConfig()
 
 
 class BasisController:
@@ -28,11 +37,12 @@ class BasisController:
     def __init__(
         self,
         basis: ControlBasis,
-        config: SteeringConfig,
+        config: RetrievingSteering,
         *,
         block: int,
         head: ValueHead | None = None,
         device: torch.device | None = None,
+        utility: UtilityConfig = DEFAULT_UTILITY,
     ) -> None:
         """Keep the entries of ``block``.
 
@@ -40,8 +50,8 @@ class BasisController:
             StageError: If the mode needs a value head and there is none.
             ArtifactError: If a direction or key is not finite, or the head is of another block.
         """
-        if config.mode in VALUE_MODES and head is None:
-            raise StageError(f"steering.mode={config.mode} needs a value head; run `value` first")
+        if isinstance(config, JudgedSteering) and head is None:
+            raise StageError("this steering.mode needs a value head; run `value` first")
         if head is not None and int(head.reads[-1]) != block:
             raise ArtifactError(
                 f"the value head judges impulses in block {int(head.reads[-1])}, not in {block}"
@@ -50,15 +60,15 @@ class BasisController:
             raise ArtifactError("the control basis holds values that are not finite; remake it")
         self.block = block
         self.reads: tuple[int, ...] = (block,)
-        if config.mode in VALUE_MODES and head is not None:
+        if isinstance(config, JudgedSteering) and head is not None:
             self.reads = tuple(head.reads.tolist())
-        self.config = config
+        self.config, self._utility = config, utility
         self.decisions: list[SteeringDecision] = []
         device = device or torch.device("cpu")
         self._rows = (basis.blocks == block).nonzero()[:, 0]
-        self._acts = config.mode != "none" and len(self._rows) > 0
-        previews = self._acts and config.mode in PREVIEWING_MODES
-        self.preview_tokens = config.preview_tokens if previews else 0
+        self._acts = len(self._rows) > 0
+        previews = config.preview_tokens if isinstance(config, PreviewingSteering) else 0
+        self.preview_tokens = previews if self._acts else 0
         kept = basis.select(self._rows)
         self._rows = self._rows.to(device)
         self._basis = ControlBasis(**{k: v.to(device) for k, v in vars(kept).items()})
@@ -74,15 +84,12 @@ class BasisController:
         self._pending = None
 
     def decide(self, states: Float[Tensor, "R W"], batch: ControlBatch) -> ImpulseBatch:
-        """Choose impulses from the states alone (``none``, ``similarity`` and ``value``)."""
+        """Choose impulses from the states alone (``similarity`` and ``value``)."""
         own = self._own(states)
         if not self._acts:
             return no_impulses(own)
         found, strengths = self._retrieve(own, batch)
-        if self.config.mode == "value":
-            scores, null = self._value_scores(states, batch, found, strengths)
-        else:
-            scores, null = self._similarity_scores(found)
+        scores, null = self._scores(states, batch, found, strengths)
         return self._choose(own, batch, found, strengths, scores, null)
 
     def propose(self, states: Float[Tensor, "R W"], batch: ControlBatch) -> Proposal:
@@ -90,6 +97,7 @@ class BasisController:
         found, strengths = self._retrieve(self._own(states), batch)
         self._pending = found, strengths, states
         shown = strengths
+        assert isinstance(self.config, PreviewingSteering)
         if self.config.preview_strength is not None:
             shown = torch.full_like(strengths, self.config.preview_strength)
         deltas = self._basis.directions[found.entries] * shown[..., None]
@@ -103,10 +111,8 @@ class BasisController:
         found, strengths, proposed = self._pending
         assert proposed.shape == states.shape, "commit() is for the rows of the last propose()"
         self._pending = None
-        if self.config.mode == "hybrid":
-            scores, null = self._value_scores(states, batch, found, strengths)
-        else:
-            scores, null = self._similarity_scores(found)
+        scores, null = self._scores(states, batch, found, strengths)
+        assert isinstance(self.config, PreviewingSteering)
         scores = scores + self.config.preview_weight * gains
         return self._choose(self._own(states), batch, found, strengths, scores, null)
 
@@ -127,7 +133,7 @@ class BasisController:
             found = Retrieved(
                 found.entries, found.valid & first, found.affinity, found.null_affinity
             )
-        if config.mode in VALUE_MODES:
+        if isinstance(config, JudgedSteering):
             norms = self._basis.directions[found.entries].norm(dim=-1).clamp_min(1e-12)
             bound = config.max_relative_norm * states.norm(dim=-1, keepdim=True) / norms
             factors = torch.tensor(config.strength_factors, device=states.device)
@@ -137,6 +143,7 @@ class BasisController:
                 bound.repeat_interleave(len(factors), 1), wanted.repeat(bound.shape[1])
             )
         else:
+            assert isinstance(config, AffinitySteering)
             affinity = torch.where(found.valid, found.affinity, 0.0)
             # Without memory (similarity_weight 0, an ablation) the strength stands alone.
             weighted = config.similarity_weight * affinity if config.similarity_weight else 1.0
@@ -158,13 +165,25 @@ class BasisController:
             len(rows), len(entries)
         )
 
-    def _similarity_scores(self, found: Retrieved) -> tuple[Tensor, Tensor]:
-        weight = self.config.similarity_weight
-        null = (weight * found.null_affinity).clamp_min(self.config.min_score)
+    def _scores(
+        self,
+        states: Float[Tensor, "R W"],
+        batch: ControlBatch,
+        found: Retrieved,
+        strengths: Float[Tensor, "R L"],
+    ) -> tuple[Float[Tensor, "R L"], Float[Tensor, "R"]]:
+        """What every candidate scores, and what it has to beat."""
+        config = self.config
+        if isinstance(config, JudgedSteering):
+            return self._value_scores(config, states, batch, found, strengths)
+        assert isinstance(config, AffinitySteering)
+        weight = config.similarity_weight
+        null = (weight * found.null_affinity).clamp_min(config.min_score)
         return weight * found.affinity, null
 
     def _value_scores(
         self,
+        config: JudgedSteering,
         states: Float[Tensor, "R W"],
         batch: ControlBatch,
         found: Retrieved,
@@ -177,16 +196,16 @@ class BasisController:
             states,
             deltas,
             batch.points,
-            token_price=self.config.token_price,
-            doubt=self.config.value_doubt,
+            token_price=self._utility.token_price,
+            doubt=config.doubt,
         )
         gain = torch.where(found.valid, gain, -torch.inf)
-        null = gain.new_full((len(gain),), self.config.value_margin)
-        if self.config.only_familiar:
+        null = gain.new_full((len(gain),), config.margin)
+        if config.only_familiar:
             familiar = self._head.is_familiar(states)
             gain = torch.where(familiar[:, None], gain, -torch.inf)
-        if self.config.value_gate < 1:
-            sure = self._head.p_correct(states, batch.points)[0] >= self.config.value_gate
+        if config.gate < 1:
+            sure = self._head.p_correct(states, batch.points)[0] >= config.gate
             gain = torch.where(sure[:, None], -torch.inf, gain)
         return gain, null
 
@@ -243,3 +262,24 @@ class BasisController:
                     strength=used[i],
                 )
             )
+
+
+def make_basis_controller(inputs: ControllerInputs) -> BasisController:
+    """The controller of a mode that retrieves."""
+    settings = inputs.settings
+    assert isinstance(settings, RetrievingSteering)
+    judged = isinstance(settings, JudgedSteering)
+    return BasisController(
+        inputs.basis,
+        settings,
+        block=inputs.block,
+        head=inputs.head(inputs.block) if judged else None,
+        device=inputs.device,
+        utility=inputs.utility,
+    )
+
+
+def make_idle_controller(inputs: ControllerInputs) -> BasisController:
+    """The controller that never acts: one over no entries."""
+    basis = empty_basis(inputs.basis)
+    return BasisController(basis, SimilaritySteering(), block=inputs.block, device=inputs.device)

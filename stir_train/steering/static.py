@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stir_train.config.stages import SteeringConfig
+from stir_train.config.steering import StaticSteering
 from stir_train.generation.backend import ControlBatch, ImpulseBatch, no_impulses
+from stir_train.steering.interface import ControllerInputs
 from stir_train.types.steering import ControlBasis, SteeringDecision
 
 
@@ -20,7 +21,7 @@ class StaticController:
     """
 
     def __init__(
-        self, basis: ControlBasis, config: SteeringConfig, *, block: int, device: torch.device
+        self, basis: ControlBasis, config: StaticSteering, *, block: int, device: torch.device
     ) -> None:
         self.block = block
         self.reads: tuple[int, ...] = (block,)
@@ -60,6 +61,13 @@ class StaticController:
             entries=impulses.entries,
             strengths=torch.full((num_rows,), self._strength, device=states.device),
         )
+
+
+def make_static_controller(inputs: ControllerInputs) -> StaticController:
+    """The controller of mode ``static``."""
+    settings = inputs.settings
+    assert isinstance(settings, StaticSteering)
+    return StaticController(inputs.basis, settings, block=inputs.block, device=inputs.device)
 
 
 def mean_direction(basis: ControlBasis, block: int) -> Float[Tensor, "D"]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from stir_train.artifacts.atomic import write_text
 from stir_train.config.learning import ObjectiveConfig
-from stir_train.config.stages import SteeringConfig
+from stir_train.config.steering import StaticSteering
 from stir_train.errors import ArtifactError
 from stir_train.export.adapter import ADAPTER_DIRECTORY, ADAPTER_FILES, save_merged
 from stir_train.export.card import Card, render_card
@@ -89,6 +89,7 @@ def _in_words(objective: ObjectiveConfig) -> str:
         "next-token distributions": objective.logits,
         "states at control points": objective.states,
     }
+    parts |= objective.terms
     named = [f"{name} (weight {weight:g})" for name, weight in parts.items() if weight]
     return f"{' and '.join(named)} of {objective.samples} completions"
 
@@ -114,7 +115,7 @@ def _export_vector(context: RunContext, target: Path, form: Format) -> str:
     return f"lm_eval --model steered --model_args pretrained={model},steer_path={target / LM_EVAL_FILE}"
 
 
-def _static_settings(context: RunContext) -> SteeringConfig:
+def _static_settings(context: RunContext) -> StaticSteering:
     """The static setting that did best on the tune split; the chosen one's place if none was tried."""
-    tried = [settings for settings in best_of_each_mode(context) if settings.mode == "static"]
-    return tried[0] if tried else context.steering.choice()
+    tried = [tried for tried in best_of_each_mode(context) if isinstance(tried, StaticSteering)]
+    return tried[0] if tried else StaticSteering.like(context.steering.choice())

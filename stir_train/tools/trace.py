@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
-from stir_train.config.stages import SteeringConfig
+from stir_train.config.steering import SteeringConfig
 from stir_train.data.problems import SourceProblem
 from stir_train.data.prompts import render_prompts
 from stir_train.errors import StageError
@@ -25,7 +25,7 @@ from stir_train.recipes.methods import (
 from stir_train.recipes.tune import controller_for
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import sampling_params
-from stir_train.steering.artifacts import SteeringController
+from stir_train.steering.interface import SteeringController
 from stir_train.types.rollout import Prompt
 from stir_train.types.steering import SteeringDecision
 

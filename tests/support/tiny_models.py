@@ -25,7 +25,8 @@ from transformers import (
 
 from stir_train.config.inputs import ModelConfig
 from stir_train.models.blocks import find_blocks
-from stir_train.models.load import LoadedModel, ModelIdentity, load_tokenizer
+from stir_train.models.identity import ModelIdentity
+from stir_train.models.load import LoadedModel, load_tokenizer
 
 VOCABULARY = 97
 SHARED = dict(
@@ -75,7 +76,7 @@ def build(name: str, *, attention: str = "sdpa") -> LoadedModel:
     model.eval().requires_grad_(requires_grad=False)
     model.generation_config.pad_token_id = 0
     model.generation_config.eos_token_id = 1
-    identity = ModelIdentity(name, "", type(model).__name__, "", "", 32, 4)
+    identity = ModelIdentity(name, "", type(model).__name__, "", "", "", (1,), 32, 4)
     return LoadedModel(model, _tokenizer(), find_blocks(model), identity)
 
 
