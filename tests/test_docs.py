@@ -28,6 +28,10 @@ from tests.support.smoke import SMOKE
 BLOCKS = list(read_blocks())
 COMMANDS = [c for block in BLOCKS if block.language in SHELL for c in commands_of(block)]
 STIR_TRAIN = [c for c in COMMANDS if c.stir_train is not None]
+OWN_TEST = "docs/extending.md"
+"""Its files and settings belong together; tests/test_extending.py runs them."""
+SNIPPETS = [b for b in BLOCKS if b.language == "python" and b.page != OWN_TEST]
+SETTINGS = [b for b in BLOCKS if b.language == "yaml" and b.page != OWN_TEST]
 CHEAP_VERBS = {"settings", "doctor", "data", "grade"}
 CHEAP_OPTIONS = {"--help", "-h", "--version", "--dry-run"}
 PROGRAMS = {"make", "python", "python3", "pip", "cd", "git", "source"}
@@ -141,14 +145,14 @@ def test_cheap_commands_run(command: Command, workplace: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "yaml"], ids=_named)
+@pytest.mark.parametrize("block", SETTINGS, ids=_named)
 def test_settings_in_pages_are_valid(block: Block, tmp_path: Path) -> None:
     values = {"extends": [str(ROOT / "configs" / "demo.yaml")], **yaml.safe_load(block.text)}
     (tmp_path / "page.yaml").write_text(yaml.safe_dump(values))
     load_config(RunConfig, tmp_path / "page.yaml")
 
 
-@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=_named)
+@pytest.mark.parametrize("block", SNIPPETS, ids=_named)
 def test_snippets_import_what_exists(block: Block) -> None:
     for node in ast.walk(ast.parse(block.text)):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -177,7 +181,7 @@ def test_commands_on_a_finished_run(command: Command, clone: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=_named)
+@pytest.mark.parametrize("block", SNIPPETS, ids=_named)
 def test_snippets_run_beside_a_finished_run(block: Block, clone: Path) -> None:
     if block.not_run:
         pytest.skip(block.not_run)
