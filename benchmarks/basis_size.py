@@ -10,7 +10,6 @@ corrections of the first control point come.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Literal, get_args
@@ -24,11 +23,11 @@ from stir_train.config.run import RunConfig
 from stir_train.config.stages import BasisConfig
 from stir_train.config.steering import PreviewSteering, RetrievingSteering, ValueSteering
 from stir_train.generation.backend import ControlSpec, GenerationRequest
-from stir_train.recipes.harvest import load_candidates, load_shards
 from stir_train.runtime.attempt import open_run
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import grade_rollouts, sampling_params
 from stir_train.steering.controller import BasisController
+from stir_train.stores.contrasts import ContrastStore
 from stir_train.types.steering import ControlBasis
 
 Rule = Literal["greedy", "top", "random"]
@@ -37,7 +36,7 @@ Rule = Literal["greedy", "top", "random"]
 def basis_of(context: RunContext, size: int, rule: Rule, block: int) -> ControlBasis:
     """One block's basis of right-against-wrong contrasts."""
     config = BasisConfig(size=size, selection=rule, min_per_point=0)
-    shards = load_shards(context.stage("harvest"), context.world)
+    shards = ContrastStore(context.stage("harvest")).read()
     found = select_basis(shards, config, seed=context.config.seed, world=context.world)
     return next(part.basis for part in found if part.block == block and not part.saves_tokens)
 
@@ -63,7 +62,8 @@ def accuracy(
 def kinds_at_first_point(context: RunContext, basis: ControlBasis) -> str:
     """How many corrections of the first control point come from each kind of problem."""
     kinds = {prompt.prompt_id: prompt.kind for prompt in context.splits["harvest"]}
-    problems = load_candidates(context, at_most=sys.maxsize).prompt_ids
+    files = ContrastStore(context.stage("harvest")).read()
+    problems = [prompt_id for found in files for prompt_id in found.prompt_ids]
     here = (basis.points == 1) & ~basis.is_anchor
     counts = Counter(kinds[problems[row]] for row in basis.contrast[here].tolist())
     return ", ".join(f"{counts[kind]} {kind}" for kind in sorted(set(kinds.values())))

@@ -27,11 +27,11 @@ from torch import Tensor
 from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
 from stir_train.generation.backend import ControlSpec, GenerationRequest, PlannedImpulse
-from stir_train.recipes.harvest import rollout_chunks
 from stir_train.recipes.tune import controller_for
 from stir_train.runtime.attempt import open_run
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import grade_rollouts, sampling_params
+from stir_train.stores.states import StateStore
 from stir_train.types.rollout import GradedRollout, Prompt
 from stir_train.types.steering import ControlBasis
 from stir_train.types.trajectory import CapturedStates
@@ -140,7 +140,7 @@ def figures(
 
 def probe_table(context: RunContext) -> Table:
     """AUROC of a linear probe for each block and control point."""
-    chunks = rollout_chunks(context)
+    chunks = list(StateStore(context.stage("rollout")).chunks())
     captured = CapturedStates.concatenate([states for _, states in chunks])
     budget = context.config.generation.max_new_tokens
     rewards = {

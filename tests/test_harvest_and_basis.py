@@ -155,10 +155,13 @@ def test_no_contrast_is_an_error_that_says_what_to_do() -> None:
 
 def test_diagnostics_warn_about_a_contrast_of_nothing() -> None:
     real = bases.candidates()
-    assert not warnings_of(real, diagnose(real))
+    assert not warnings_of(real, [diagnose(real, block)[0] for block in real.blocks])
     generator = torch.Generator().manual_seed(0)
     noise = 1e-3 * torch.randn(real.mean_right.shape, generator=generator)
     flat = dataclasses.replace(real, mean_wrong=real.mean_right + noise)
-    found = " ".join(warnings_of(flat, diagnose(flat)))
+    diagnosed = [diagnose(flat, block) for block in flat.blocks]
+    for (_, norms), layer in zip(diagnosed, range(len(flat.blocks)), strict=True):
+        torch.testing.assert_close(norms, noise[:, layer].norm(dim=-1), rtol=1e-2, atol=1e-5)
+    found = " ".join(warnings_of(flat, [block for block, _ in diagnosed]))
     assert "near zero" in found
     assert "halves" in found

@@ -19,8 +19,8 @@ from stir_train.artifacts.tables import load_table
 from stir_train.basis.validate import Injection, mean_gain
 from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
-from stir_train.recipes.intervention_data import load_plan
-from stir_train.runtime.generation import load_rollouts
+from stir_train.stores.interventions import InterventionStore
+from stir_train.stores.rollouts import RolloutStore
 from stir_train.tools.compare import result_rows
 from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import Intervention
@@ -251,7 +251,7 @@ def test_validation_goes_on_with_the_block_whose_controller_did_best(finished: P
     config = load_config(RunConfig, finished / "smoke" / "config.yaml", [])
     price = config.utility.token_price / config.generation.max_new_tokens
 
-    greedy = load_rollouts(stage, "null/", 0)
+    greedy = RolloutStore(stage).read("null")
 
     def utility(item: GradedRollout) -> float:
         return item.grade.correct - price * len(item.rollout.token_ids)
@@ -263,7 +263,7 @@ def test_validation_goes_on_with_the_block_whose_controller_did_best(finished: P
     ]
 
     def score(block: int) -> tuple[float, float]:
-        answers = load_rollouts(stage, f"round-01/block-{block}-strength-3/", 0)
+        answers = RolloutStore(stage).read(f"round-01/block-{block}-strength-3")
         assert len(answers) == config.validation.selection_problems
         pairs = list(zip(answers, greedy, strict=False))
         assert all(a.rollout.prompt_id == g.rollout.prompt_id for a, g in pairs)
@@ -277,7 +277,9 @@ def test_validation_goes_on_with_the_block_whose_controller_did_best(finished: P
         )
         return gained, single
 
-    first, second = ({plan.block for plan in load_plan(stage, number)} for number in range(2))
+    first, second = (
+        {plan.block for plan in InterventionStore(stage).plan(number)} for number in range(2)
+    )
     assert first == {3, 4}
     assert score(3) != score(4), "a tie tests nothing"
     assert second == {max(first, key=score)}

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from stir_train.basis.validate import (
-    UNSTEERED,
     EntryUplift,
     Injection,
     StatePool,
@@ -25,7 +24,7 @@ from stir_train.generation.engine import DecodeEngine
 from stir_train.harvest.contrast import contrast_rollouts
 from stir_train.models.load import LoadedModel
 from stir_train.types.rollout import Prompt
-from stir_train.types.steering import Candidates, ControlBasis, Intervention
+from stir_train.types.steering import UNSTEERED, Candidates, ControlBasis, Intervention
 from stir_train.value.targets import build_intervened
 from tests.support import bases
 
@@ -118,12 +117,24 @@ def test_the_published_part_of_the_basis_is_what_it_is_without_the_other_kind() 
     assert bool(basis.saves_tokens.any())
 
 
+@dataclasses.dataclass(frozen=True)
+class _Pooled:
+    states: torch.Tensor
+
+    def gather(self, index: torch.Tensor) -> torch.Tensor:
+        return self.states[index]
+
+
 def _pool() -> StatePool:
     _, captured = bases.harvest()
     points = torch.tensor([label.point for label in captured.labels])
     unsteered = torch.full((len(points),), UNSTEERED)
     return StatePool(
-        captured.states, points, torch.ones(len(points)), captured.blocks, steered=unsteered
+        _Pooled(captured.states),
+        points,
+        torch.ones(len(points)),
+        captured.blocks,
+        steered=unsteered,
     )
 
 
@@ -320,8 +331,10 @@ def test_the_head_learns_from_the_states_that_trials_steered() -> None:
         _trial(entry, True, 50, state=6, prompt_id=owner.prompt_id, block=3),
     ]
     numbers = bases.prompt_numbers(graded)
-    examples = build_intervened(trials, captured, basis, bases.READS, numbers)
-    assert len(examples.correct) == 1
+    inputs = bases.inputs(captured, basis.directions)
+    found = build_intervened(inputs, trials, numbers, block=bases.BLOCK)
+    assert len(found) == 1
+    examples = found.batch()
     both = [captured.at_block(block)[5] for block in bases.READS]
     assert torch.equal(examples.states[0], torch.cat(both)), "its own block comes last"
     assert torch.equal(examples.impulses[0], 2.0 * basis.directions[entry])

@@ -20,13 +20,12 @@ from stir_train.train.loop import (
 )
 from stir_train.value.calibration import auroc, calibration, reliability
 from stir_train.value.fit import fit_value_head
-from stir_train.value.targets import build_examples
 from tests.support import bases
 
 
 def test_prompts_are_never_on_both_sides_and_targets_are_right() -> None:
     graded, captured = bases.harvest()
-    examples = build_examples(graded, captured, bases.READS, bases.prompt_numbers(graded))
+    examples = bases.examples()
     train, validation = examples.split_by_prompt(0.25, torch.Generator().manual_seed(0))
     assert not set(train.prompt.tolist()) & set(validation.prompt.tolist())
     assert len(train.correct) + len(validation.correct) == len(captured.labels)
@@ -40,37 +39,35 @@ def test_prompts_are_never_on_both_sides_and_targets_are_right() -> None:
 
 
 def test_it_predicts_held_out_outcomes_better_than_length_does() -> None:
-    graded, captured = bases.harvest()
-    examples = build_examples(graded, captured, bases.READS, bases.prompt_numbers(graded))
+    examples = bases.examples()
     _, validation = examples.split_by_prompt(0.2, torch.Generator().manual_seed(0))
-    head = bases.value_head()
-    predicted, deviation = head.p_correct(validation.states, validation.points)
+    head, batch = bases.value_head(), validation.batch()
+    predicted, deviation = head.p_correct(batch.states, batch.points)
     found = calibration(predicted, validation.correct)
     by_length = auroc(-validation.tokens_so_far, validation.correct)
     assert found.auroc > max(by_length, 1 - by_length) + 0.1
     assert found.brier < float((validation.correct - validation.correct.mean()).square().mean())
     assert bool((deviation >= 0).all())
-    expected_left = head.tokens_left(validation.states, validation.points).log()
+    expected_left = head.tokens_left(batch.states, batch.points).log()
     correlation = torch.corrcoef(torch.stack([expected_left, validation.log_tokens_left]))[0, 1]
     assert float(correlation) > 0.5
 
 
 def test_a_head_knows_states_like_its_own_from_others() -> None:
-    graded, captured = bases.harvest()
-    examples = build_examples(graded, captured, bases.READS, bases.prompt_numbers(graded))
+    examples = bases.examples()
     _, validation = examples.split_by_prompt(0.2, torch.Generator().manual_seed(0))
-    head = bases.value_head()
-    assert float(head.is_familiar(validation.states).float().mean()) > 0.99
-    assert float(head.mahalanobis_distance(examples.states).median()) == pytest.approx(2, abs=0.5)
+    head, states = bases.value_head(), validation.batch().states
+    assert float(head.is_familiar(states).float().mean()) > 0.99
+    typical = head.mahalanobis_distance(examples.batch().states).median()
+    assert float(typical) == pytest.approx(2, abs=0.5)
     generator = torch.Generator().manual_seed(0)
-    order = torch.rand(validation.states.shape, generator=generator).argsort(0)
-    shuffled = validation.states.gather(0, order)  # every value occurs, no state does
+    order = torch.rand(states.shape, generator=generator).argsort(0)
+    shuffled = states.gather(0, order)  # every value occurs, no state does
     assert float(head.is_familiar(shuffled).float().mean()) < 0.05
 
 
 def test_where_every_rollout_is_right_the_head_is_sure_and_still_tells_lengths_apart() -> None:
-    graded, captured = bases.harvest()
-    examples = build_examples(graded, captured, bases.READS, bases.prompt_numbers(graded))
+    examples = bases.examples()
     always = dataclasses.replace(examples, correct=torch.ones_like(examples.correct))
     head, _ = fit_value_head(
         always,
@@ -81,8 +78,9 @@ def test_where_every_rollout_is_right_the_head_is_sure_and_still_tells_lengths_a
         max_new_tokens=128,
         seed=0,
     )
-    assert float(head.p_correct(always.states, always.points)[0].min()) > 0.95
-    left = head.tokens_left(always.states, always.points).log()
+    batch = always.batch()
+    assert float(head.p_correct(batch.states, batch.points)[0].min()) > 0.95
+    left = head.tokens_left(batch.states, batch.points).log()
     assert float(torch.corrcoef(torch.stack([left, always.log_tokens_left]))[0, 1]) > 0.5
     nothing = always.select(torch.zeros(len(always.correct), dtype=torch.bool))
     with pytest.raises(StageError, match="no states to learn from"):

@@ -39,6 +39,10 @@ METRICS_FILE, FAILURE_FILE = "metrics.jsonl", "failure.json"
 MARKER, MANIFEST, STAGE_FILE = "complete", "manifest.json", "stage.json"
 
 
+_Version = tuple[int, int, int]
+"""What tells a file from another that took its name: inode, size and time of writing (ns)."""
+
+
 @dataclass(frozen=True)
 class StageInputs:
     """Everything a stage's content depends on.
@@ -53,10 +57,12 @@ class StageInputs:
 
 
 class StageDir:
-    """One stage's directory."""
+    """One stage's directory. A file is hashed once as long as it stays the same file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._hashed: dict[str, tuple[_Version | None, str]] = {}
+        self._manifest: tuple[tuple[_Version | None, _Version | None], dict[str, Any]] | None = None
 
     @property
     def name(self) -> str:
@@ -135,10 +141,38 @@ class StageDir:
 
     def has(self, name: str) -> bool:
         """Whether a file is there whole; one that is damaged counts as missing."""
-        path, checksum = self.path / name, self._checksum_file(name)
-        if not (path.is_file() and checksum.is_file()):
+        checksum = self._checksum_file(name)
+        if not ((self.path / name).is_file() and checksum.is_file()):
             return False
-        return file_sha256(path) == checksum.read_text(encoding="utf-8").strip()
+        return self._sha256(name) == checksum.read_text(encoding="utf-8").strip()
+
+    def names(self) -> list[str]:
+        """Names of the stage's files: of its manifest, or if it is unfinished of what is there so far.
+
+        Raises:
+            ArtifactError: If the stage was never begun.
+        """
+        if self.is_complete:
+            return sorted(self.require_complete()["files"])
+        if not (self.path / STAGE_FILE).is_file():
+            self.require_complete()
+        return [name for name in self._file_names() if (self.path / name).is_file()]
+
+    def verified(self, name: str) -> Path:
+        """Path of a file of a stage, finished or still being made, its checksum verified.
+
+        Raises:
+            ArtifactError: If it is missing or altered.
+        """
+        if self.is_complete:
+            return self.file(name)
+        if not self.has(name):
+            state = "damaged" if (self.path / name).is_file() else "missing"
+            raise ArtifactError(
+                f"{self.path / name} is {state}; run the {self.name} stage again, which makes "
+                "what it lacks"
+            )
+        return self.path / name
 
     def finish(self, summary: Mapping[str, Any], *, ends_run: str | None = None) -> None:
         """Write the manifest, then the marker.
@@ -168,6 +202,9 @@ class StageDir:
         if not self.is_complete:
             state = "unfinished" if self.path.exists() else "missing"
             raise ArtifactError(f"{self.path}: the {self.name} stage is {state}; run it first")
+        version = _version(self.path / MARKER), _version(self.path / MANIFEST)
+        if self._manifest is not None and self._manifest[0] == version:
+            return self._manifest[1]
         manifest = _read_json(self.path / MANIFEST)
         if manifest.get("schema") != SCHEMA_VERSION:
             raise ArtifactError(
@@ -177,6 +214,7 @@ class StageDir:
         marked = (self.path / MARKER).read_text(encoding="utf-8").strip()
         if json_sha256(manifest) != marked:
             raise ArtifactError(f"{self.path / MANIFEST} was altered after the stage finished")
+        self._manifest = version, manifest
         return manifest
 
     def inputs_sha256(self) -> str:
@@ -208,7 +246,7 @@ class StageDir:
         path = self.path / name
         if not path.is_file():
             raise ArtifactError(f"{path} is missing; remake the stage with --redo")
-        found = file_sha256(path)
+        found = self._sha256(name)
         if found != listed[name]["sha256"]:
             raise ArtifactError(
                 f"{path} is damaged: expected sha256 {listed[name]['sha256'][:12]}..., "
@@ -220,6 +258,13 @@ class StageDir:
         """Verified paths of a finished stage's files whose name starts with ``prefix``."""
         listed = self.require_complete()["files"]
         return [self.file(name) for name in sorted(listed) if name.startswith(prefix)]
+
+    def _sha256(self, name: str) -> str:
+        """Hash of a file's content, which is read again only if the file was written since."""
+        version = _version(self.path / name)
+        if name not in self._hashed or self._hashed[name][0] != version:
+            self._hashed[name] = version, file_sha256(self.path / name)
+        return self._hashed[name][1]
 
     def _checksum_file(self, name: str) -> Path:
         return self.path / CHECKSUMS / name
@@ -234,10 +279,11 @@ class RunDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._stages: dict[str, StageDir] = {}
 
     def stage(self, name: str) -> StageDir:
-        """The directory of a stage, made or not."""
-        return StageDir(self.path / name)
+        """The directory of a stage, made or not; always the same object, which knows what it hashed."""
+        return self._stages.setdefault(name, StageDir(self.path / name))
 
     @property
     def metrics_file(self) -> Path:
@@ -324,6 +370,13 @@ class RunDir:
                     "or use another run name"
                 ) from error
             yield
+
+
+def _version(path: Path) -> _Version | None:
+    if not path.is_file():
+        return None
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stir_train.types.steering import Candidates, ControlBasis
+from stir_train.types.steering import Contrasts, ControlBasis
 
 WEAK_CONTRAST = 0.05
 UNSTABLE_COSINE = 0.3
@@ -35,12 +35,31 @@ class BlockDiagnostics:
     split_half: float
 
 
-def diagnose(candidates: Candidates) -> list[BlockDiagnostics]:
-    """Diagnose every captured block."""
-    return [_diagnose(candidates, layer) for layer in range(len(candidates.blocks))]
+def diagnose(candidates: Contrasts, block: int) -> tuple[BlockDiagnostics, Float[Tensor, "C"]]:
+    """What one block's contrasts look like, and the norm of each direction."""
+    right, wrong = candidates.means(block)
+    directions = right - wrong
+    norms, right_norms = directions.norm(dim=-1), right.norm(dim=-1)
+    del right
+    keys = torch.nn.functional.normalize(wrong, dim=-1)
+    raw_cosine = _mean_cosine(keys)
+    del keys
+    centred_cosine = _mean_cosine(torch.nn.functional.normalize(wrong - wrong.mean(0), dim=-1))
+    del wrong
+    units = torch.nn.functional.normalize(directions, dim=-1)
+    common = torch.nn.functional.normalize(directions.mean(0), dim=0)
+    found = BlockDiagnostics(
+        block=block,
+        relative_norm=float((norms / right_norms).median()),
+        raw_cosine=raw_cosine,
+        centred_cosine=centred_cosine,
+        coherence=float((units @ common).mean()),
+        split_half=_split_half(candidates, directions),
+    )
+    return found, norms
 
 
-def warnings_of(candidates: Candidates, blocks: list[BlockDiagnostics]) -> list[str]:
+def warnings_of(candidates: Contrasts, blocks: list[BlockDiagnostics]) -> list[str]:
     """Warnings a user should read before trusting the basis."""
     found = []
     if len(candidates) < 2 * int(candidates.points.max()):
@@ -61,7 +80,7 @@ def warnings_of(candidates: Candidates, blocks: list[BlockDiagnostics]) -> list[
     return found
 
 
-def points_yield(candidates: Candidates, basis: ControlBasis) -> list[tuple[int, int, float]]:
+def points_yield(candidates: Contrasts, basis: ControlBasis) -> list[tuple[int, int, float]]:
     """(point, contrasts found, corrections kept in a block on average) per control point."""
     corrections = basis.points[~basis.is_anchor]
     num_blocks = len(candidates.blocks)
@@ -75,21 +94,6 @@ def points_yield(candidates: Candidates, basis: ControlBasis) -> list[tuple[int,
     ]
 
 
-def _diagnose(candidates: Candidates, layer: int) -> BlockDiagnostics:
-    right, wrong = candidates.mean_right[:, layer], candidates.mean_wrong[:, layer]
-    directions = right - wrong
-    keys = torch.nn.functional.normalize(wrong, dim=-1)
-    units = torch.nn.functional.normalize(directions, dim=-1)
-    return BlockDiagnostics(
-        block=candidates.blocks[layer],
-        relative_norm=float((directions.norm(dim=-1) / right.norm(dim=-1)).median()),
-        raw_cosine=_mean_cosine(keys),
-        centred_cosine=_mean_cosine(torch.nn.functional.normalize(wrong - wrong.mean(0), dim=-1)),
-        coherence=float((units @ torch.nn.functional.normalize(directions.mean(0), dim=0)).mean()),
-        split_half=_split_half(candidates, directions),
-    )
-
-
 def _mean_cosine(units: Float[Tensor, "C D"]) -> float:
     """Mean cosine over distinct pairs, from the norm of the sum."""
     count = len(units)
@@ -98,7 +102,7 @@ def _mean_cosine(units: Float[Tensor, "C D"]) -> float:
     return float((units.sum(0).square().sum() - count) / (count * (count - 1)))
 
 
-def _split_half(candidates: Candidates, directions: Float[Tensor, "C D"]) -> float:
+def _split_half(candidates: Contrasts, directions: Float[Tensor, "C D"]) -> float:
     half = torch.tensor([int(i, 16) % 2 for i in candidates.prompt_ids], dtype=torch.bool)
     cosines = []
     for point in candidates.points.unique().tolist():

@@ -10,11 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stir_train.basis.dpp import Selection, greedy_select
-from stir_train.basis.shards import CandidateShard, SharedEntries
+from stir_train.basis.shards import SharedEntries
 from stir_train.config.stages import BasisConfig
 from stir_train.distributed.world import World
 from stir_train.errors import StageError
-from stir_train.types.steering import ControlBasis
+from stir_train.types.steering import Contrasts, ControlBasis
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,14 @@ class BlockSelection:
 
 
 def select_basis(
-    shards: Sequence[CandidateShard], config: BasisConfig, *, seed: int, world: World
+    shards: Sequence[Contrasts], config: BasisConfig, *, seed: int, world: World
 ) -> list[BlockSelection]:
     """Select a basis for every captured block, of each kind of contrast by itself. Collective.
 
     Each contrast offers a correction (key: mean wrong state) and an anchor (key: mean right
-    state); whichever is picked brings the other along. Every rank passes all shards, with the
-    states of those that it holds, and gets the same basis, whatever the number of ranks.
+    state); whichever is picked brings the other along. Every rank passes all shards, reads the states
+    of its share of them, a block and kind at a time, and gets the same basis, whatever the number of
+    ranks.
 
     Raises:
         StageError: If there is no contrast to select from.
@@ -47,14 +48,26 @@ def select_basis(
             "(rollout.num_samples), or a higher rollout.temperature"
         )
     selections = []
-    for layer, block in enumerate(shards[0].blocks):
+    for block in shards[0].blocks:
         for saves in (False, True):
             if bool((saves_tokens == saves).any()):
-                entries = SharedEntries(shards, layer, saves_tokens=saves, world=world)
-                selection = _select(entries, config, seed)
-                basis = entries.basis(torch.tensor(selection.picks), block)
-                selections.append(BlockSelection(block, saves, basis, selection))
+                selections.append(_select_kind(shards, (block, saves), config, seed, world))
     return selections
+
+
+def _select_kind(
+    shards: Sequence[Contrasts],
+    kind: tuple[int, bool],
+    config: BasisConfig,
+    seed: int,
+    world: World,
+) -> BlockSelection:
+    """The basis of one block and kind, whose keys alone are in memory meanwhile."""
+    block, saves_tokens = kind
+    entries = SharedEntries(shards, block, saves_tokens=saves_tokens, world=world)
+    selection = _select(entries, config, seed)
+    basis = entries.basis(torch.tensor(selection.picks))
+    return BlockSelection(block, saves_tokens, basis, selection)
 
 
 def _select(entries: SharedEntries, config: BasisConfig, seed: int) -> Selection:

@@ -1,47 +1,15 @@
-"""Candidates spread over ranks: every rank knows the small columns, each holds some of the states."""
+"""Candidates spread over ranks: every rank knows the small columns, each holds some of the keys."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from stir_train.distributed.world import World
-from stir_train.types.steering import Candidates, ControlBasis
-
-
-@dataclass(frozen=True)
-class CandidateShard:
-    """One file of contrasts.
-
-    Attributes:
-        points, quality, saves_tokens: As in `Candidates`.
-        blocks: The captured blocks.
-        width: Of a state.
-        states: The whole contrasts, on the rank that holds the shard.
-    """
-
-    points: Int[Tensor, "C"]
-    quality: Float[Tensor, "C"]
-    saves_tokens: Bool[Tensor, "C"]
-    blocks: tuple[int, ...]
-    width: int
-    states: Candidates | None
-
-    @staticmethod
-    def of(candidates: Candidates) -> CandidateShard:
-        """A shard that is held here."""
-        return CandidateShard(
-            candidates.points,
-            candidates.quality,
-            candidates.saves_tokens,
-            candidates.blocks,
-            candidates.mean_right.shape[2],
-            candidates,
-        )
+from stir_train.types.steering import Contrasts, ControlBasis
 
 
 def is_held(shard: int, world: World) -> bool:
@@ -53,7 +21,8 @@ class SharedEntries:
     """The entries of one block and kind: row ``2c`` is a contrast's correction, ``2c + 1`` its anchor.
 
     Each shard is a block of rows whoever holds it, so that every row's arithmetic, and with it
-    every bit of the selection, is the same for any number of ranks.
+    every bit of the selection, is the same for any number of ranks. Of the states a rank keeps the keys
+    of its own shards; directions are read again for the entries that are picked.
 
     Attributes:
         num_rows: Entries on all ranks.
@@ -61,12 +30,13 @@ class SharedEntries:
     """
 
     def __init__(
-        self, shards: Sequence[CandidateShard], layer: int, *, saves_tokens: bool, world: World
+        self, shards: Sequence[Contrasts], block: int, *, saves_tokens: bool, world: World
     ) -> None:
-        self._world = world
+        self._shards, self._block, self._world = shards, block, world
         self._saves_tokens = saves_tokens
         self._width = shards[0].width
         kinds = [shard.saves_tokens == saves_tokens for shard in shards]
+        self._kinds = kinds
         self.points = torch.cat([s.points[k] for s, k in zip(shards, kinds, strict=True)])
         self.points = self.points.repeat_interleave(2)
         self.quality = torch.cat([s.quality[k] for s, k in zip(shards, kinds, strict=True)])
@@ -77,17 +47,11 @@ class SharedEntries:
         self._starts = torch.cumsum(counts, 0) - counts
         self._ends = self._starts + counts
         self._keys: dict[int, Tensor] = {}
-        self._directions: dict[int, Tensor] = {}
         for number, (shard, kind) in enumerate(zip(shards, kinds, strict=True)):
             if is_held(number, world):
-                assert shard.states is not None, f"rank {world.rank} lacks the states of {number}"
-                right = shard.states.mean_right[kind, layer]
-                wrong = shard.states.mean_wrong[kind, layer]
+                right, wrong = shard.means(block, kind)
                 keys = torch.stack([wrong, right], 1).flatten(0, 1)
                 self._keys[number] = torch.nn.functional.normalize(keys, dim=-1)
-                self._directions[number] = torch.stack(
-                    [right - wrong, torch.zeros_like(right)], 1
-                ).flatten(0, 1)
 
     def blocks(self) -> Iterable[tuple[int, Float[Tensor, "B D"]]]:
         """The rows held here, a shard at a time."""
@@ -111,23 +75,29 @@ class SharedEntries:
         sent = self._world.broadcast(sent, source=number % self._world.size)
         return sent[1:], float(sent[0])
 
-    def basis(self, rows: Int[Tensor, "K"], block: int) -> ControlBasis:
+    def basis(self, rows: Int[Tensor, "K"]) -> ControlBasis:
         """The entries in ``rows`` as a basis, on every rank. Collective."""
         found = torch.zeros(len(rows), 2, self._width)
         for number, keys in self._keys.items():
             start, end = int(self._starts[number]), int(self._ends[number])
             here = (rows >= start) & (rows < end)
             found[here, 0] = keys[rows[here] - start]
-            found[here, 1] = self._directions[number][rows[here] - start]
+            found[here, 1] = self._directions(number, rows[here] - start)
         found = self._world.sum(found)  # every row is nonzero on one rank only
         contrasts = self._contrasts.nonzero()[:, 0].repeat_interleave(2)
         return ControlBasis(
             keys=found[:, 0],
             directions=found[:, 1],
-            blocks=torch.full((len(rows),), block),
+            blocks=torch.full((len(rows),), self._block),
             points=self.points[rows],
             quality=self.quality[rows],
             is_anchor=rows % 2 == 1,
             saves_tokens=torch.full((len(rows),), self._saves_tokens),
             contrast=contrasts[rows],
         )
+
+    def _directions(self, number: int, rows: Int[Tensor, "R"]) -> Float[Tensor, "R D"]:
+        """Of some entries of a shard: better minus worse, and nothing for an anchor."""
+        contrasts = self._kinds[number].nonzero()[:, 0][rows // 2]
+        right, wrong = self._shards[number].means(self._block, contrasts)
+        return torch.where((rows % 2 == 1)[:, None], torch.zeros(()), right - wrong)

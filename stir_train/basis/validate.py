@@ -13,18 +13,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from stir_train.types.steering import ControlBasis, Intervention
+from stir_train.stores.interventions import InterventionData
+from stir_train.types.steering import UNSTEERED, ControlBasis, Intervention, PlannedTrial
 
 NEAREST = 8
 """Of the entries drawn at random half are of this many most similar ones, half of all."""
 GUIDED = 0.5
 """Share of trials that take what a guide scores best, once there is one."""
-UNSTEERED = -1
 PRIOR_TRIALS = 4.0
 """An entry's mean uplift is shrunk towards the mean of all as by this many trials."""
 INTERVAL = 1.96
@@ -32,12 +33,21 @@ MIN_TRIALS = 4
 """An entry is given up early only after this many trials."""
 
 
+@runtime_checkable
+class PooledStates(Protocol):
+    """States ``Float[S L D]``, wherever they are."""
+
+    def gather(self, index: Int[Tensor, "B"]) -> Float[Tensor, "B L D"]:
+        """Those at ``index``."""
+        ...
+
+
 @dataclass(frozen=True)
 class StatePool:
     """Control-point states of greedy rollouts and of earlier trials, where trials may start.
 
     Attributes:
-        states: ``Float[S L D]``, one row a control point, for the captured blocks.
+        states: ``[S L D]``, one row a control point, for the captured blocks; read when one is drawn.
         points: ``Int[S]``, 1-based.
         weights: ``Float[S]``, how often a state is tried, relative to others.
         blocks: The captured blocks.
@@ -45,22 +55,11 @@ class StatePool:
             controller steers one block, so a trial from here is of that block too.
     """
 
-    states: Float[Tensor, "S L D"]
+    states: PooledStates
     points: Int[Tensor, "S"]
     weights: Float[Tensor, "S"]
     blocks: tuple[int, ...]
     steered: Int[Tensor, "S"]
-
-
-@dataclass(frozen=True)
-class PlannedTrial:
-    """One intervention to make, and the probability that the plan had for it at its state."""
-
-    state: int
-    block: int
-    entry: int
-    strength: float
-    propensity: float
 
 
 Guide = Callable[[int, int, Float[Tensor, "L D"], Float[Tensor, "E D"]], Float[Tensor, "E"]]
@@ -95,6 +94,19 @@ class EntryUplift:
     shrunken: float
 
 
+def pool_of(data: InterventionData) -> StatePool:
+    """The states that trials may start from: greedy ones and steered ones come up equally often.
+
+    States with nothing to gain come up like others: where an impulse does harm is half of what
+    the value head must know.
+    """
+    steered = data.steered()
+    weights = torch.ones(len(steered))
+    for group in (steered == UNSTEERED, steered != UNSTEERED):
+        weights[group] /= weights[group].sum().clamp_min(1e-12)
+    return StatePool(data.states, data.labels.point, weights, data.states.blocks, steered)
+
+
 def plan_trials(
     pool: StatePool,
     basis: ControlBasis,
@@ -121,14 +133,15 @@ def plan_trials(
         if not open_arms:
             continue
         injection = open_arms[int(arm_draw * len(open_arms))]
-        point, at = int(pool.points[state]), pool.states[state, pool.blocks.index(injection.block)]
+        point, states = int(pool.points[state]), pool.states.gather(torch.tensor([state]))[0]
+        at = states[pool.blocks.index(injection.block)]
         entries, probabilities = _entry_probabilities(basis, active, injection.block, point, at)
         if not len(entries):
             continue
         pick = int(torch.multinomial(probabilities, 1, generator=generator))
         if guide is not None:
             impulses = injection.strength * basis.directions[entries]
-            best = int(guide(injection.block, point, pool.states[state], impulses).argmax())
+            best = int(guide(injection.block, point, states, impulses).argmax())
             pick = best if guide_draw < GUIDED else pick
             probabilities = (1 - GUIDED) * probabilities
             probabilities[best] += GUIDED

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -181,16 +181,32 @@ class ValueHead(nn.Module):
 
     @torch.no_grad()
     def learn_reach(
-        self, seen: Float[Tensor, "R W"], held_out: Float[Tensor, "R2 W"], *, share: float
+        self,
+        seen: Iterable[Float[Tensor, "R W"]],
+        held_out: Iterable[Float[Tensor, "R2 W"]],
+        *,
+        share: float,
     ) -> None:
-        """Set what is familiar: all but a ``1 - share`` of held-out states."""
-        inputs = self._own(seen).double()
-        variances, axes = torch.linalg.eigh(inputs.T @ inputs / len(inputs))
+        """Set what is familiar: all but a ``1 - share`` of held-out states.
+
+        Args:
+            seen: States of the training, in pieces that are in memory one at a time.
+            held_out: States of the validation, likewise.
+            share: Of held-out states, those that count as familiar.
+        """
+        count, scatter = 0, torch.zeros(())
+        for piece in seen:
+            inputs = self._own(piece).double()
+            products = inputs.T @ inputs
+            scatter = products if not count else scatter + products
+            count += len(piece)
+        variances, axes = torch.linalg.eigh(scatter / count)
         kept = len(self.familiar_axes)
         self.familiar_axes.copy_(axes[:, -kept:].T)
         self.familiar_variances.copy_(variances[-kept:].clamp_min(1e-6))
         self.familiar_rest.copy_(variances[:-kept].sum().clamp_min(1e-6))
-        self.familiar_limit.copy_(self.mahalanobis_distance(held_out).quantile(share))
+        distances = torch.cat([self.mahalanobis_distance(piece) for piece in held_out])
+        self.familiar_limit.copy_(distances.quantile(share))
 
     def _own(self, states: Float[Tensor, "B W"]) -> Float[Tensor, "B D"]:
         """Its own block's states, standardised."""

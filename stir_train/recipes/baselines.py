@@ -20,12 +20,6 @@ from stir_train.baselines.registry import BASELINES
 from stir_train.evals.metrics import MethodMetrics, compare_to_baseline
 from stir_train.generation.backend import ControlSpec
 from stir_train.monitoring.console import progress
-from stir_train.recipes.harvest import (
-    load_report,
-    model_metadata,
-    rollout_chunks,
-    save_report,
-)
 from stir_train.recipes.tune import price_per_token, split_by_halving, tune_job
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.runtime.generation import (
@@ -34,6 +28,9 @@ from stir_train.runtime.generation import (
     load_answers,
     sampling_params,
 )
+from stir_train.stores.report_file import load_report, save_report
+from stir_train.stores.states import StateStore
+from stir_train.stores.steering import model_metadata
 from stir_train.types.rollout import GradedRollout, Prompt, Rollout
 from stir_train.types.trajectory import CapturedStates
 
@@ -139,7 +136,7 @@ def parameters_file(name: str) -> str:
 
 def _learn(context: RunContext, stage: StageDir) -> dict[str, str]:
     """Save what each method learns, unless it is there; why some cannot be applied."""
-    chunks = rollout_chunks(context)
+    chunks = list(StateStore(context.stage("rollout")).chunks())
     harvest = HarvestData(
         loaded=context.resources.loaded,
         graded=[item for part, _ in chunks for item in part],
@@ -162,7 +159,8 @@ def _learn(context: RunContext, stage: StageDir) -> dict[str, str]:
             with stage.writing(why) as path:
                 path.write_text(f"{finding}\n", encoding="utf-8")
             continue
-        save_tensors(stage, parameters_file(name), parameters, model_metadata(context))
+        identity = context.resources.described.identity
+        save_tensors(stage, parameters_file(name), parameters, model_metadata(identity))
     return reasons
 
 

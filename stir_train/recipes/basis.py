@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from stir_train.artifacts.run_dir import StageDir
-from stir_train.artifacts.tensors import save_tensors
 from stir_train.basis.diagnostics import diagnose, points_yield, warnings_of
 from stir_train.basis.select import BlockSelection, select_basis
-from stir_train.recipes.harvest import load_candidates, load_shards, model_metadata, save_report
 from stir_train.runtime.context import Finish, Outcome, RunContext
-from stir_train.steering.artifacts import BASIS_FILE
+from stir_train.stores.contrasts import ContrastStore
+from stir_train.stores.report_file import save_report
+from stir_train.stores.steering import save_basis
 from stir_train.types.steering import ControlBasis
 
 DIAGNOSED_CONTRASTS = 20_000
@@ -23,16 +23,22 @@ DIAGNOSED_CONTRASTS = 20_000
 def run(context: RunContext, stage: StageDir) -> Finish:
     """Select the control basis and diagnose the contrasts."""
     config = context.config
-    shards = load_shards(context.stage("harvest"), context.world)
+    harvest = context.stage("harvest")
+    harvest.require_complete()
+    shards = ContrastStore(harvest).read()
     selections = select_basis(shards, config.basis, seed=config.seed, world=context.world)
     return lambda: _finish(context, stage, selections)
 
 
 def _finish(context: RunContext, stage: StageDir, selections: list[BlockSelection]) -> Outcome:
-    candidates = load_candidates(context, at_most=DIAGNOSED_CONTRASTS)
+    candidates = ContrastStore(context.stage("harvest")).head(DIAGNOSED_CONTRASTS)
     basis = ControlBasis.concatenate([selection.basis for selection in selections])
-    save_tensors(stage, BASIS_FILE, vars(basis), model_metadata(context))
-    diagnostics = diagnose(candidates)
+    save_basis(stage, basis, context.resources.described.identity)
+    diagnostics, norms = [], {}
+    for block in candidates.blocks:
+        found, norms_of_block = diagnose(candidates, block)
+        diagnostics.append(found)
+        norms[str(block)] = norms_of_block.tolist()
     warnings = warnings_of(candidates, diagnostics)
     coverage = points_yield(candidates, basis)
     report: dict[str, Any] = {
@@ -40,12 +46,7 @@ def _finish(context: RunContext, stage: StageDir, selections: list[BlockSelectio
         "warnings": warnings,
         "points": coverage,
         "quality": candidates.quality.tolist(),
-        "norms": {
-            str(block): (candidates.mean_right - candidates.mean_wrong)[:, layer]
-            .norm(dim=-1)
-            .tolist()
-            for layer, block in enumerate(candidates.blocks)
-        },
+        "norms": norms,
         "logdet": {_selection_name(s): s.selection.logdet for s in selections},
         "objective": {_selection_name(s): s.selection.objective for s in selections},
     }

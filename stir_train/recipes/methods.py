@@ -14,12 +14,12 @@ from stir_train.generation.engine import DecodeEngine
 from stir_train.models.load import LoadedModel, load_model, unsharded
 from stir_train.models.lora import load_adapter
 from stir_train.recipes.baselines import TunedBaseline, tuned_baselines
-from stir_train.recipes.harvest import load_basis
 from stir_train.recipes.student_plan import student_prefix
 from stir_train.recipes.tune import best_of_each_mode, controller_for, trial_name
 from stir_train.runtime.context import RunContext
 from stir_train.steering.controls import empty_basis, random_directions, shuffled_keys
 from stir_train.steering.interface import SteeringController
+from stir_train.stores.steering import load_basis
 from stir_train.types.steering import ControlBasis
 
 GREEDY, PUBLISHED, STEERED_METHOD, STUDENT = "greedy", "stir-published", "stir", "lora-student"
@@ -63,7 +63,7 @@ class Method:
 def build_methods(context: RunContext) -> list[Method]:
     """Greedy, the published rule, the tuned controller, its controls, and the LoRA student."""
     basis, choice = context.steering.basis(), context.steering.choice()
-    selected = load_basis(context)
+    selected, _ = load_basis(context.stage("basis"))
     published = selected.select(~selected.saves_tokens)
 
     def steered(name: str, settings: SteeringConfig, used: ControlBasis, chosen: str) -> Method:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from stir_train.artifacts.run_dir import StageDir
-from stir_train.artifacts.tables import load_table
 from stir_train.config.load import dump_config
 from stir_train.evals.report import ReportData, build_examples, render_report
-from stir_train.recipes.harvest import load_report
 from stir_train.recipes.methods import GREEDY, STEERED_METHOD
 from stir_train.recipes.result_tables import load_results
 from stir_train.runtime.context import Finish, Outcome, RunContext
-from stir_train.runtime.generation import GenerationJob, load_rollouts, num_chunks, sampling_params
+from stir_train.stores.report_file import load_report
+from stir_train.stores.rollouts import RolloutStore
 from stir_train.types.rollout import GradedRollout
-from stir_train.types.steering import SteeringDecision
 
 PAGE = "report.html"
 
@@ -27,11 +25,7 @@ def _write(context: RunContext, stage: StageDir) -> Outcome:
     greedy, steered = _answers(context, GREEDY), _answers(context, STEERED_METHOD)
     questions = {p.prompt_id: (p.question, p.answer) for p in context.splits["test"]}
     wins, losses = build_examples(greedy, steered, questions, context.resources.described.decode)
-    decisions = [
-        decision
-        for path in evaluation.files(f"{STEERED_METHOD}/decisions-")
-        for decision in load_table(path, SteeringDecision)
-    ]
+    decisions = RolloutStore(evaluation).decisions(STEERED_METHOD)
     distilled = ("steer", "distill") if context.config.distill.enabled else ()
     stages = ("rollout", "harvest", "basis", "validate", "value", "tune", *distilled, "evaluate")
     page = render_report(
@@ -57,12 +51,4 @@ def _write(context: RunContext, stage: StageDir) -> Outcome:
 
 
 def _answers(context: RunContext, method: str) -> list[GradedRollout]:
-    job = GenerationJob(
-        prompts=context.splits["test"],
-        num_samples=1,
-        sampling=sampling_params(context, greedy=True),
-        prefix=f"{method}/",
-    )
-    stage = context.stage("evaluate")
-    chunks = range(num_chunks(context, job))
-    return [graded for chunk in chunks for graded in load_rollouts(stage, job.prefix, chunk)]
+    return RolloutStore(context.stage("evaluate")).read(method)

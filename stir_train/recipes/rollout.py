@@ -5,50 +5,39 @@ from __future__ import annotations
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.monitoring.console import progress
 from stir_train.runtime.context import Finish, Outcome, RunContext
-from stir_train.runtime.generation import (
-    GenerationJob,
-    generate_jobs,
-    load_rollouts,
-    num_chunks,
-    sampling_params,
-)
+from stir_train.runtime.generation import GenerationJob, generate_jobs, sampling_params
+from stir_train.stores.rollouts import RolloutStore
 
 
-def rollout_job(context: RunContext) -> GenerationJob:
-    """Sampled rollouts of the harvest split, states captured at every harvested block."""
-    return GenerationJob(
+def run(context: RunContext, stage: StageDir) -> Finish:
+    """Sample, grade and capture states at every harvested block."""
+    job = GenerationJob(
         prompts=context.splits["harvest"],
         num_samples=context.config.rollout.num_samples,
         sampling=sampling_params(context, greedy=False),
         capture_blocks=context.resources.captured_blocks,
     )
-
-
-def run(context: RunContext, stage: StageDir) -> Finish:
-    """Sample, grade and capture."""
-    job = rollout_job(context)
     total = len(job.prompts) * job.num_samples
     with progress(context.console, "rollouts", total, "rollouts") as advance:
         generate_jobs(context, stage, [job], advance)
-    return lambda: _finish(context, stage, job)
+    return lambda: _finish(stage)
 
 
-def _finish(context: RunContext, stage: StageDir, job: GenerationJob) -> Outcome:
-    graded = [
-        g for chunk in range(num_chunks(context, job)) for g in load_rollouts(stage, "", chunk)
-    ]
+def _finish(stage: StageDir) -> Outcome:
+    outcomes = RolloutStore(stage).outcomes()
     by_prompt: dict[str, list[bool]] = {}
-    for item in graded:
-        by_prompt.setdefault(item.rollout.prompt_id, []).append(item.grade.correct)
+    for outcome in outcomes:
+        by_prompt.setdefault(outcome.prompt_id, []).append(outcome.correct)
+    count, num_samples = len(outcomes), max(map(len, by_prompt.values()))
     summary = {
-        "num_rollouts": len(graded),
-        "correct_rate": sum(g.grade.correct for g in graded) / len(graded),
+        "num_rollouts": count,
+        "correct_rate": sum(outcome.correct for outcome in outcomes) / count,
         "pass_at_n": sum(map(any, by_prompt.values())) / len(by_prompt),
-        "tokens_mean": sum(len(g.rollout.token_ids) for g in graded) / len(graded),
-        "truncated_rate": sum(g.rollout.truncated for g in graded) / len(graded),
+        "tokens_mean": sum(outcome.num_tokens for outcome in outcomes) / count,
+        "truncated_rate": sum(outcome.truncated for outcome in outcomes) / count,
     }
     return Outcome(
         summary,
-        f"{len(graded)} rollouts, {summary['correct_rate']:.1%} correct, "
-        f"pass@{job.num_samples} {summary['pass_at_n']:.1%}, {summary['tokens_mean']:.1f} tokens",
+        f"{count} rollouts, {summary['correct_rate']:.1%} correct, "
+        f"pass@{num_samples} {summary['pass_at_n']:.1%}, {summary['tokens_mean']:.1f} tokens",
     )

@@ -20,10 +20,10 @@ from stir_train.distributed.engine import TrainEngine
 from stir_train.errors import StageError
 from stir_train.generation.backend import ControlSpec, previewing
 from stir_train.models.lora import Student
-from stir_train.recipes.rollout import rollout_job
 from stir_train.recipes.tune import controller_for, tune_job
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import GenerationJob, load_answers, sampling_params
+from stir_train.stores.rollouts import RolloutStore
 from stir_train.train.loop import EarlyStopping
 from stir_train.types.rollout import GradedRollout, Rollout
 
@@ -75,7 +75,7 @@ def _samples_of(context: RunContext, objective: ObjectiveConfig) -> list[Rollout
     """Right and short completions, steered or plain."""
     plain = objective.samples == "plain"
     graded = (
-        load_answers(context, context.stage("rollout"), rollout_job(context))
+        RolloutStore(context.stage("rollout")).require_complete().read()
         if plain
         else load_steered(context)
     )

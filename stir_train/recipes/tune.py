@@ -18,7 +18,6 @@ from stir_train.config.steering import (
 )
 from stir_train.evals.metrics import MethodMetrics, compare_to_baseline
 from stir_train.monitoring.console import progress
-from stir_train.recipes.harvest import load_report, save_report
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.runtime.generation import (
     GenerationJob,
@@ -27,6 +26,7 @@ from stir_train.runtime.generation import (
     sampling_params,
 )
 from stir_train.steering.interface import SteeringController
+from stir_train.stores.report_file import load_report, save_report
 from stir_train.types.rollout import GradedRollout, Prompt
 from stir_train.types.steering import ControlBasis
 

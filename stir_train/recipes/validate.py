@@ -3,53 +3,117 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from stir_train.artifacts.run_dir import StageDir
-from stir_train.artifacts.tables import save_table
-from stir_train.artifacts.tensors import save_tensors
+from stir_train.basis.trials import (
+    better_blocks,
+    injection_report,
+    intervention_of,
+    shortest_right,
+    trial_request,
+)
 from stir_train.basis.validate import (
+    EntryUplift,
     Guide,
     Injection,
-    PlannedTrial,
     entry_uplifts,
     plan_trials,
+    pool_of,
     still_promising,
     validated_basis,
 )
 from stir_train.config.steering import ValueSteering
 from stir_train.distributed.leases import Note
+from stir_train.generation.backend import ControlSpec
+from stir_train.models.value_head import ValueHead
 from stir_train.monitoring.console import Advance, progress
-from stir_train.recipes.block_selection import Heads, better_blocks, provisional_heads
-from stir_train.recipes.harvest import load_basis, model_metadata, save_report
-from stir_train.recipes.intervention_data import (
-    InterventionData,
-    greedy_job,
-    load_intervention_data,
-    load_plan,
-    make_trials,
-    plan_file,
-    read_blocks,
-    trials_file,
-)
 from stir_train.runtime.chunk_scheduler import make_missing
 from stir_train.runtime.context import Finish, Outcome, RunContext
-from stir_train.runtime.generation import generate_jobs
-from stir_train.steering.artifacts import BASIS_FILE
-from stir_train.types.steering import ControlBasis, Intervention
+from stir_train.runtime.generation import (
+    GenerationJob,
+    generate_jobs,
+    grade_rollouts,
+    sampling_params,
+)
+from stir_train.steering.controller import BasisController
+from stir_train.stores.interventions import (
+    GREEDY_SET,
+    InterventionData,
+    InterventionStore,
+    plan_file,
+    round_set,
+    save_plan,
+    save_trials,
+    selection_set,
+    trials_file,
+)
+from stir_train.stores.report_file import save_report
+from stir_train.stores.rollouts import RolloutStore, save_rollouts
+from stir_train.stores.states import save_states
+from stir_train.stores.steering import head_file, load_basis, load_head, save_basis, save_head
+from stir_train.types.steering import ControlBasis, Intervention, PlannedTrial
+from stir_train.value.examples import HeadData
+from stir_train.value.provisional import fit_provisional, guide_of
+
+
+@dataclass(frozen=True)
+class _Validation:
+    """A validation under way.
+
+    Attributes:
+        context: The run.
+        stage: Takes the files.
+        basis: What trials inject.
+        shortest: Tokens of the shortest right sample of each problem that has one.
+        head_data: What heads between rounds learn from; rank 0 alone fills it.
+    """
+
+    context: RunContext
+    stage: StageDir
+    basis: ControlBasis
+    shortest: Mapping[str, int]
+    head_data: HeadData
+
+    @property
+    def token_price(self) -> float:
+        """What a whole token budget is worth in accuracy."""
+        return self.context.config.utility.token_price
+
+    @property
+    def budget(self) -> int:
+        """The token budget."""
+        return self.context.config.generation.max_new_tokens
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The captured blocks."""
+        return self.context.resources.captured_blocks
+
+    def uplifts(self, trials: Sequence[Intervention]) -> list[EntryUplift]:
+        """What trials say of every entry."""
+        return entry_uplifts(
+            trials,
+            len(self.basis),
+            token_price=self.token_price,
+            max_new_tokens=self.budget,
+        )
 
 
 def run(context: RunContext, stage: StageDir) -> Finish:
     """Replay, summarise, and keep the entries that help."""
-    basis = load_basis(context)
+    basis, _ = load_basis(context.stage("basis"))
     trials: list[Intervention] = []
     if context.config.validation.enabled:
-        trials = _run_trials(context, stage, basis)
+        rollouts = RolloutStore(context.stage("rollout")).require_complete()
+        scratch, shortest = context.run_dir.scratch(stage.name), shortest_right(rollouts.outcomes())
+        head_data = HeadData(rollouts, scratch, reads_below=context.config.value.reads_below)
+        validation = _Validation(context, stage, basis, shortest, head_data)
+        trials = _run_trials(validation)
     return lambda: _finish(context, stage, basis, trials)
 
 
@@ -58,7 +122,7 @@ def _finish(
 ) -> Outcome:
     config = context.config
     kept = _keep_helpful(context, stage, basis, trials)
-    save_tensors(stage, BASIS_FILE, vars(kept), model_metadata(context))
+    save_basis(stage, kept, context.resources.described.identity)
     num = int((~basis.is_anchor).sum())
     num_kept = int((~kept.is_anchor).sum())
     gain = [t.uplift(config.utility.token_price, config.generation.max_new_tokens) for t in trials]
@@ -71,116 +135,177 @@ def _finish(
     )
 
 
-def finished_intervention_data(context: RunContext) -> InterventionData | None:
-    """Everything that a finished validation tried, or None if it was off."""
-    if not context.config.validation.enabled:
-        return None
-    stage = context.stage("validate")
-    stage.require_complete()
-    return load_intervention_data(context, stage, context.config.validation.num_rounds)
-
-
-def _run_trials(context: RunContext, stage: StageDir, basis: ControlBasis) -> list[Intervention]:
-    config = context.config.validation
-    job = greedy_job(context)
-    total = len(job.prompts) + config.num_completions(len(context.resources.captured_blocks))
+def _run_trials(validation: _Validation) -> list[Intervention]:
+    context, config = validation.context, validation.context.config.validation
+    greedy = GenerationJob(
+        prompts=context.splits["harvest"],
+        num_samples=1,
+        sampling=sampling_params(context, greedy=True),
+        capture_blocks=validation.blocks,
+        prefix=f"{GREEDY_SET}/",
+    )
+    total = len(greedy.prompts) + config.num_completions(len(validation.blocks))
     injections = [
-        Injection(block, strength)
-        for block in context.resources.captured_blocks
-        for strength in config.strengths
+        Injection(block, strength) for block in validation.blocks for strength in config.strengths
     ]
     with progress(context.console, "validate", total, "replays") as advance:
-        generate_jobs(context, stage, [job], advance)
-        replays = load_intervention_data(context, stage, 0)
+        generate_jobs(context, validation.stage, [greedy], advance)
+        data = InterventionStore(validation.stage).read(0)
         for number in range(config.num_rounds):
-            source, guide = (replays, basis), None
+            guide = None
             if number:
-                heads = provisional_heads(context, stage, replays, injections, number)
-                injections = better_blocks(
-                    context, stage, source, (injections, heads), number, advance
+                heads = _provisional_heads(validation, data, injections, number)
+                injections = _better_injections(
+                    validation, data, (injections, heads), number, advance
                 )
-                guide = _guide(context, heads)
-            _plan_round(context, stage, source, injections, guide, number)
-            _make_round(context, stage, source, number, advance)
-            replays = load_intervention_data(context, stage, number + 1)
-    return replays.trials
+                guide = guide_of(
+                    heads,
+                    validation.blocks,
+                    token_price=validation.token_price,
+                    doubt=ValueSteering.like(context.config.steering).doubt,
+                )
+            _plan_round(validation, data, injections, guide, number)
+            _make_round(validation, data, number, advance)
+            data = InterventionStore(validation.stage).read(number + 1)
+    return data.trials
+
+
+def _provisional_heads(
+    validation: _Validation, data: InterventionData, injections: Sequence[Injection], number: int
+) -> dict[int, ValueHead]:
+    """Value heads of the trials before a round, trained once for all ranks and attempts."""
+    context, stage = validation.context, validation.stage
+    config = context.config
+    files = {
+        block: f"{round_set(number)}/{head_file(block)}"
+        for block in sorted({injection.block for injection in injections})
+    }
+
+    def make() -> None:
+        for block, name in files.items():
+            if not stage.has(name):
+                head = fit_provisional(
+                    validation.head_data,
+                    data,
+                    validation.basis,
+                    config.value,
+                    block=block,
+                    max_points=config.control_points.max_points,
+                    max_new_tokens=validation.budget,
+                    seed=config.seed,
+                )
+                save_head(stage, name, head, context.resources.described.identity)
+
+    context.world.on_main(f"heads before round {number}", make)
+    return {block: load_head(stage.verified(name))[0] for block, name in files.items()}
+
+
+def _better_injections(
+    validation: _Validation,
+    data: InterventionData,
+    controllers: tuple[Sequence[Injection], Mapping[int, ValueHead]],
+    number: int,
+    advance: Advance,
+) -> list[Injection]:
+    """Let every injection's controller answer harvest problems; keep those of the better half of blocks.
+
+    All strengths stay, since the heads learn across them.
+
+    Args:
+        validation: Takes the answers.
+        data: The greedy rollouts and trials so far.
+        controllers: The injections, and the value head of each one's block.
+        number: The round that the better half goes on to.
+        advance: Hears of problems answered.
+    """
+    context, (injections, heads) = validation.context, controllers
+    if len(heads) == 1:
+        return list(injections)
+    price, budget = validation.token_price, validation.budget
+    kept = validated_basis(validation.basis, validation.uplifts(data.trials))
+    sets = {i: selection_set(number, i.block, i.strength) for i in injections}
+    jobs = [
+        GenerationJob(
+            prompts=context.splits["harvest"][: context.config.validation.selection_problems],
+            num_samples=1,
+            sampling=sampling_params(context, greedy=True),
+            make_controller=partial(_controller, context, kept, injection, heads[injection.block]),
+            prefix=f"{name}/",
+        )
+        for injection, name in sets.items()
+    ]
+    generate_jobs(context, validation.stage, jobs, advance)
+
+    def rank() -> list[int]:
+        store = RolloutStore(validation.stage)
+        return better_blocks(
+            {injection: store.outcomes(name) for injection, name in sets.items()},
+            data.outcomes,
+            data.trials,
+            token_price=price,
+            max_new_tokens=budget,
+        )
+
+    better = context.world.on_main(f"blocks of round {number}", rank)
+    return [injection for injection in injections if injection.block in better]
+
+
+def _controller(
+    context: RunContext, basis: ControlBasis, injection: Injection, head: ValueHead
+) -> BasisController:
+    settings = ValueSteering.like(context.config.steering, {"strength": injection.strength})
+    return BasisController(
+        basis,
+        settings,
+        block=injection.block,
+        head=head,
+        device=context.resources.loaded.device,
+        utility=context.config.utility,
+    )
 
 
 def _plan_round(
-    context: RunContext,
-    stage: StageDir,
-    source: tuple[InterventionData, ControlBasis],
+    validation: _Validation,
+    data: InterventionData,
     injections: Sequence[Injection],
     guide: Guide | None,
     number: int,
 ) -> None:
     """Write down what a round tries, once for all ranks and attempts."""
-    replays, basis = source
-    price = context.config.utility.token_price
-    budget = context.config.generation.max_new_tokens
+    context = validation.context
 
     def write() -> None:
-        if stage.has(plan_file(number)):
+        if validation.stage.has(plan_file(number)):
             return
-        uplifts = entry_uplifts(
-            replays.trials, len(basis), token_price=price, max_new_tokens=budget
-        )
         plans = plan_trials(
-            replays.pool(),
-            basis,
-            still_promising(uplifts),
+            pool_of(data),
+            validation.basis,
+            still_promising(validation.uplifts(data.trials)),
             injections,
             context.config.validation.trials_per_round,
             torch.Generator().manual_seed(context.config.seed + number),
             guide=guide,
         )
-        save_table(stage, plan_file(number), PlannedTrial, plans)
+        save_plan(validation.stage, number, plans)
 
     context.world.on_main(f"plan of round {number}", write)
 
 
-def _guide(context: RunContext, heads: Heads) -> Guide:
-    """Scores impulses as the heads would choose."""
-    doubt = ValueSteering.like(context.config.steering).doubt
-    price = context.config.utility.token_price
-
-    def score(
-        block: int, point: int, states: Float[Tensor, "L D"], impulses: Float[Tensor, "E D"]
-    ) -> Float[Tensor, "E"]:
-        rows = [
-            context.resources.captured_blocks.index(read) for read in read_blocks(context, block)
-        ]
-        bound = heads[block].gain_bound(
-            states[rows].flatten()[None],
-            impulses[None],
-            torch.tensor([point]),
-            token_price=price,
-            doubt=doubt,
-        )
-        return bound[0]
-
-    return score
-
-
 def _make_round(
-    context: RunContext,
-    stage: StageDir,
-    source: tuple[InterventionData, ControlBasis],
-    number: int,
-    advance: Advance,
+    validation: _Validation, data: InterventionData, number: int, advance: Advance
 ) -> None:
     """Generate the trials of a round chunk by chunk, together with the other ranks."""
-    plans = load_plan(stage, number)
+    context, plans = validation.context, InterventionStore(validation.stage).plan(number)
     size = context.config.generation.chunk_completions
     chunks = {f"{chunk:05d}": chunk for chunk in range(-(-len(plans) // size))}
     files = {key: trials_file(number, chunk) for key, chunk in chunks.items()}
-    price, budget = context.config.utility.token_price, context.config.generation.max_new_tokens
+    price, budget = validation.token_price, validation.budget
 
     def part(key: str) -> list[PlannedTrial]:
         return plans[chunks[key] * size : (chunks[key] + 1) * size]
 
     def make(key: str) -> dict[str, float]:
-        made = make_trials(context, stage, source, part(key), (number, chunks[key]))
+        made = _make_trials(validation, data, part(key), (number, chunks[key]))
         if not made:
             return {}
         return {
@@ -194,7 +319,61 @@ def _make_round(
         advance(len(part(key)), f"round {number + 1}")
 
     together = context.resources.engine if context.is_sharded else None
-    make_missing(context, stage, files, make, on_finished, together=together)
+    make_missing(context, validation.stage, files, make, on_finished, together=together)
+
+
+def _make_trials(
+    validation: _Validation,
+    data: InterventionData,
+    plans: Sequence[PlannedTrial],
+    place: tuple[int, int],
+) -> list[Intervention]:
+    """Replay, judge and save a chunk of trials; nothing on a rank that only decodes along.
+
+    Args:
+        validation: What it belongs to.
+        data: What trials start from.
+        plans: The chunk's.
+        place: The round and the chunk.
+    """
+    context, stage, (number, chunk) = validation.context, validation.stage, place
+    prompts = {prompt.prompt_id: prompt for prompt in context.splits["harvest"]}
+    # Trials of one problem differ by their sample, which greedy decoding does not read.
+    first = 1 + len(data.trials) + chunk * context.config.generation.chunk_completions
+    planned = [
+        trial_request(data, validation.basis, plan, prompts, sample=first + i)
+        for i, plan in enumerate(plans)
+    ]
+    control = ControlSpec(
+        context.resources.automaton,
+        context.config.control_points.max_points,
+        validation.blocks,
+    )
+    result = context.resources.engine.generate(
+        [request for request, _ in planned],
+        sampling_params(context, greedy=True),
+        seed=context.config.seed,
+        control=control,
+    )
+    name = f"{stage.name}/{trials_file(number, chunk)}"
+    if not context.is_mine_to_write(name, [r.token_ids for r in result.rollouts]):
+        return []
+    rollouts = [
+        dataclasses.replace(rollout, impulses=made)
+        for rollout, (_, made) in zip(result.rollouts, planned, strict=True)
+    ]
+    graded = grade_rollouts(context, rollouts, [request.prompt for request, _ in planned])
+    assert result.states is not None, "blocks were named to be captured"
+    convention = context.resources.described.identity.block_convention
+    here = round_set(number), chunk
+    save_states(stage, here, rollouts, result.states, block_convention=convention)
+    save_rollouts(stage, *here, graded)
+    trials = [
+        intervention_of(data, plan, outcome, validation.shortest)
+        for plan, outcome in zip(plans, graded, strict=True)
+    ]
+    save_trials(stage, number, chunk, trials)
+    return trials
 
 
 def _keep_helpful(
@@ -208,7 +387,7 @@ def _keep_helpful(
     uplifts = entry_uplifts(trials, len(basis), token_price=price, max_new_tokens=budget)
     report = {
         "entries": [dataclasses.asdict(u) for u in uplifts if u.count],
-        "injections": _arm_report(trials, price, budget),
+        "injections": injection_report(trials, token_price=price, max_new_tokens=budget),
     }
     save_report(stage, report)
     kept = validated_basis(basis, uplifts)
@@ -217,28 +396,3 @@ def _keep_helpful(
             "[yellow]! validate: no entry helps by paired replay; steering will be `none`[/]"
         )
     return kept
-
-
-def _arm_report(trials: Sequence[Intervention], price: float, budget: int) -> list[dict[str, Any]]:
-    """Uplift by block and strength, where there was something to gain and where there was not."""
-    rows = []
-    for injection in sorted({(t.block, t.strength) for t in trials}):
-        for improvable in (True, False):
-            values = [
-                t.uplift(price, budget)
-                for t in trials
-                if (t.block, t.strength) == injection and t.improvable is improvable
-            ]
-            if values:
-                rows.append(
-                    {
-                        "block": injection[0],
-                        "strength": injection[1],
-                        "improvable": improvable,
-                        "count": len(values),
-                        "mean_uplift": sum(values) / len(values),
-                        "helped": sum(v > 0 for v in values) / len(values),
-                        "harmed": sum(v < 0 for v in values) / len(values),
-                    }
-                )
-    return rows

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import torch
 
 from stir_train.artifacts.run_dir import StageDir
-from stir_train.artifacts.tensors import save_tensors
 from stir_train.models.value_head import ValueHead
-from stir_train.monitoring.console import progress
-from stir_train.recipes.harvest import model_metadata, save_report
-from stir_train.recipes.intervention_data import read_blocks, value_examples
-from stir_train.recipes.validate import finished_intervention_data
+from stir_train.monitoring.console import Advance, progress
 from stir_train.runtime.context import Finish, Outcome, RunContext
-from stir_train.steering.artifacts import head_file
+from stir_train.stores.interventions import InterventionData, InterventionStore
+from stir_train.stores.report_file import save_report
+from stir_train.stores.rollouts import RolloutStore
+from stir_train.stores.steering import head_file, load_basis, save_head
 from stir_train.train.loop import StepRecord
 from stir_train.value.calibration import auroc, calibration, reliability
-from stir_train.value.fit import TrainSetup, fit_value_head
+from stir_train.value.examples import HeadData
+from stir_train.value.fit import TrainSetup, fit_value_head, predict
 from stir_train.value.targets import ValueExamples
 
 LOG_EVERY = 20
@@ -27,58 +28,78 @@ LOG_EVERY = 20
 def run(context: RunContext, stage: StageDir) -> Finish:
     """Train and calibrate one value head per captured block."""
     config = context.config
-    replays = finished_intervention_data(context)
+    data: InterventionData | None = None
+    if config.validation.enabled:
+        validation = context.stage("validate")
+        validation.require_complete()
+        data = InterventionStore(validation).read()
+    rollouts = RolloutStore(context.stage("rollout")).require_complete()
+    scratch = context.run_dir.scratch(stage.name)
+    head_data = HeadData(rollouts, scratch, reads_below=config.value.reads_below)
+    for states in head_data.missing(data):
+        name = f"states {head_data.states.num_parts}"
+        context.world.on_main(name, partial(head_data.states.write, states))
+        head_data.states.add(states)
     reports: dict[str, Any] = {}
     heads: dict[int, ValueHead] = {}
-    total = len(context.resources.captured_blocks) * config.value.num_steps
-    with progress(context.console, "value head", total, "steps") as advance:
-        for block in context.resources.captured_blocks:
-            observed, replayed = value_examples(context, replays, block)
-            everything = ValueExamples.concatenate([observed, *([replayed] if replayed else [])])
-            generator = torch.Generator().manual_seed(config.seed)
-            train, validation = everything.split_by_prompt(
-                config.value.validation_fraction, generator
+    blocks = head_data.observed.states.blocks
+    with progress(
+        context.console, "value head", len(blocks) * config.value.num_steps, "steps"
+    ) as advance:
+        for block in blocks:
+            heads[block], reports[str(block)] = _train(
+                context, stage, (head_data, data), block, advance
             )
-
-            def on_step(record: StepRecord, block: int = block) -> None:
-                advance(1, f"loss {record.loss:.3f}")
-                if record.step % LOG_EVERY == 0:
-                    context.metrics.log(
-                        "value", {f"block_{block}/loss": record.loss}, step=record.step
-                    )
-
-            heads[block], fitted = fit_value_head(
-                train,
-                validation,
-                config.value,
-                reads=read_blocks(context, block),
-                max_points=config.control_points.max_points,
-                max_new_tokens=config.generation.max_new_tokens,
-                seed=config.seed,
-                setup=TrainSetup(
-                    config.train,
-                    context.world,
-                    context.checkpoints(stage, f"block-{block}"),
-                    on_step,
-                ),
-            )
-            advance(config.value.num_steps - fitted.num_steps)
-            held_out = validation.prompt.unique()
-            reports[str(block)] = _value_report(heads[block], train, validation)
-            if replayed is not None:
-                caused = replayed.select(torch.isin(replayed.prompt, held_out))
-                predicted, _ = heads[block].p_correct(caused.states, caused.points, caused.impulses)
-                reports[str(block)]["intervened"] = dataclasses.asdict(
-                    calibration(predicted, caused.correct)
-                )
     return lambda: _finish(context, stage, heads, reports)
+
+
+def _train(
+    context: RunContext,
+    stage: StageDir,
+    source: tuple[HeadData, InterventionData | None],
+    block: int,
+    advance: Advance,
+) -> tuple[ValueHead, dict[str, Any]]:
+    """A block's head, and how well it does on problems that it did not learn from. Collective."""
+    config, (head_data, data) = context.config, source
+    basis, _ = load_basis(context.stage("basis"))
+    train, validation = head_data.split(
+        data, basis, block, fraction=config.value.validation_fraction, seed=config.seed
+    )
+
+    def on_step(record: StepRecord) -> None:
+        advance(1, f"loss {record.loss:.3f}")
+        if record.step % LOG_EVERY == 0:
+            context.metrics.log("value", {f"block_{block}/loss": record.loss}, step=record.step)
+
+    head, fitted = fit_value_head(
+        train,
+        validation,
+        config.value,
+        reads=head_data.reads(block),
+        max_points=config.control_points.max_points,
+        max_new_tokens=config.generation.max_new_tokens,
+        seed=config.seed,
+        setup=TrainSetup(
+            config.train, context.world, context.checkpoints(stage, f"block-{block}"), on_step
+        ),
+    )
+    advance(config.value.num_steps - fitted.num_steps)
+    report = _value_report(head, train, validation)
+    _, intervened = head_data.examples(data, basis, block)
+    if intervened is not None:
+        caused = intervened.select(torch.isin(intervened.prompt, validation.prompt.unique()))
+        report["intervened"] = dataclasses.asdict(
+            calibration(predict(head, caused), caused.correct)
+        )
+    return head, report
 
 
 def _finish(
     context: RunContext, stage: StageDir, heads: dict[int, ValueHead], reports: dict[str, Any]
 ) -> Outcome:
     for block, head in heads.items():
-        save_tensors(stage, head_file(block), head.state_dict(), model_metadata(context))
+        save_head(stage, head_file(block), head, context.resources.described.identity)
     save_report(stage, reports)
     best = max(reports, key=lambda block: float(reports[block]["overall"]["auroc"]))
     summary = {
@@ -97,7 +118,7 @@ def _value_report(
     head: ValueHead, train: ValueExamples, validation: ValueExamples
 ) -> dict[str, Any]:
     """Calibration on held-out prompts, over all and per control point, beside the baselines."""
-    predicted, _ = head.p_correct(validation.states, validation.points, validation.impulses)
+    predicted = predict(head, validation)
     rate = float(train.correct.mean())
     per_point = {}
     for point in validation.points.unique().tolist():

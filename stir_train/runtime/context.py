@@ -22,6 +22,7 @@ from stir_train.monitoring.metrics import Metrics
 from stir_train.runtime.problems import read_problems
 from stir_train.runtime.resources import Resources
 from stir_train.steering.artifacts import SteeringArtifacts
+from stir_train.stores.steering import SteeringStore
 from stir_train.train.checkpoint import CheckpointFile
 from stir_train.types.rollout import Prompt
 
@@ -96,7 +97,7 @@ class RunContext:
             ArtifactError: If the run's rollouts had another task or other control points.
         """
         self.require_settings_of_rollouts()
-        return SteeringArtifacts(self.run_dir, self.resources.described.identity)
+        return SteeringArtifacts(SteeringStore(self.run_dir, self.resources.described.identity))
 
     def stage(self, name: str) -> StageDir:
         """A stage's directory."""

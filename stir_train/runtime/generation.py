@@ -6,11 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-import torch
-
 from stir_train.artifacts.run_dir import StageDir
-from stir_train.artifacts.tables import load_table, save_table
-from stir_train.artifacts.tensors import load_tensors, save_tensors
 from stir_train.config.inputs import TaskConfig
 from stir_train.data.grading import reward
 from stir_train.distributed.leases import Note
@@ -26,9 +22,15 @@ from stir_train.monitoring.metrics import Pace
 from stir_train.runtime.chunk_scheduler import make_missing
 from stir_train.runtime.context import RunContext
 from stir_train.steering.interface import SteeringController
+from stir_train.stores.rollouts import (
+    RolloutStore,
+    rollouts_file,
+    save_decisions,
+    save_rollouts,
+)
+from stir_train.stores.states import save_states
 from stir_train.types.rollout import GradedRollout, Prompt, Rollout
 from stir_train.types.steering import SteeringDecision
-from stir_train.types.trajectory import CapturedStates, StateLabel
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ class GenerationJob:
     engine: Callable[[], DecodeEngine] | None = None
     answer: Callable[[Sequence[Prompt]], list[Rollout]] | None = None
     task: TaskConfig | None = None
+
+    @property
+    def set_name(self) -> str:
+        """The set of rollouts that it makes."""
+        return self.prefix.rstrip("/")
 
 
 def sampling_params(context: RunContext, *, greedy: bool) -> SamplingParams:
@@ -104,7 +111,7 @@ def generate_jobs(
             advance(num_completions)
             return
         figures = {
-            "set": job.prefix.rstrip("/") or "rollouts",
+            "set": job.set_name or "rollouts",
             **note,
             "tokens_per_second": note["tokens"] / max(note["seconds"], 1e-6),
             "queue_depth": left,
@@ -116,7 +123,7 @@ def generate_jobs(
     # A sharded model is loaded by all ranks at once, and only one is run at a time.
     for _, some in groupby(chunks.items(), key=lambda item: item[1][0].engine):
         mine = dict(some)
-        files = {key: rollouts_file(job.prefix, chunk) for key, (job, chunk) in mine.items()}
+        files = {key: rollouts_file(job.set_name, chunk) for key, (job, chunk) in mine.items()}
         (job, _), *_ = mine.values()
         together = _engine_of(context, job) if context.is_sharded else None
         make_missing(context, stage, files, make, on_finished, together=together)
@@ -128,61 +135,19 @@ def prompts_of_chunk(context: RunContext, job: GenerationJob, chunk: int) -> Seq
     return job.prompts[chunk * size : (chunk + 1) * size]
 
 
-def rollouts_file(prefix: str, chunk: int) -> str:
-    """Name of a chunk's rollout table."""
-    return f"{prefix}rollouts-{chunk:05d}.parquet"
-
-
-def states_file(prefix: str, chunk: int) -> str:
-    """Name of a chunk's captured states."""
-    return f"{prefix}states-{chunk:05d}.safetensors"
-
-
-def decisions_file(prefix: str, chunk: int) -> str:
-    """Name of a chunk's controller decisions."""
-    return f"{prefix}decisions-{chunk:05d}.parquet"
-
-
-def load_rollouts(stage: StageDir, prefix: str, chunk: int) -> list[GradedRollout]:
-    """Read one chunk of a stage, finished or still being made."""
-    name = rollouts_file(prefix, chunk)
-    path = stage.file(name) if stage.is_complete else stage.path / name
-    return load_table(path, GradedRollout)
-
-
 def load_answers(context: RunContext, stage: StageDir, job: GenerationJob) -> list[GradedRollout]:
-    """Read every chunk of a job, in order."""
-    chunks = range(num_chunks(context, job))
-    return [graded for chunk in chunks for graded in load_rollouts(stage, job.prefix, chunk)]
-
-
-def load_states(stage: StageDir, prefix: str, chunk: int) -> CapturedStates:
-    """Read one chunk's captured states, with their labels.
+    """Everything that a job made, in order.
 
     Raises:
-        ArtifactError: If labels point at rollouts that are not in the chunk.
+        ArtifactError: If there is less, or more.
     """
-    name = states_file(prefix, chunk)
-    path = stage.file(name) if stage.is_complete else stage.path / name
-    tensors, metadata = load_tensors(path)
-    rollouts = [graded.rollout for graded in load_rollouts(stage, prefix, chunk)]
-    owners = tensors["rollout"].tolist()
-    if owners and max(owners) >= len(rollouts):
+    store, expected = RolloutStore(stage), num_chunks(context, job)
+    if store.num_chunks(job.set_name) != expected:
         raise ArtifactError(
-            f"{path}: states of rollout {max(owners)}, the chunk has {len(rollouts)}"
+            f"{stage.path}: {store.num_chunks(job.set_name)} chunks in set {job.set_name!r}, the "
+            f"settings ask for {expected}; run the {stage.name} stage again"
         )
-    labels = tuple(
-        StateLabel(rollouts[owner].prompt_id, rollouts[owner].sample, point, index, token)
-        for owner, point, index, token in zip(
-            owners,
-            tensors["point"].tolist(),
-            tensors["token_index"].tolist(),
-            tensors["token_id"].tolist(),
-            strict=True,
-        )
-    )
-    blocks = tuple(int(block) for block in metadata["blocks"].split(","))
-    return CapturedStates(labels, blocks, tensors["states"])
+    return store.read(job.set_name)
 
 
 def _engine_of(context: RunContext, job: GenerationJob) -> DecodeEngine:
@@ -209,11 +174,17 @@ def _generate_chunk(
         return {}
     graded = grade_rollouts(context, result.rollouts, [r.prompt for r in requests], job.task)
     if result.states is not None:
-        save_states(context, stage, states_file(job.prefix, chunk), result.rollouts, result.states)
+        save_states(
+            stage,
+            (job.set_name, chunk),
+            result.rollouts,
+            result.states,
+            block_convention=context.resources.described.identity.block_convention,
+        )
     if controller is not None:
-        save_table(stage, decisions_file(job.prefix, chunk), SteeringDecision, controller.decisions)
+        save_decisions(stage, job.set_name, chunk, controller.decisions)
     # The rollout table comes last: a chunk counts as made when it is there.
-    save_table(stage, rollouts_file(job.prefix, chunk), GradedRollout, graded)
+    save_rollouts(stage, job.set_name, chunk, graded)
     figures = {
         "correct_rate": sum(g.grade.correct for g in graded) / len(graded),
         "tokens": sum(g.rollout.total_tokens for g in graded),
@@ -234,7 +205,7 @@ def _answer_chunk(
     assert job.answer is not None
     prompts = prompts_of_chunk(context, job, chunk)
     graded = grade_rollouts(context, job.answer(prompts), prompts)
-    save_table(stage, rollouts_file(job.prefix, chunk), GradedRollout, graded)
+    save_rollouts(stage, job.set_name, chunk, graded)
     return {
         "correct_rate": sum(g.grade.correct for g in graded) / len(graded),
         "tokens": sum(g.rollout.total_tokens for g in graded),
@@ -272,32 +243,3 @@ def grade_rollouts(
         GradedRollout(r, text, grade, reward(grade, r, config.rollout, max_new_tokens=budget))
         for r, text, grade in zip(rollouts, texts, grades, strict=True)
     ]
-
-
-def save_states(
-    context: RunContext,
-    stage: StageDir,
-    name: str,
-    rollouts: Sequence[Rollout],
-    captured: CapturedStates,
-) -> None:
-    """Write captured states, each with the place of its rollout in the chunk."""
-    index = {(r.prompt_id, r.sample): i for i, r in enumerate(rollouts)}
-    labels = captured.labels
-    save_tensors(
-        stage,
-        name,
-        {
-            "states": captured.states,
-            "rollout": torch.tensor(
-                [index[label.prompt_id, label.sample] for label in labels], dtype=torch.long
-            ),
-            "point": torch.tensor([label.point for label in labels], dtype=torch.long),
-            "token_index": torch.tensor([label.token_index for label in labels], dtype=torch.long),
-            "token_id": torch.tensor([label.token_id for label in labels], dtype=torch.long),
-        },
-        {
-            "blocks": ",".join(map(str, captured.blocks)),
-            "block_convention": context.resources.described.identity.block_convention,
-        },
-    )

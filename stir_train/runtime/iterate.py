@@ -29,7 +29,6 @@ from stir_train.models.load import load_model, unsharded
 from stir_train.monitoring.console import progress
 from stir_train.recipes.evaluate import RESULTS_SCHEMA
 from stir_train.recipes.methods import GREEDY
-from stir_train.recipes.rollout import rollout_job
 from stir_train.recipes.tune import price_per_token
 from stir_train.runtime.attempt import enter_run
 from stir_train.runtime.context import Outcome, RunContext
@@ -40,6 +39,7 @@ from stir_train.runtime.generation import (
     load_answers,
     sampling_params,
 )
+from stir_train.stores.rollouts import RolloutStore
 from stir_train.tools.compare import RESULTS_FILE
 from stir_train.types.rollout import GradedRollout
 
@@ -127,8 +127,8 @@ def _make_generation(
 def _mixed_share(inner: RunContext) -> float:
     """Share of the harvest problems whose samples are neither all right nor all wrong."""
     outcomes: dict[str, set[bool]] = {}
-    for item in load_answers(inner, inner.stage("rollout"), rollout_job(inner)):
-        outcomes.setdefault(item.rollout.prompt_id, set()).add(item.grade.correct)
+    for outcome in RolloutStore(inner.stage("rollout")).require_complete().outcomes():
+        outcomes.setdefault(outcome.prompt_id, set()).add(outcome.correct)
     return sum(len(found) == 2 for found in outcomes.values()) / len(outcomes)
 
 

@@ -14,7 +14,7 @@ from stir_train.recipes.result_tables import (
     students_table,
 )
 from stir_train.runtime.context import RunContext
-from stir_train.steering.artifacts import BASIS_FILE
+from stir_train.stores.steering import BASIS_FILE
 from stir_train.tools.compare import RESULTS_FILE
 
 

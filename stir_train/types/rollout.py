@@ -118,6 +118,18 @@ class Grade:
 
 
 @dataclass(frozen=True)
+class RolloutOutcome:
+    """How a rollout ended, without its tokens; ``num_tokens`` are of the completion."""
+
+    prompt_id: str
+    sample: int
+    num_tokens: int
+    correct: bool
+    truncated: bool
+    reward: float
+
+
+@dataclass(frozen=True)
 class GradedRollout:
     """A completion with its text, grade and reward ``R = 1[correct] - penalty * length share``."""
 
@@ -125,3 +137,16 @@ class GradedRollout:
     text: str
     grade: Grade
     reward: float
+
+    @property
+    def outcome(self) -> RolloutOutcome:
+        """How it ended."""
+        made = self.rollout
+        return RolloutOutcome(
+            made.prompt_id,
+            made.sample,
+            len(made.token_ids),
+            self.grade.correct,
+            made.truncated,
+            self.reward,
+        )

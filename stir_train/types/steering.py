@@ -4,10 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+
+UNSTEERED = -1
+"""Stands for the steered block of a trajectory that nothing steered."""
+
+
+@runtime_checkable
+class Contrasts(Protocol):
+    """Contrasts of some rollouts, wherever their states are; `Candidates` says what each field is."""
+
+    @property
+    def prompt_ids(self) -> tuple[str, ...]:
+        """``[C]``."""
+        ...
+
+    @property
+    def points(self) -> Int[Tensor, "C"]:
+        """Control points, 1-based."""
+        ...
+
+    @property
+    def quality(self) -> Float[Tensor, "C"]:
+        """How much better the better rollouts are."""
+        ...
+
+    @property
+    def saves_tokens(self) -> Bool[Tensor, "C"]:
+        """Whether short is contrasted with long, not right with wrong."""
+        ...
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The captured blocks."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """``D``, of a state."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of contrasts."""
+        ...
+
+    def means(
+        self, block: int, where: Shaped[Tensor, "N"] | None = None
+    ) -> tuple[Float[Tensor, "R D"], Float[Tensor, "R D"]]:
+        """Mean states of the better and of the worse rollouts in one block.
+
+        Args:
+            block: One of ``blocks``.
+            where: ``Bool[C]`` mask or ``Int[R]`` rows; None takes all.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,6 +91,19 @@ class Candidates:
     def __len__(self) -> int:
         """Number of contrasts."""
         return len(self.prompt_ids)
+
+    @property
+    def width(self) -> int:
+        """``D``, of a state."""
+        return self.mean_right.shape[2]
+
+    def means(
+        self, block: int, where: Shaped[Tensor, "N"] | None = None
+    ) -> tuple[Float[Tensor, "R D"], Float[Tensor, "R D"]]:
+        """Mean states of the better and of the worse rollouts in one block, all or ``where``."""
+        layer = self.blocks.index(block)
+        chosen = slice(None) if where is None else where
+        return self.mean_right[chosen, layer], self.mean_wrong[chosen, layer]
 
     def select(self, index: Bool[Tensor, "C"]) -> Candidates:
         """The contrasts under a mask."""
@@ -147,6 +214,17 @@ class SteeringDecision:
     null_score: float
     chosen: int
     strength: float
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """One intervention to make, and the probability that the plan had for it at its state."""
+
+    state: int
+    block: int
+    entry: int
+    strength: float
+    propensity: float
 
 
 @dataclass(frozen=True)

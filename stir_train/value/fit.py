@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,7 @@ from stir_train.train.loop import (
     parts_of,
     warmup_then_cosine,
 )
-from stir_train.value.targets import ValueExamples
+from stir_train.value.targets import ValueBatch, ValueExamples
 
 EVERY_STEPS, PATIENCE = 20, 5
 TEMPERATURES = torch.logspace(-1, 1, 81)
@@ -67,22 +67,23 @@ def fit_value_head(
     Raises:
         StageError: If there are no examples.
     """
-    if not len(train.correct):
+    if not len(train):
         raise StageError(
             "the value head has no states to learn from; no rollout reaches a control point"
         )
     generator = torch.Generator().manual_seed(seed)
     head = ValueHead(
         reads=reads,
-        width=train.impulses.shape[1],
+        width=train.inputs.directions.shape[1],
         hidden_width=config.hidden_width,
         num_members=config.num_members,
         max_points=max_points,
         max_new_tokens=max_new_tokens,
         generator=generator,
     )
-    head.mean.copy_(train.states.mean(0))
-    head.scale.copy_(train.states.std(0).clamp_min(1e-6))
+    mean, deviation = moments(batch.states for batch in train.pieces())
+    head.mean.copy_(mean)
+    head.scale.copy_(deviation.clamp_min(1e-6))
     with torch.no_grad():
         head.bias_out[..., 1] = train.log_tokens_left.mean()
     # A copy of its own for the caller: an engine may keep its model in pieces.
@@ -102,9 +103,9 @@ def fit_value_head(
             part.share
             * value_loss(
                 module,
-                part.examples,
+                part.batch,
                 config.tokens_weight,
-                (bags[:, part.examples.prompt] < BAGGED) / BAGGED,
+                (bags[:, part.batch.prompt] < BAGGED) / BAGGED,
             )
         ),
         FitPlan(
@@ -122,21 +123,55 @@ def fit_value_head(
         for name, value in engine.parameters().items():
             trained.get_parameter(name).copy_(value)
     trained.temperature.copy_(_best_temperature(trained, validation))
-    trained.learn_reach(train.states, validation.states, share=FAMILIAR)
+    trained.learn_reach(
+        (batch.states for batch in train.pieces()),
+        (batch.states for batch in validation.pieces()),
+        share=FAMILIAR,
+    )
     return trained.eval().requires_grad_(requires_grad=False), result
+
+
+def predict(head: ValueHead, examples: ValueExamples) -> Float[Tensor, "R"]:
+    """Calibrated P(correct) of all examples, a piece in memory at a time."""
+    return torch.cat(
+        [
+            head.p_correct(batch.states, batch.points, batch.impulses)[0]
+            for batch in examples.pieces()
+        ]
+    )
+
+
+def moments(
+    pieces: Iterable[Float[Tensor, "R W"]],
+) -> tuple[Float[Tensor, "W"], Float[Tensor, "W"]]:
+    """Mean and standard deviation of every column, over all rows of all pieces.
+
+    Of one piece they are torch's own, to the bit; those of more are merged in float64 (Chan, Golub
+    and LeVeque 1983).
+    """
+    first, *others = ((len(piece), piece.mean(0), piece.std(0)) for piece in pieces)
+    count, mean, deviation = first
+    for more, other_mean, other_deviation in others:
+        total, gap = count + more, other_mean.double() - mean.double()
+        squares = deviation.double().square() * (count - 1)
+        squares += other_deviation.double().square() * (more - 1)
+        squares += gap.square() * (count * more / total)
+        mean = mean.double() + gap * (more / total)
+        count, deviation = total, (squares / (total - 1)).sqrt()
+    return mean.float(), deviation.float()
 
 
 @dataclass(frozen=True)
 class _Part:
     """Some examples of a batch, and what share of the batch they are."""
 
-    examples: ValueExamples
+    batch: ValueBatch
     share: float
 
 
 def value_loss(
     head: nn.Module,
-    batch: ValueExamples,
+    batch: ValueBatch,
     tokens_weight: float,
     weights: Float[Tensor, "E B"] | None = None,
 ) -> Tensor:
@@ -152,7 +187,10 @@ def value_loss(
 
 def _validate(head: nn.Module, examples: ValueExamples, tokens_weight: float) -> float:
     with torch.no_grad():
-        return float(value_loss(head, examples, tokens_weight))
+        return sum(
+            float(value_loss(head, batch, tokens_weight)) * (len(batch.points) / len(examples))
+            for batch in examples.pieces()
+        )
 
 
 def _batches(
@@ -163,12 +201,12 @@ def _batches(
     generator.set_state(order)
     step = 0
     while True:
-        epoch = torch.randperm(len(examples.correct), generator=generator)
+        epoch = torch.randperm(len(examples), generator=generator)
         for batch in epoch.split(batch_size):
             if step >= start:
                 # A part without examples still takes part: its loss counts for nothing.
                 yield [
-                    _Part(examples.select(torch.tensor(part or [0])), len(part) / len(batch))
+                    _Part(examples.batch(torch.tensor(part or [0])), len(part) / len(batch))
                     for part in parts_of(batch.tolist(), engine)
                 ]
             step += 1
@@ -177,7 +215,8 @@ def _batches(
 @torch.no_grad()
 def _best_temperature(head: ValueHead, examples: ValueExamples) -> Float[Tensor, ""]:
     """The temperature of least validation BCE, on the members' mean probability."""
-    logits, _ = head(examples.states, examples.points, examples.impulses)
+    outputs = (head(batch.states, batch.points, batch.impulses) for batch in examples.pieces())
+    logits = torch.cat([logits for logits, _ in outputs], dim=1)
     losses = torch.stack(
         [
             torch.nn.functional.binary_cross_entropy(

@@ -7,7 +7,6 @@ from functools import cache
 import torch
 
 from stir_train.basis.select import BlockSelection, select_basis
-from stir_train.basis.shards import CandidateShard
 from stir_train.config.inputs import ModelConfig, TaskConfig
 from stir_train.config.stages import BasisConfig, ControlPointConfig, RolloutConfig, ValueConfig
 from stir_train.data.control_points import build_automaton
@@ -20,13 +19,15 @@ from stir_train.generation.engine import DecodeEngine
 from stir_train.harvest.contrast import contrast_rollouts
 from stir_train.models.load import load_model
 from stir_train.models.value_head import ValueHead
+from stir_train.stores.gathered import HeldStates
+from stir_train.stores.states import StateLabels
 from stir_train.tasks.families import FAMILIES
 from stir_train.tasks.problem import held_out_problems
 from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import Candidates, ControlBasis
 from stir_train.types.trajectory import CapturedStates
 from stir_train.value.fit import fit_value_head
-from stir_train.value.targets import build_examples
+from stir_train.value.targets import ExampleInputs, ValueExamples, build_examples
 
 BLOCK, MAX_POINTS, BUDGET = 4, 8, 128
 READS = (3, BLOCK)
@@ -71,7 +72,7 @@ def candidates() -> Candidates:
 
 def select(found: Candidates, config: BasisConfig) -> list[BlockSelection]:
     """Select from contrasts that are all here."""
-    return select_basis([CandidateShard.of(found)], config, seed=0, world=alone())
+    return select_basis([found], config, seed=0, world=alone())
 
 
 @cache
@@ -86,12 +87,32 @@ def prompt_numbers(graded: tuple[GradedRollout, ...]) -> dict[str, int]:
     return {p: i for i, p in enumerate(dict.fromkeys(g.rollout.prompt_id for g in graded))}
 
 
+def inputs(captured: CapturedStates, directions: torch.Tensor | None = None) -> ExampleInputs:
+    """Captured states as a head reads them, all blocks side by side."""
+    num_blocks, width = captured.states.shape[1:]
+    return ExampleInputs(
+        HeldStates(captured.states.flatten(1)),
+        slice(0, num_blocks * width),
+        torch.zeros(0, width) if directions is None else directions,
+    )
+
+
+def examples() -> ValueExamples:
+    """What that harvest says to a head that reads both blocks."""
+    graded, captured = harvest()
+    rollouts = [item.rollout for item in graded]
+    return build_examples(
+        inputs(captured),
+        [item.outcome for item in graded],
+        StateLabels.of(captured.labels, rollouts),
+        prompt_numbers(graded),
+    )
+
+
 @cache
 def value_head() -> ValueHead:
     """A value head for the steered block."""
-    graded, states = harvest()
-    examples = build_examples(graded, states, READS, prompt_numbers(graded))
-    train, validation = examples.split_by_prompt(0.2, torch.Generator().manual_seed(0))
+    train, validation = examples().split_by_prompt(0.2, torch.Generator().manual_seed(0))
     config = ValueConfig(num_steps=60, hidden_width=32, num_members=2)
     head, _ = fit_value_head(
         train,

@@ -5,20 +5,28 @@ select_ranks.py OUTPUT.safetensors
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from stir_train.basis.select import select_basis
-from stir_train.basis.shards import CandidateShard, is_held
+from stir_train.basis.shards import is_held
 from stir_train.config.stages import BasisConfig
 from stir_train.distributed.world import open_world
 from stir_train.types.steering import Candidates, ControlBasis
 
 NUM_SHARDS, WIDTH, BLOCKS = 7, 24, (2, 5)
+
+
+class HeldElsewhere(Candidates):
+    """Contrasts of which another rank reads the states."""
+
+    def means(self, block: int, where: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Fail."""
+        raise AssertionError(f"states of block {block} are another rank's to read")
 
 
 def shard(number: int) -> Candidates:
@@ -40,9 +48,9 @@ def main(output: Path) -> None:
     """Hold this rank's shards only, select with the others, save on rank 0."""
     torch.set_num_threads(1)
     with open_world() as world:
-        shards = [CandidateShard.of(shard(number)) for number in range(NUM_SHARDS)]
+        shards = [shard(number) for number in range(NUM_SHARDS)]
         held = [
-            one if is_held(number, world) else dataclasses.replace(one, states=None)
+            one if is_held(number, world) else HeldElsewhere(**vars(one))
             for number, one in enumerate(shards)
         ]
         config = BasisConfig(size=40, min_per_point=4)

@@ -1,0 +1,124 @@
+"""Directions and rollout gradients as files of a stage, tied to the model they were made for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from stir_train.artifacts.run_dir import StageDir
+from stir_train.artifacts.tensors import load_tensors, save_tensors
+from stir_train.errors import ArtifactError
+from stir_train.models.identity import ModelIdentity
+from stir_train.types.directions import (
+    PLACES,
+    DirectionSet,
+    PointGradients,
+    RolloutGradients,
+)
+from stir_train.types.trajectory import StateLabel
+
+FINGERPRINT = "model_fingerprint"
+
+
+def save_directions(
+    stage: StageDir, name: str, directions: DirectionSet, identity: ModelIdentity
+) -> None:
+    """Write directions as one of a stage's files."""
+    save_tensors(
+        stage,
+        name,
+        {
+            "directions": directions.directions,
+            "blocks": directions.blocks,
+            "gains": directions.gains,
+            "split_half_cosines": directions.split_half_cosines,
+            "p_values": directions.p_values,
+        },
+        _model(identity) | {"places": json.dumps(directions.places)},
+    )
+
+
+def load_directions(path: Path, identity: ModelIdentity) -> DirectionSet:
+    """Read directions for a model.
+
+    Raises:
+        ArtifactError: If the file cannot be read, or was made for another model.
+    """
+    tensors, metadata = load_tensors(path)
+    _require_same_model(path, metadata, identity)
+    return DirectionSet(places=tuple(json.loads(metadata["places"])), **tensors)
+
+
+def save_gradients(
+    stage: StageDir, name: str, gradients: RolloutGradients, identity: ModelIdentity
+) -> None:
+    """Write a chunk's gradients as one of a stage's files."""
+    tensors = {
+        "samples": torch.tensor(gradients.samples),
+        "logprobs": gradients.logprobs,
+        "sums": gradients.sums,
+    }
+    metadata = _model(identity) | {
+        "prompt_ids": json.dumps(gradients.prompt_ids),
+        "blocks": json.dumps(gradients.blocks),
+        "places": json.dumps(PLACES),
+    }
+    if gradients.points is not None:
+        points = gradients.points
+        tensors |= {
+            "point_states": points.states,
+            "point_gradients": points.at_point,
+            "segment_gradients": points.over_segment,
+            "point_labels": torch.tensor(
+                [(one.sample, one.point, one.token_index, one.token_id) for one in points.labels]
+            ),
+        }
+        metadata["point_prompt_ids"] = json.dumps([one.prompt_id for one in points.labels])
+    save_tensors(stage, name, tensors, metadata)
+
+
+def load_gradients(path: Path, identity: ModelIdentity) -> RolloutGradients:
+    """Read a chunk's gradients.
+
+    Raises:
+        ArtifactError: If the file cannot be read, or was made for another model.
+    """
+    tensors, metadata = load_tensors(path)
+    _require_same_model(path, metadata, identity)
+    points = None
+    if "point_prompt_ids" in metadata:
+        prompt_ids = json.loads(metadata["point_prompt_ids"])
+        rows = tensors["point_labels"].tolist()
+        points = PointGradients(
+            labels=tuple(StateLabel(p, *row) for p, row in zip(prompt_ids, rows, strict=True)),
+            states=tensors["point_states"],
+            at_point=tensors["point_gradients"],
+            over_segment=tensors["segment_gradients"],
+        )
+    return RolloutGradients(
+        prompt_ids=tuple(json.loads(metadata["prompt_ids"])),
+        samples=tuple(tensors["samples"].tolist()),
+        blocks=tuple(json.loads(metadata["blocks"])),
+        logprobs=tensors["logprobs"],
+        sums=tensors["sums"],
+        points=points,
+    )
+
+
+def _model(identity: ModelIdentity) -> dict[str, str]:
+    return {
+        "model": identity.name,
+        FINGERPRINT: identity.fingerprint(),
+        "block_convention": identity.block_convention,
+    }
+
+
+def _require_same_model(path: Path, metadata: dict[str, str], identity: ModelIdentity) -> None:
+    made_for, expected = metadata.get(FINGERPRINT, ""), identity.fingerprint()
+    if made_for != expected:
+        raise ArtifactError(
+            f"{path} was made for model {metadata.get('model')!r} ({made_for[:12]}...), not for "
+            f"{identity.name!r} ({expected[:12]}...): other weights, tokenizer or width"
+        )

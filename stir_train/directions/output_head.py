@@ -1,0 +1,130 @@
+"""Log-probability of recorded tokens from the last hidden states, and its gradient, a few rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from stir_train.errors import ModelError
+from stir_train.generation.backend import SamplingParams
+from stir_train.models.load import LoadedModel
+
+LOGITS_AT_ONCE = 1 << 25
+"""Logits held at a time: 128 MiB in float32."""
+HEAD_TOLERANCE = 0.02
+"""Difference from the model's own logits, relative to the largest, that rounding explains."""
+
+
+class OutputHead:
+    """The output layer of a model, apart from its blocks: full logits of a batch are never held."""
+
+    def __init__(self, loaded: LoadedModel, *, logits_at_once: int = LOGITS_AT_ONCE) -> None:
+        """Find the layer, and what the architecture does to its logits.
+
+        Raises:
+            ModelError: If the model has no output layer.
+        """
+        layer = loaded.model.get_output_embeddings()
+        if layer is None:
+            raise ModelError(f"{loaded.identity.architecture} has no output embeddings")
+        self._layer: nn.Module = layer
+        self._architecture = loaded.identity.architecture
+        self._logits_at_once = logits_at_once
+        config = loaded.model.config.get_text_config()
+        self._vocab_size = int(config.vocab_size)
+        self._scale = float(getattr(config, "logit_scale", None) or 1)
+        self._scale /= float(getattr(config, "logits_scaling", None) or 1)
+        self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
+
+    def logits(self, states: Float[Tensor, "R D"]) -> Float[Tensor, "R V"]:
+        """The model's logits, in float32 or better."""
+        raw = self._layer(states)
+        logits = raw.to(torch.promote_types(raw.dtype, torch.float32)) * self._scale
+        return logits if self._softcap is None else (logits / self._softcap).tanh() * self._softcap
+
+    @contextmanager
+    def apart(self, num_through: int = 0) -> Iterator[list[Float[Tensor, "B T D"]]]:
+        """Collect what passes would feed to the layer, and let that many positions of it through."""
+        seen: list[Tensor] = []
+
+        def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            seen.append(inputs[0])
+            # Contiguous, or the product would copy the whole weight.
+            return (inputs[0][:1, :num_through].detach().contiguous(), *inputs[1:])
+
+        handle = self._layer.register_forward_pre_hook(hook)
+        try:
+            yield seen
+        finally:
+            handle.remove()
+
+    def require_equal(
+        self, states: Float[Tensor, "B T D"], model_logits: Float[Tensor, "1 1 V"]
+    ) -> None:
+        """Check the logits of the first position, which `apart` let through, against the model's.
+
+        Raises:
+            ModelError: If the architecture does something to logits that is not known here.
+        """
+        wanted = model_logits[0].to(torch.promote_types(model_logits.dtype, torch.float32))
+        with torch.no_grad():
+            error = (self.logits(states[:1, 0]) - wanted).abs().max()
+        if error > HEAD_TOLERANCE * wanted.abs().max():
+            raise ModelError(
+                f"{self._architecture} changes logits after its output layer in a way that is not "
+                f"known: they differ by up to {float(error):.3g}; gradients of it would be wrong"
+            )
+
+    def log_likelihood(
+        self,
+        states: Float[Tensor, "R D"],
+        targets: Int[Tensor, "R"],
+        sampling: SamplingParams,
+        *,
+        filtered: bool,
+    ) -> tuple[Float[Tensor, "R"], Float[Tensor, "R D"]]:
+        """Log-probability of each target after its state, and its gradient in the state.
+
+        Args:
+            states: What the output layer is fed.
+            targets: The token that was sampled after each.
+            sampling: Logits are divided by its temperature.
+            filtered: Under top-p and top-k of ``sampling``, renormalised; the set of kept tokens is held
+                fixed, as it is almost everywhere. Otherwise all tokens are kept.
+
+        Returns:
+            Nats, in float32 or better, and gradients in the dtype of ``states``.
+        """
+        logprobs, gradients = [], []
+        filtered = filtered and (sampling.top_k > 0 or sampling.top_p < 1)
+        rows = max(1, self._logits_at_once // self._vocab_size)
+        for some, wanted in zip(states.split(rows), targets.split(rows), strict=True):
+            leaf = some.detach().requires_grad_()
+            with torch.enable_grad():
+                logits = self.logits(leaf) / sampling.temperature
+                if filtered:
+                    kept = kept_tokens(logits.detach(), sampling)
+                    # It was sampled, so it was kept: only rounding can say otherwise.
+                    kept.scatter_(-1, wanted[:, None], torch.ones_like(kept[:, :1]))
+                    logits = logits.masked_fill(~kept, -torch.inf)
+                nats = -nn.functional.cross_entropy(logits, wanted, reduction="none")
+            gradients.append(torch.autograd.grad(nats.sum(), leaf)[0])
+            logprobs.append(nats.detach())
+        return torch.cat(logprobs), torch.cat(gradients)
+
+
+def kept_tokens(scaled: Float[Tensor, "R V"], sampling: SamplingParams) -> Bool[Tensor, "R V"]:
+    """The tokens that the sampler could have drawn, given logits over the temperature.
+
+    The rule is that of `generation.sampling`.
+    """
+    ordered, order = scaled.softmax(-1).sort(dim=-1, descending=True, stable=True)
+    kept = ordered.cumsum(-1) - ordered < sampling.top_p
+    if sampling.top_k:
+        kept[:, sampling.top_k :] = False
+    return torch.zeros_like(kept).scatter(-1, order, kept)

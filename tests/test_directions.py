@@ -1,0 +1,596 @@
+"""Reward-gradient directions: the score of rollouts, its sums by advantage, and tests of the sums."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from stir_train.artifacts.run_dir import StageDir, StageInputs
+from stir_train.config.inputs import ModelConfig
+from stir_train.data.control_points import ControlPointAutomaton
+from stir_train.directions.advantages import Advantages, accuracy_at_price, leave_one_out
+from stir_train.directions.artifacts import (
+    load_directions,
+    load_gradients,
+    save_directions,
+    save_gradients,
+)
+from stir_train.directions.controls import permuted_directions, random_directions
+from stir_train.directions.estimate import (
+    Estimate,
+    anything_to_steer,
+    estimate_directions,
+    ordered_sum,
+)
+from stir_train.directions.gradients import (
+    GradientSettings,
+    length_batches,
+    rollout_gradients,
+)
+from stir_train.directions.output_head import OutputHead, kept_tokens
+from stir_train.errors import ArtifactError, ModelError, StageError
+from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
+from stir_train.generation.engine import DecodeEngine
+from stir_train.generation.sampling import _filtered_probabilities
+from stir_train.models.blocks import find_blocks
+from stir_train.models.hooks import block_hooks
+from stir_train.models.load import LoadedModel, load_model
+from stir_train.types.directions import PLACES, Place, PlacedVector, RolloutGradients
+from stir_train.types.rollout import Grade, GradedRollout, Impulse, Prompt, Rollout
+from tests.support import gradient_ranks, tiny_models
+from tests.support.ranks import outputs, run_ranks
+
+TEMPERATURE = 0.6
+SAMPLING = SamplingParams(99, temperature=TEMPERATURE)
+BLOCKS = (1, 2)
+MAX_POINTS = 3
+SETTINGS = GradientSettings(BLOCKS, SAMPLING, MAX_POINTS)
+
+
+def rollout(
+    name: str,
+    prompt: Sequence[int],
+    tokens: Sequence[int],
+    points: tuple[int, ...] = (),
+    sample: int = 0,
+) -> Rollout:
+    return Rollout(name, sample, tuple(prompt), tuple(tokens), (), points, "stop")
+
+
+def some_rollouts() -> list[Rollout]:
+    generator = torch.Generator().manual_seed(0)
+
+    def ids(count: int) -> list[int]:
+        return torch.randint(2, tiny_models.VOCABULARY, (count,), generator=generator).tolist()
+
+    shared = ids(5)
+    return [
+        rollout("a", shared, ids(7), (2, 4)),
+        rollout("b", ids(5), ids(9), (1,)),
+        rollout("a", shared, ids(14), (0, 3, 6, 9, 13), sample=1),
+        rollout("c", ids(1), ids(3)),
+        rollout("d", ids(12), ids(20), (5, 19)),
+        rollout("e", ids(5), ids(1)),
+    ]
+
+
+def double(name: str) -> LoadedModel:
+    loaded = tiny_models.build(name, attention="eager" if name == "gemma2-hybrid" else "sdpa")
+    loaded.model.double()
+    return loaded
+
+
+def columns(one: Rollout, place: Place, max_points: int) -> list[int]:
+    """By hand: positions in prompt and completion where a place acts."""
+    end, last = len(one.prompt_token_ids) - 1, len(one.prompt_token_ids) + len(one.token_ids) - 1
+    everything = list(range(end, last))
+    points = [end + 1 + c for c in one.control_points if end + 1 + c < last]
+    if place == "prompt_end":
+        return [end]
+    if place == "everywhere":
+        return everything
+    if place == "control_point":
+        return points[:max_points]
+    stop = points[max_points] if len(points) > max_points else last
+    return [c for c in everything if points and points[0] <= c < stop]
+
+
+def log_probability(
+    loaded: LoadedModel, one: Rollout, *, block: int, where: Sequence[int], vector: Tensor
+) -> Tensor:
+    """Of the completion when a vector is added, without any of the code under test."""
+
+    def add(states: Tensor) -> Tensor:
+        states = states.clone()
+        states[0, list(where)] += vector
+        return states
+
+    ids = torch.tensor([[*one.prompt_token_ids, *one.token_ids]])
+    with torch.no_grad(), block_hooks(loaded.blocks, {block: add}):
+        logits = loaded.model(input_ids=ids).logits / TEMPERATURE
+    num_prompt = len(one.prompt_token_ids)
+    chosen = logits.log_softmax(-1)[0, num_prompt - 1 : -1].gather(-1, ids[0, num_prompt:, None])
+    return chosen.sum()
+
+
+# Norms of the others compute in float32 whatever the model's dtype.
+@pytest.mark.parametrize(
+    ("name", "step", "tolerance"),
+    [
+        ("phi", 1e-3, 2e-6),
+        ("gpt-neox", 1e-3, 2e-6),
+        ("qwen2", 1e-2, 1e-3),
+        ("mistral-sliding", 1e-2, 1e-3),
+        ("gemma2-hybrid", 1e-2, 1e-3),
+        ("gemma3-hybrid", 1e-2, 1e-3),
+    ],
+)
+def test_gradients_are_finite_differences(name: str, step: float, tolerance: float) -> None:
+    loaded = double(name)
+    rollouts = some_rollouts()
+    found, _ = rollout_gradients(loaded, rollouts, SETTINGS)
+    assert found.prompt_ids == tuple(one.prompt_id for one in rollouts)
+    generator = torch.Generator().manual_seed(1)
+    for row, one in enumerate(rollouts):
+        for block, place in itertools.product(BLOCKS, PLACES):
+            vector = torch.randn(32, generator=generator, dtype=torch.double)
+            vector /= vector.norm()
+            where = columns(one, place, MAX_POINTS)
+            up, down = (
+                log_probability(loaded, one, block=block, where=where, vector=s * step * vector)
+                for s in (1, -1)
+            )
+            wanted = float(up - down) / (2 * step)
+            got = float(found.at(block, place)[row].double() @ vector)
+            assert got == pytest.approx(wanted, abs=tolerance), (one.prompt_id, block, place)
+        plain = log_probability(loaded, one, block=1, where=[0], vector=torch.zeros(32))
+        assert float(found.logprobs[row]) == pytest.approx(float(plain), abs=1e-4)
+
+
+def test_points_and_segments_add_up_to_the_places() -> None:
+    found, _ = rollout_gradients(double("phi"), some_rollouts(), SETTINGS)
+    points = found.points
+    assert points is not None
+    for row, (prompt_id, sample) in enumerate(zip(found.prompt_ids, found.samples, strict=True)):
+        mine = [
+            i for i, p in enumerate(points.labels) if (p.prompt_id, p.sample) == (prompt_id, sample)
+        ]
+        assert [points.labels[i].point for i in mine] == list(range(len(mine)))
+        assert len(mine) <= MAX_POINTS + 1
+        assert torch.equal(points.at_point[mine[0]], found.sums[row, PLACES.index("prompt_end")])
+        later = points.at_point[mine[1:]].sum(0)
+        torch.testing.assert_close(later, found.sums[row, PLACES.index("control_point")])
+        held = points.over_segment[mine[1:]].sum(0)
+        torch.testing.assert_close(held, found.sums[row, PLACES.index("segment")])
+
+
+@pytest.fixture(scope="module")
+def toy() -> LoadedModel:
+    """Four tokens, of which 1 ends a completion and 2 is a control point."""
+    config = copy.deepcopy(tiny_models.CONFIGS["phi"])
+    config.vocab_size = 4
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(3)
+        model = AutoModelForCausalLM.from_config(config)
+        for name, value in model.named_parameters():
+            if name.endswith("weight") and value.ndim == 2:
+                torch.nn.init.normal_(value, std=0.3)
+    model.double().eval().requires_grad_(requires_grad=False)
+    loaded = tiny_models.build("phi")
+    return dataclasses.replace(loaded, model=model, blocks=find_blocks(model))
+
+
+def every_completion(length: int) -> list[Rollout]:
+    found: list[tuple[int, ...]] = []
+    for tokens in itertools.product(range(4), repeat=length):
+        ended = tokens[: tokens.index(1) + 1] if 1 in tokens else tokens
+        if ended not in found:
+            found.append(ended)
+    return [
+        rollout("q", (0, 3, 2), t, tuple(i for i, x in enumerate(t) if x == 2), sample=i)
+        for i, t in enumerate(found)
+    ]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_expected_estimate_is_the_gradient_of_expected_reward(
+    toy: LoadedModel, place: Place
+) -> None:
+    """By enumeration: over all completions, and over all pairs of them with leave-one-out advantages."""
+    completions = every_completion(3)
+    generator = torch.Generator().manual_seed(5)
+    rewards = torch.rand(len(completions), generator=generator, dtype=torch.double)
+    found, _ = rollout_gradients(toy, completions, SETTINGS)
+    chances = found.logprobs.double().exp()
+    assert float(chances.sum()) == pytest.approx(1, abs=1e-9)
+    scores = found.at(2, place).double()
+    assert float((chances @ scores).norm()) < 1e-5, "a score has no mean"
+    vector = torch.nn.functional.normalize(torch.randn(32, generator=generator).double(), dim=0)
+    step = 1e-3
+
+    def expected_reward(scale: float) -> float:
+        logs = [
+            log_probability(
+                toy, one, block=2, where=columns(one, place, MAX_POINTS), vector=scale * vector
+            )
+            for one in completions
+        ]
+        return float(torch.stack(logs).exp() @ rewards)
+
+    wanted = (expected_reward(step) - expected_reward(-step)) / (2 * step)
+    exact = (chances * rewards) @ scores
+    assert abs(wanted) > 1e-3
+    assert float(exact @ vector) == pytest.approx(wanted, abs=1e-6)
+    # The score of a pair's mean, weighted by how likely the pair is.
+    estimate = torch.zeros(32, dtype=torch.double)
+    for one, two in itertools.product(range(len(completions)), repeat=2):
+        pair = [graded("q", 0, float(rewards[one])), graded("q", 1, float(rewards[two]))]
+        first, second = leave_one_out(pair, lambda item: item.reward).of(("q", "q"), (0, 1))
+        estimate += chances[one] * chances[two] * (first * scores[one] + second * scores[two]) / 2
+    torch.testing.assert_close(estimate, exact, rtol=0, atol=1e-6)
+
+
+def test_a_rollout_does_not_depend_on_its_batch() -> None:
+    loaded, rollouts = double("qwen2"), some_rollouts()
+    together, _ = rollout_gradients(loaded, rollouts, SETTINGS)
+    small = dataclasses.replace(SETTINGS, max_batch_tokens=1)
+    alone, cost = rollout_gradients(loaded, rollouts, small)
+    assert cost.batches == len(rollouts)
+    torch.testing.assert_close(together.sums, alone.sums, rtol=1e-4, atol=1e-5)
+    again, _ = rollout_gradients(loaded, rollouts, SETTINGS)
+    assert torch.equal(together.sums, again.sums)
+
+
+def test_batches_share_prompts_and_keep_to_their_size() -> None:
+    loaded, rollouts = double("qwen2"), some_rollouts()
+    batches = length_batches(rollouts, 40)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(rollouts)))
+    for batch in batches:
+        assert len({len(rollouts[i].prompt_token_ids) for i in batch}) == 1
+        assert len(batch) * max(len(rollouts[i].token_ids) for i in batch) <= 40
+    _, cost = rollout_gradients(loaded, rollouts, SETTINGS)
+    # Prompts of 5 (twice the same, and two others), 1 and 12, without their last tokens.
+    assert cost.prompt_token_forwards == 3 * 4 + 11
+    assert cost.graph_token_forwards == 4 * 14 + 3 + 20
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+def test_the_head_in_chunks_is_the_head_at_once(filtered: bool) -> None:
+    loaded = double("gemma2-hybrid")
+    generator = torch.Generator().manual_seed(2)
+    states = torch.randn(9, 32, generator=generator, dtype=torch.double)
+    targets = torch.randint(0, 97, (9,), generator=generator)
+    sampling = dataclasses.replace(SAMPLING, top_p=0.9, top_k=20)
+    found = [
+        OutputHead(loaded, logits_at_once=size).log_likelihood(
+            states, targets, sampling, filtered=filtered
+        )
+        for size in (1, 2 * 97, 1 << 20)
+    ]
+    for logprobs, gradients in found[1:]:
+        torch.testing.assert_close(logprobs, found[0][0])
+        torch.testing.assert_close(gradients, found[0][1])
+
+
+def test_the_filtered_distribution_is_the_samplers() -> None:
+    loaded = double("phi")
+    head = OutputHead(loaded)
+    generator = torch.Generator().manual_seed(4)
+    states = torch.randn(6, 32, generator=generator, dtype=torch.double)
+    for top_p, top_k in ((0.8, 0), (1.0, 7), (0.9, 20), (0.05, 0)):
+        sampling = dataclasses.replace(SAMPLING, top_p=top_p, top_k=top_k)
+        logits = head.logits(states)
+        wanted = _filtered_probabilities(logits, sampling)
+        kept = kept_tokens(logits / TEMPERATURE, sampling)
+        assert torch.equal(kept, wanted > 0)
+        targets = wanted.argmax(-1)
+        nats, gradient = head.log_likelihood(states, targets, sampling, filtered=True)
+        chances = (wanted / wanted.sum(-1, keepdim=True)).gather(-1, targets[:, None])[:, 0]
+        torch.testing.assert_close(nats, chances.log())
+        vector = torch.randn(32, generator=generator, dtype=torch.double)
+        step = 1e-6
+        up, down = (
+            head.log_likelihood(states + s * step * vector, targets, sampling, filtered=True)[0]
+            for s in (1, -1)
+        )
+        torch.testing.assert_close(gradient @ vector, (up - down) / (2 * step), rtol=0, atol=1e-6)
+    # A token that only rounding could have let through still has a probability.
+    unlikely = head.logits(states).argmin(-1)
+    narrow = dataclasses.replace(SAMPLING, top_k=1)
+    assert bool(head.log_likelihood(states, unlikely, narrow, filtered=True)[0].isfinite().all())
+
+
+def test_nothing_below_the_lowest_wanted_block_has_a_graph() -> None:
+    loaded = tiny_models.build("qwen2")
+    seen: dict[int, bool] = {}
+    handles = [
+        block.register_forward_hook(
+            lambda _m, _i, output, index=index: seen.__setitem__(
+                index, (output[0] if isinstance(output, tuple) else output).requires_grad
+            )
+        )
+        for index, block in enumerate(loaded.blocks)
+    ]
+    settings = dataclasses.replace(SETTINGS, blocks=(2,))
+    found, _ = rollout_gradients(loaded, some_rollouts()[:1], settings)
+    for handle in handles:
+        handle.remove()
+    assert seen == {0: False, 1: False, 2: False, 3: True}
+    assert all(p.grad is None for p in loaded.model.parameters())
+    assert not found.sums.requires_grad
+    assert found.sums.any()
+
+
+def test_a_half_precision_model_points_the_same_way(
+    loaded: LoadedModel,
+    engine: DecodeEngine,
+    prompts: list[Prompt],
+    automaton: ControlPointAutomaton,
+) -> None:
+    sampling = SamplingParams(48, loaded.stop_token_ids, temperature=0.8)
+    made = engine.generate(
+        [GenerationRequest(p) for p in prompts[:6]],
+        sampling,
+        seed=0,
+        control=ControlSpec(automaton, 8),
+    ).rollouts
+    settings = GradientSettings((2, 4), dataclasses.replace(sampling, temperature=1.0), 8)
+    exact, _ = rollout_gradients(loaded, made, settings)
+    for one, total in zip(made, exact.logprobs.tolist(), strict=True):
+        assert total == pytest.approx(sum(one.logprobs), abs=1e-3)
+    half = load_model(ModelConfig(name="embedded/addition", dtype="bfloat16"))
+    rounded, _ = rollout_gradients(half, made, settings)
+    assert rounded.sums.dtype == torch.float32
+    cosine = torch.nn.functional.cosine_similarity(exact.sums, rounded.sums, dim=-1)
+    present = exact.sums.norm(dim=-1) > 0
+    assert float(cosine[present].min()) > 0.97
+
+
+def test_acting_vectors_are_part_of_the_differentiated_policy() -> None:
+    loaded, rollouts = double("phi"), some_rollouts()
+    vector = torch.randn(32, generator=torch.Generator().manual_seed(6)).double()
+    acting = (PlacedVector(0, "segment", vector), PlacedVector(1, "prompt_end", vector))
+    found, _ = rollout_gradients(loaded, rollouts, dataclasses.replace(SETTINGS, acting=acting))
+    for row, one in enumerate(rollouts):
+
+        def add(states: Tensor, where: Sequence[int]) -> Tensor:
+            states = states.clone()
+            states[0, list(where)] += vector
+            return states
+
+        first = columns(one, "segment", MAX_POINTS)
+        with block_hooks(loaded.blocks, {0: lambda h, w=first: add(h, w)}):
+            wanted = log_probability(
+                loaded, one, block=1, where=columns(one, "prompt_end", MAX_POINTS), vector=vector
+            )
+        assert float(found.logprobs[row]) == pytest.approx(float(wanted), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"sampling": SamplingParams(9)}, StageError, "greedy"),
+        (
+            {"sampling": SamplingParams(9, temperature=1.0, repetition_penalty=1.1)},
+            StageError,
+            "repetition_penalty",
+        ),
+        ({"blocks": (2, 1)}, StageError, "ascending"),
+        ({"blocks": ()}, StageError, "ascending"),
+        ({"blocks": (4,)}, StageError, "4 blocks"),
+    ],
+)
+def test_what_has_no_gradient_is_refused(
+    change: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        rollout_gradients(
+            tiny_models.build("phi"), some_rollouts(), dataclasses.replace(SETTINGS, **change)
+        )
+
+
+def test_steered_rollouts_are_refused() -> None:
+    steered = dataclasses.replace(some_rollouts()[0], impulses=(Impulse(2, 1, 0, 1.0),))
+    with pytest.raises(ArtifactError, match="steered"):
+        rollout_gradients(tiny_models.build("phi"), [steered], SETTINGS)
+
+
+def test_an_unknown_change_of_logits_is_refused() -> None:
+    loaded = tiny_models.build("phi")
+    forward = loaded.model.forward
+
+    def scaled(*args: object, **kwargs: object) -> object:
+        output = forward(*args, **kwargs)
+        output.logits = output.logits * 2
+        return output
+
+    loaded.model.forward = scaled
+    with pytest.raises(ModelError, match="changes logits"):
+        rollout_gradients(loaded, some_rollouts(), SETTINGS)
+
+
+def test_ranks_that_hold_a_model_together_find_the_same(tmp_path: Path) -> None:
+    program = str(Path(gradient_ranks.__file__))
+    output, log = tmp_path / "found.safetensors", tmp_path / "log"
+    ended = run_ranks(2, [program, str(output)], log)
+    assert not any(ended), outputs(2, log)
+    whole = load_model(ModelConfig(name=gradient_ranks.MODEL))
+    found, _ = rollout_gradients(whole, gradient_ranks.rollouts(), gradient_ranks.SETTINGS)
+    torch.testing.assert_close(load_file(output)["sums"], found.sums, rtol=1e-3, atol=1e-3)
+
+
+def graded(prompt_id: str, sample: int, reward: float, tokens: int = 4) -> GradedRollout:
+    one = rollout(prompt_id, (1,), (2,) * tokens, sample=sample)
+    return GradedRollout(one, "", Grade(reward > 0.5, "", ""), reward)
+
+
+def test_advantages_leave_one_out() -> None:
+    items = [graded("a", 0, 1.0), graded("a", 1, 0.0), graded("a", 2, 0.0)]
+    items += [graded("b", 0, 1.0), graded("b", 1, 1.0), graded("c", 0, 1.0)]
+    found = leave_one_out(items)
+    assert found.num_rollouts == 6
+    assert set(found.by_rollout) == {("a", 0), ("a", 1), ("a", 2)}
+    assert found.of(("a", "b", "a"), (0, 0, 2)) == [1.0, 0.0, -0.5]
+
+
+def test_a_price_makes_equal_answers_unequal() -> None:
+    items = [graded("b", 0, 1.0, tokens=10), graded("b", 1, 1.0, tokens=30)]
+    found = leave_one_out(items, accuracy_at_price(0.01))
+    assert found.by_rollout[("b", 0)] == pytest.approx(0.2)
+    assert found.by_rollout[("b", 1)] == pytest.approx(-0.2)
+
+
+WIDTH, NUM_PROBLEMS, NUM_SAMPLES = 24, 60, 4
+
+
+def synthetic(seed: int, *, planted: float) -> tuple[RolloutGradients, Advantages]:
+    """Noise; in block 1 at the prompt's end, advantages also lie along one direction."""
+    generator = torch.Generator().manual_seed(seed)
+    rewards = torch.rand(NUM_PROBLEMS, NUM_SAMPLES, generator=generator).round()
+    items = [
+        graded(f"p{problem}", sample, float(rewards[problem, sample]))
+        for problem in range(NUM_PROBLEMS)
+        for sample in range(NUM_SAMPLES)
+    ]
+    advantages = leave_one_out(items)
+    keys = sorted(advantages.by_rollout)
+    sums = torch.randn(len(keys), len(PLACES), len(BLOCKS), WIDTH, generator=generator)
+    weights = torch.tensor([advantages.by_rollout[key] for key in keys])
+    sums[:, PLACES.index("prompt_end"), 0, 0] += planted * weights
+    return (
+        RolloutGradients(
+            tuple(k[0] for k in keys),
+            tuple(k[1] for k in keys),
+            BLOCKS,
+            torch.zeros(len(keys)),
+            sums,
+        ),
+        advantages,
+    )
+
+
+def take(gradients: RolloutGradients, rows: Sequence[int]) -> RolloutGradients:
+    return RolloutGradients(
+        tuple(gradients.prompt_ids[i] for i in rows),
+        tuple(gradients.samples[i] for i in rows),
+        gradients.blocks,
+        gradients.logprobs[list(rows)],
+        gradients.sums[list(rows)],
+    )
+
+
+def bytes_of(estimate: Estimate) -> tuple[bytes, object]:
+    return estimate.directions.directions.numpy().tobytes(), estimate.table
+
+
+def test_sums_are_the_same_bytes_for_any_chunks() -> None:
+    gradients, advantages = synthetic(0, planted=1.0)
+    whole = bytes_of(estimate_directions(gradients, advantages, seed=0))
+    order = torch.randperm(len(gradients), generator=torch.Generator().manual_seed(1)).tolist()
+    shuffled = take(gradients, order)
+    assert bytes_of(estimate_directions(shuffled, advantages, seed=0)) == whole
+    for size in (1, 7, 50):
+        chunks = [take(gradients, order[i : i + size]) for i in range(0, len(order), size)]
+        joined = RolloutGradients.concatenate(chunks)
+        assert bytes_of(estimate_directions(joined, advantages, seed=0)) == whole
+
+
+def test_noise_is_nothing_to_steer_and_a_planted_direction_is() -> None:
+    found = beaten = 0
+    for seed in range(40):
+        gradients, advantages = synthetic(seed, planted=0.0)
+        table = estimate_directions(gradients, advantages, seed=seed, num_permutations=20).table
+        found += bool(anything_to_steer(table))
+        beaten += any(row.beats_all_permutations for row in table)
+    assert beaten > 8, "among many rows some are lucky"
+    assert found <= 6, "of which one in twenty is allowed"
+    gradients, advantages = synthetic(0, planted=1.0)
+    estimate = estimate_directions(gradients, advantages, seed=0)
+    (row,) = anything_to_steer(estimate.table)
+    assert (row.block, row.place) == (1, "prompt_end")
+    assert row.p_value == row.family_p_value == pytest.approx(1 / 201)
+    assert row.split_half_cosine > 0.3
+    assert row.permuted_mean < row.permuted_max < row.gain
+    vector = estimate.directions.vector(1, "prompt_end")
+    assert float(vector.norm()) == pytest.approx(1, abs=1e-5)
+    assert float(vector[0]) > 0.8
+    weights = torch.tensor(advantages.of(gradients.prompt_ids, gradients.samples)).double()
+    exact = ordered_sum(weights, gradients.at(1, "prompt_end")) / advantages.num_rollouts
+    assert row.gain == pytest.approx(float(exact.norm()))
+    # What chance adds to a norm is taken away again.
+    planted = float((weights @ weights) / advantages.num_rollouts)
+    assert row.gain_above_chance == pytest.approx(planted, rel=0.3)
+
+
+def test_permuted_advantages_are_a_control() -> None:
+    gradients, advantages = synthetic(0, planted=1.0)
+    control = permuted_directions(gradients, advantages, seed=3)
+    assert not anything_to_steer(control.table)
+    assert control.num_rollouts == advantages.num_rollouts
+    other = permuted_directions(gradients, advantages, seed=4)
+    assert not torch.equal(control.directions.directions, other.directions.directions)
+
+
+def test_random_directions_keep_places_and_norm_alone() -> None:
+    gradients, advantages = synthetic(0, planted=1.0)
+    directions = estimate_directions(gradients, advantages, seed=0).directions
+    control = random_directions(directions, seed=1)
+    assert control.places == directions.places
+    torch.testing.assert_close(control.directions.norm(dim=1), torch.ones(len(control)))
+    assert torch.equal(control.directions, random_directions(directions, seed=1).directions)
+    assert float(control.gains.abs().max()) == 0
+
+
+def test_no_unequal_rewards_is_said() -> None:
+    gradients, advantages = synthetic(0, planted=0.0)
+    with pytest.raises(StageError, match="unequal reward"):
+        estimate_directions(gradients, Advantages({}, 10), seed=0)
+    with pytest.raises(StageError, match="have no gradients"):
+        estimate_directions(take(gradients, range(5)), advantages, seed=0)
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> StageDir:
+    made = StageDir(tmp_path / "directions")
+    made.begin(StageInputs(config={}, sources={}))
+    return made
+
+
+def test_files_hold_everything_and_know_their_model(stage: StageDir) -> None:
+    loaded = tiny_models.build("phi")
+    found, _ = rollout_gradients(loaded, some_rollouts(), SETTINGS)
+    save_gradients(stage, "gradients.safetensors", found, loaded.identity)
+    same = load_gradients(stage.path / "gradients.safetensors", loaded.identity)
+    assert torch.equal(same.sums, found.sums)
+    assert (same.prompt_ids, same.samples, same.blocks) == (
+        found.prompt_ids,
+        found.samples,
+        found.blocks,
+    )
+    assert same.points is not None
+    assert found.points is not None
+    assert same.points.labels == found.points.labels
+    assert torch.equal(same.points.over_segment, found.points.over_segment)
+    gradients, advantages = synthetic(0, planted=1.0)
+    directions = estimate_directions(gradients, advantages, seed=0).directions
+    save_directions(stage, "directions.safetensors", directions, loaded.identity)
+    again = load_directions(stage.path / "directions.safetensors", loaded.identity)
+    assert torch.equal(again.directions, directions.directions)
+    assert again.places == directions.places
+    other = dataclasses.replace(loaded.identity, weights_sha256="another")
+    readers: list[tuple[Callable[..., object], str]] = [
+        (load_directions, "directions.safetensors"),
+        (load_gradients, "gradients.safetensors"),
+    ]
+    for read, name in readers:
+        with pytest.raises(ArtifactError, match="was made for model"):
+            read(stage.path / name, other)
