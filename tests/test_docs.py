@@ -17,12 +17,13 @@ import yaml
 from typer.main import get_command
 
 from stir_train.cli import app
+from stir_train.config.describe import describe_settings
 from stir_train.config.inputs import TaskConfig
 from stir_train.config.load import load_config, parse_config
 from stir_train.config.run import RunConfig
 from stir_train.launch.site import SiteConfig
 from tests.support.commands import stir_train
-from tests.support.documents import ROOT, SHELL, Block, Command, commands_of, read_blocks
+from tests.support.documents import PAGES, ROOT, SHELL, Block, Command, commands_of, read_blocks
 from tests.support.smoke import SMOKE
 
 BLOCKS = list(read_blocks())
@@ -201,3 +202,28 @@ def _expanded(command: Command, folder: Path) -> list[str]:
             else [argument]
         )
     ]
+
+
+def test_dotted_names_in_pages_are_settings_or_modules() -> None:
+    keys = {row.key for row in describe_settings()}
+    sections = {key.partition(".")[0] for key in keys if "." in key}
+    packages = {path.parent.name for path in (ROOT / "stir_train").glob("*/__init__.py")}
+    files = (".py", ".yaml", ".json", ".jsonl", ".html", ".parquet", ".safetensors")
+    for page in PAGES:
+        for name in re.findall(r"`([a-z_]+(?:\.\w+)+)(?:[:=][^`]*)?`", page.read_text()):
+            if name.partition(".")[0] not in sections | packages or name.endswith(files):
+                continue
+            is_setting = any(f"{key}.".startswith(f"{name}.") for key in keys)
+            assert is_setting or _resolves(f"stir_train.{name}"), f"{page.name}: {name}"
+
+
+def _resolves(name: str) -> bool:
+    """Whether it is a module, or something in one, or something of a class in one."""
+    parts = name.split(".")
+    for cut in range(len(parts), 0, -1):
+        with suppress(ModuleNotFoundError):
+            found = importlib.import_module(".".join(parts[:cut]))
+            for part in parts[cut:]:
+                found = getattr(found, part, None)
+            return found is not None
+    return False
