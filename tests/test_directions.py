@@ -36,11 +36,11 @@ from stir_train.directions.gradients import (
     length_batches,
     rollout_gradients,
 )
-from stir_train.directions.output_head import OutputHead, kept_tokens
+from stir_train.directions.output_head import OutputHead
 from stir_train.errors import ArtifactError, ModelError, StageError
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
 from stir_train.generation.engine import DecodeEngine
-from stir_train.generation.sampling import _filtered_probabilities
+from stir_train.generation.sampling import kept_tokens
 from stir_train.models.blocks import find_blocks
 from stir_train.models.hooks import block_hooks
 from stir_train.models.load import LoadedModel, load_model
@@ -289,9 +289,8 @@ def test_the_filtered_distribution_is_the_samplers() -> None:
     for top_p, top_k in ((0.8, 0), (1.0, 7), (0.9, 20), (0.05, 0)):
         sampling = dataclasses.replace(SAMPLING, top_p=top_p, top_k=top_k)
         logits = head.logits(states)
-        wanted = _filtered_probabilities(logits, sampling)
-        kept = kept_tokens(logits / TEMPERATURE, sampling)
-        assert torch.equal(kept, wanted > 0)
+        probabilities = torch.softmax(logits / TEMPERATURE, -1)
+        wanted = probabilities * kept_tokens(probabilities, sampling)
         targets = wanted.argmax(-1)
         nats, gradient = head.log_likelihood(states, targets, sampling, filtered=True)
         chances = (wanted / wanted.sum(-1, keepdim=True)).gather(-1, targets[:, None])[:, 0]

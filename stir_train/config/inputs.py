@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from stir_train.config.base import FrozenConfig
+from stir_train.config.base import FrozenConfig, NonEmptyText
 from stir_train.config.tasks import KNOWN_TASKS
 
 SPREAD = "spread"
@@ -18,7 +18,7 @@ SplitName = Literal["harvest", "tune", "test"]
 class ModelConfig(FrozenConfig):
     """Which causal language model, and how to hold it."""
 
-    name: str = "embedded/addition"
+    name: NonEmptyText = "embedded/addition"
     """Directory, hub id, or `embedded/NAME` for a model shipped with the package."""
     gguf_file: str | None = None
     """A GGUF file in that directory or repository, loaded dequantised; a path in `name` may also end in it."""
@@ -62,7 +62,7 @@ class TaskConfig(FrozenConfig):
 
     name: str = "addition"
     """An embedded family, a public task that is known (`gsm8k`, `math500`, ...), or any label."""
-    source: str | tuple[str, ...] | None = None
+    source: NonEmptyText | Annotated[tuple[NonEmptyText, ...], Field(min_length=1)] | None = None
     """Hub id, or a local folder, JSONL, JSON, Parquet or CSV file; or several of them."""
     revision: str | None = None
     """Pinned hub revision of the dataset."""
@@ -70,9 +70,9 @@ class TaskConfig(FrozenConfig):
     """Hub configuration name (`main` for GSM8K)."""
     hub_split: str = "train"
     """Which of the dataset's own splits to read (`train+test`); ours are cut by content hash."""
-    question_fields: tuple[str, ...] = ("question",)
+    question_fields: tuple[NonEmptyText, ...] = Field(default=("question",), min_length=1)
     """Columns that may hold the problem, the first present is read; `a.b` looks inside, `a+b` joins."""
-    answer_fields: tuple[str, ...] = ("answer",)
+    answer_fields: tuple[NonEmptyText, ...] = Field(default=("answer",), min_length=1)
     """Columns that may hold the gold answer."""
     choices_fields: tuple[str, ...] = ()
     """Columns that may hold the options of a multiple-choice problem."""
@@ -111,7 +111,7 @@ class TaskConfig(FrozenConfig):
         if self.answer_regex is not None:
             try:
                 groups = re.compile(self.answer_regex).groups
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"answer_regex is no regular expression: {error}") from error
             if groups != 1:
                 raise ValueError(f"answer_regex must have one group, it has {groups}")
@@ -134,7 +134,7 @@ class SplitsConfig(FrozenConfig):
     """Problems for choosing settings."""
     num_test: PositiveInt = 512
     """Problems for the final figures, opened only by `evaluate`."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Another seed cuts the splits elsewhere."""
     stratify: bool = False
     """Give every split the same share of each kind of problem."""

@@ -340,7 +340,7 @@ def _all_points(parts: Sequence[_Part]) -> PointGradients:
 def _require_differentiable(
     loaded: LoadedModel, rollouts: Sequence[Rollout], settings: GradientSettings
 ) -> None:
-    if loaded.lockstep is not None:
+    if loaded.collective_forward is not None:
         raise ModelError(
             "model.sharding=zero3: ranks would wait for one another in backward passes of their own; "
             "use tensor or none for this stage"

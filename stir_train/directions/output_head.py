@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stir_train.errors import ModelError
 from stir_train.generation.backend import SamplingParams
+from stir_train.generation.sampling import kept_tokens
 from stir_train.models.load import LoadedModel
 
 LOGITS_AT_ONCE = 1 << 25
@@ -108,7 +109,7 @@ class OutputHead:
             with torch.enable_grad():
                 logits = self.logits(leaf) / sampling.temperature
                 if filtered:
-                    kept = kept_tokens(logits.detach(), sampling)
+                    kept = kept_tokens(logits.detach().softmax(-1), sampling)
                     # It was sampled, so it was kept: only rounding can say otherwise.
                     kept.scatter_(-1, wanted[:, None], torch.ones_like(kept[:, :1]))
                     logits = logits.masked_fill(~kept, -torch.inf)
@@ -116,15 +117,3 @@ class OutputHead:
             gradients.append(torch.autograd.grad(nats.sum(), leaf)[0])
             logprobs.append(nats.detach())
         return torch.cat(logprobs), torch.cat(gradients)
-
-
-def kept_tokens(scaled: Float[Tensor, "R V"], sampling: SamplingParams) -> Bool[Tensor, "R V"]:
-    """The tokens that the sampler could have drawn, given logits over the temperature.
-
-    The rule is that of `generation.sampling`.
-    """
-    ordered, order = scaled.softmax(-1).sort(dim=-1, descending=True, stable=True)
-    kept = ordered.cumsum(-1) - ordered < sampling.top_p
-    if sampling.top_k:
-        kept[:, sampling.top_k :] = False
-    return torch.zeros_like(kept).scatter(-1, order, kept)

@@ -68,11 +68,16 @@ def _keep_of_all(
     probabilities: Float[Tensor, "B V"], params: SamplingParams
 ) -> tuple[Float[Tensor, "B V"], Int[Tensor, "B V"]]:
     """Probabilities in order of token id, 0 where filtered out, and the ids; sorts the vocabulary."""
-    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    mask = torch.zeros_like(ordered, dtype=torch.bool)
-    mask.scatter_(-1, order, _is_kept(ordered, params))
+    kept = kept_tokens(probabilities, params)
     token_ids = torch.arange(probabilities.shape[-1], device=probabilities.device)
-    return probabilities * mask, token_ids.expand_as(probabilities)
+    return probabilities * kept, token_ids.expand_as(probabilities)
+
+
+def kept_tokens(probabilities: Float[Tensor, "B V"], params: SamplingParams) -> Bool[Tensor, "B V"]:
+    """Which tokens top-p and top-k leave, among equals those of lower id first."""
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    kept = _is_kept(ordered, params)
+    return torch.zeros_like(kept).scatter(-1, order, kept)
 
 
 def _keep_of_likeliest(

@@ -12,7 +12,7 @@ from stir_train.errors import StageError
 from stir_train.evals.metrics import MethodMetrics, compare_to_baseline
 from stir_train.evals.retention import StudentComparison, compare_students
 from stir_train.evals.sampled import compare_samples
-from stir_train.monitoring.console import progress
+from stir_train.monitoring.console import caution, progress
 from stir_train.recipes.baselines import (
     answering,
 )
@@ -166,8 +166,10 @@ def _open_test(context: RunContext) -> int:
     openings = context.run_dir.record_opening(context.stage("tune").fingerprint())
     if openings > 1:
         context.console.print(
-            f"[yellow]! evaluate: the test split is opened for choice number {openings} of this run "
-            "directory; its intervals are honest for the first alone[/]"
+            caution(
+                f"evaluate: the test split is opened for choice number {openings} of this run "
+                "directory; its intervals are honest for the first alone"
+            )
         )
     return openings
 

@@ -14,6 +14,7 @@ from stir_train.config.import_path import module_sha256
 from stir_train.config.inputs import SplitName
 from stir_train.config.pipeline import STAGES, Settings, Stage, stages_from
 from stir_train.data.prompts import split_sha256
+from stir_train.monitoring.console import caution, good
 from stir_train.runtime.context import PROBLEMS_FILE, Finish, Outcome, RunContext
 
 
@@ -29,7 +30,7 @@ def run_stages(context: RunContext, names: Sequence[str], *, redo: bool) -> None
     for stage in wanted:
         reason = _ended_before(context, stage)
         if reason is not None:
-            context.console.print(f"[yellow]! {reason}[/]")
+            context.console.print(caution(reason))
             return
         if stage.is_on(context.config):
             run_stage(context, stage)
@@ -79,7 +80,7 @@ def begin(
         f"begin {name}", lambda: _begin(context, directory, settings, reads, splits)
     )
     if not has_work:
-        context.console.print(f"[green]✓[/] {name}: done before, nothing to do")
+        context.console.print(good(f"{name}: done before, nothing to do"))
         return None
     if context.is_sharded and decodes:
         _ = context.resources.loaded  # takes all ranks, so not when one of them first asks for it
@@ -135,7 +136,7 @@ def _finish(context: RunContext, directory: StageDir, outcome: Outcome) -> None:
     context.run_dir.forget_progress(directory.name)
     scalars = {k: v for k, v in outcome.summary.items() if isinstance(v, int | float | str)}
     context.metrics.log(directory.name, scalars | {"sha256": directory.fingerprint()})
-    context.console.print(f"[green]✓[/] {directory.name}: {outcome.sentence}")
+    context.console.print(good(f"{directory.name}: {outcome.sentence}"))
 
 
 def _ended_before(context: RunContext, stage: Stage) -> str | None:
