@@ -168,6 +168,12 @@ class TaskConfig(FrozenConfig):
             return ()
         return (self.source,) if isinstance(self.source, str) else self.source
 
+    @property
+    def imported(self) -> dict[str, str]:
+        """Import paths of a grader and a loader of the user's own, by setting."""
+        named = [("task.grader", self.grader), *(("task.source", path) for path in self.sources)]
+        return {setting: path for setting, path in named if is_import_path(path)}
+
 
 class SplitsConfig(FrozenConfig):
     """How many problems each split holds; which one a problem is in depends on its content."""

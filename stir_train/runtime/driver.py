@@ -13,7 +13,7 @@ from stir_train.config.base import imported_by
 from stir_train.config.import_path import module_sha256
 from stir_train.config.inputs import SplitName
 from stir_train.config.pipeline import STAGES, Settings, Stage, stages_from
-from stir_train.data.prompts import split_sha256
+from stir_train.data.prompts import prompts_sha256, split_sha256
 from stir_train.monitoring.console import caution, good
 from stir_train.runtime.context import PROBLEMS_FILE, Finish, Outcome, RunContext
 
@@ -104,7 +104,9 @@ def _begin(
         context.require_settings_of_rollouts()
     sources = context.resources.described.identity.parts()
     sources |= {f"stage {other}": context.stage(other).fingerprint() for other in reads}
-    sources |= {f"split {split}": split_sha256(context.splits[split]) for split in splits}
+    for split in splits:
+        sources[f"split {split}"] = split_sha256(context.splits[split])
+        sources[f"prompts of {split}"] = prompts_sha256(context.splits[split])
     sources |= _imported(context, settings, steers="tune" in reads)
     config = {
         key: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
