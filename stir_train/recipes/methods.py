@@ -11,7 +11,7 @@ from typing import Any
 
 from stir_train.config.stages import SteeringConfig
 from stir_train.export.adapter import ADAPTER_DIRECTORY, save_merged
-from stir_train.generation.engine import DecodeEngine
+from stir_train.generation.backend import GenerationBackend
 from stir_train.models.load import LoadedModel, load_model, unsharded
 from stir_train.models.lora import load_adapter
 from stir_train.recipes.baselines import TunedBaseline, tuned_baselines
@@ -43,7 +43,7 @@ class Method:
     settings: SteeringConfig | None
     chosen_on: str
     make_controller: Callable[[], SteeringController] | None = None
-    engine: Callable[[], DecodeEngine] | None = None
+    engine: Callable[[], GenerationBackend] | None = None
     baseline: TunedBaseline | None = None
 
     @property
@@ -118,7 +118,7 @@ def published_rule() -> SteeringConfig:
     return SteeringConfig(mode="preview", strength=1.0, preview_strength=1.0)
 
 
-def student_engine(context: RunContext, name: str = "") -> DecodeEngine:
+def student_engine(context: RunContext, name: str = "") -> GenerationBackend:
     """The engine over a distilled student, loaded when a chunk first needs it."""
     if name not in context.resources.students:
         context.resources.students.clear()  # one more model at a time

@@ -17,10 +17,10 @@ from stir_train.distributed.leases import Note
 from stir_train.errors import ArtifactError
 from stir_train.generation.backend import (
     ControlSpec,
+    GenerationBackend,
     GenerationRequest,
     SamplingParams,
 )
-from stir_train.generation.engine import DecodeEngine
 from stir_train.monitoring.console import Advance
 from stir_train.monitoring.metrics import Pace
 from stir_train.runtime.chunk_scheduler import make_missing
@@ -40,7 +40,7 @@ class GenerationJob:
         num_samples: Per prompt.
         sampling: Greedy or sampled.
         capture_blocks: Blocks whose control-point states are kept.
-        make_controller: A fresh controller per chunk; None decodes plainly.
+        make_controller: Makes what steers; None decodes plainly.
         prefix: Directory inside the stage, for stages that hold several sets.
         engine: Makes what decodes; None takes the run's base-model engine.
         answer: Another way to make completions of some prompts, one each, in place of all these.
@@ -53,7 +53,7 @@ class GenerationJob:
     capture_blocks: tuple[int, ...] = ()
     make_controller: Callable[[], SteeringController] | None = None
     prefix: str = ""
-    engine: Callable[[], DecodeEngine] | None = None
+    engine: Callable[[], GenerationBackend] | None = None
     answer: Callable[[Sequence[Prompt]], list[Rollout]] | None = None
     task: TaskConfig | None = None
 
@@ -185,7 +185,7 @@ def load_states(stage: StageDir, prefix: str, chunk: int) -> CapturedStates:
     return CapturedStates(labels, blocks, tensors["states"])
 
 
-def _engine_of(context: RunContext, job: GenerationJob) -> DecodeEngine:
+def _engine_of(context: RunContext, job: GenerationJob) -> GenerationBackend:
     return job.engine() if job.engine else context.resources.engine
 
 
@@ -211,7 +211,7 @@ def _generate_chunk(
     if result.states is not None:
         save_states(context, stage, states_file(job.prefix, chunk), result.rollouts, result.states)
     if controller is not None:
-        save_table(stage, decisions_file(job.prefix, chunk), SteeringDecision, controller.decisions)
+        save_table(stage, decisions_file(job.prefix, chunk), SteeringDecision, result.decisions)
     # The rollout table comes last: a chunk counts as made when it is there.
     save_table(stage, rollouts_file(job.prefix, chunk), GradedRollout, graded)
     figures = {
@@ -222,8 +222,8 @@ def _generate_chunk(
     }
     if result.states is not None and len(result.states.labels):
         figures["state_norm"] = float(result.states.states.norm(dim=-1).mean())
-    if controller is not None and controller.decisions:
-        figures |= decision_figures(controller.decisions)
+    if result.decisions:
+        figures |= decision_figures(result.decisions)
     return figures
 
 

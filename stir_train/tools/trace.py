@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -12,8 +12,12 @@ from stir_train.config.stages import SteeringConfig
 from stir_train.data.problems import SourceProblem
 from stir_train.data.prompts import render_prompts
 from stir_train.errors import StageError
-from stir_train.generation.backend import ControlSpec, GenerationRequest, GenerationResult
-from stir_train.generation.engine import DecodeEngine
+from stir_train.generation.backend import (
+    ControlSpec,
+    GenerationBackend,
+    GenerationRequest,
+    GenerationResult,
+)
 from stir_train.recipes.methods import (
     GREEDY,
     PUBLISHED,
@@ -38,7 +42,7 @@ class Answer:
 
     prompt: Prompt
     result: GenerationResult
-    decisions: list[SteeringDecision]
+    decisions: Sequence[SteeringDecision]
 
 
 def stream_answer(
@@ -115,7 +119,7 @@ def _answer(
         controller=controller,
         listener=listener,
     )
-    return Answer(prompt, result, controller.decisions if controller else [])
+    return Answer(prompt, result, result.decisions)
 
 
 def _controller(context: RunContext, method: str) -> SteeringController | None:
@@ -128,7 +132,7 @@ def _controller(context: RunContext, method: str) -> SteeringController | None:
     return controller_for(context, settings[method](), context.steering.basis())
 
 
-def _engine(context: RunContext, method: str) -> DecodeEngine:
+def _engine(context: RunContext, method: str) -> GenerationBackend:
     if method != STUDENT:
         return context.resources.engine
     context.stage("distill").require_complete()

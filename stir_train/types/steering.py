@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stir_train.types.places import Place
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -125,7 +127,7 @@ class ControlBasis:
 
 @dataclass(frozen=True)
 class SteeringDecision:
-    """What a controller saw and did at one control point of one row.
+    """What a controller saw and did at one control point of one row; point 0 is the prompt's end.
 
     Attributes:
         prompt_id, sample, point, token_index: Where.
@@ -135,6 +137,7 @@ class SteeringDecision:
         null_score: The score of doing nothing.
         chosen: Basis row injected, or -1.
         strength: Multiplier injected; 0 when nothing was.
+        place: At which tokens from there on.
     """
 
     prompt_id: str
@@ -147,6 +150,7 @@ class SteeringDecision:
     null_score: float
     chosen: int
     strength: float
+    place: Place = "control_point"
 
 
 @dataclass(frozen=True)
