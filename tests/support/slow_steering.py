@@ -50,25 +50,28 @@ class SlowSteering:
                     cells.setdefault((controller.block, at), []).append(held[i])
             # One after the other, from below: what lies below is there when a block is read.
             for i in sorted(range(len(self.controllers)), key=lambda i: self.controllers[i].block):
-                controller = self.controllers[i]
-                at_prompt = controller.place in ("prompt_end", "everywhere", "every_token")
-                asked = not completion if at_prompt else at_point and len(points) <= self.max_points
-                if not asked:
+                asked = self.controllers[i]
+                point = self._point(asked, completion, len(points) if at_point else 0)
+                if point is None:
                     continue
-                point = 0 if at_prompt else len(points)
-                chosen = self._decide(prompt, completion, cells, (controller, point))
+                chosen = self._decide(prompt, completion, cells, (asked, point))
                 if chosen is None or not bool(chosen.fires[0]):
                     continue
-                first = 0 if controller.place == "every_token" else at
-                for position in range(first, at + 1):
-                    cells.setdefault((controller.block, position), []).append(chosen.deltas[0])
-                if controller.place in ("segment", "everywhere", "every_token"):
+                for position in range(0 if asked.place == "every_token" else at, at + 1):
+                    cells.setdefault((asked.block, position), []).append(chosen.deltas[0])
+                if asked.place in ("segment", "everywhere", "every_token"):
                     held[i] = chosen.deltas[0]
             logits, _ = self._forward(prompt, completion, cells)
             completion.append(int(logits.argmax()))
             if completion[-1] in self.sampling.stop_token_ids:
                 break
         return completion
+
+    def _point(self, asked: Controller, completion: list[int], reached: int) -> int | None:
+        """The control point at which a controller is asked now, if it is."""
+        if asked.place in ("prompt_end", "everywhere", "every_token"):
+            return None if completion else 0
+        return reached if 0 < reached <= self.max_points else None
 
     def _decide(
         self, prompt: Prompt, completion: list[int], cells: Cells, asked: tuple[Controller, int]
