@@ -10,12 +10,12 @@ from typing import Protocol
 from torch import Tensor
 
 from stir_train.generation.backend import (
-    Controller,
     ControlSpec,
+    GenerationBackend,
     GenerationRequest,
     SamplingParams,
 )
-from stir_train.generation.engine import DecodeEngine
+from stir_train.generation.controller import Steering
 from stir_train.models.load import LoadedModel
 from stir_train.types.rollout import GradedRollout, Prompt, Rollout
 from stir_train.types.steering import ControlBasis
@@ -75,7 +75,7 @@ class AnsweringContext:
     """
 
     loaded: LoadedModel
-    engine: DecodeEngine
+    engine: GenerationBackend
     greedy: SamplingParams
     sampled: SamplingParams
     control: ControlSpec
@@ -89,7 +89,7 @@ class AnsweringContext:
         prompts: Sequence[Prompt],
         *,
         edit: AbstractContextManager[None] | None = None,
-        controller: Controller | None = None,
+        controller: Steering | None = None,
     ) -> list[Rollout]:
         """Greedy completions, with the model edited or a controller at its control points."""
         with edit or nullcontext():

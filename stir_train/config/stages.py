@@ -42,8 +42,10 @@ class ControlPointConfig(FrozenConfig):
 
 
 class GenerationConfig(FrozenConfig):
-    """Limits of the decoding engine."""
+    """What decodes, and its limits."""
 
+    backend: Literal["transformers"] = "transformers"
+    """What generates."""
     max_new_tokens: PositiveInt = 256
     """Token budget of a completion; one that reaches it is marked truncated."""
     max_rows: PositiveInt = 256

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from stir_train.config.steering import PreviewSteering, SteeringConfig, changed
 from stir_train.export.adapter import ADAPTER_DIRECTORY, save_merged
-from stir_train.generation.engine import DecodeEngine
+from stir_train.generation.backend import GenerationBackend
+from stir_train.generation.controller import Controller
 from stir_train.models.load import LoadedModel, load_model, unsharded
 from stir_train.models.lora import load_adapter
 from stir_train.recipes.baselines import TunedBaseline, tuned_baselines
@@ -18,7 +19,6 @@ from stir_train.recipes.student_plan import student_prefix
 from stir_train.recipes.tune import best_of_each_mode, controller_for, trial_name
 from stir_train.runtime.context import RunContext
 from stir_train.steering.controls import empty_basis, random_directions, shuffled_keys
-from stir_train.steering.interface import SteeringController
 from stir_train.stores.steering import load_basis
 from stir_train.types.steering import ControlBasis
 
@@ -41,8 +41,8 @@ class Method:
     name: str
     settings: SteeringConfig | None
     chosen_on: str
-    make_controller: Callable[[], SteeringController] | None = None
-    engine: Callable[[], DecodeEngine] | None = None
+    make_controller: Callable[[], Controller] | None = None
+    engine: Callable[[], GenerationBackend] | None = None
     baseline: TunedBaseline | None = None
 
     @property
@@ -127,7 +127,7 @@ def published_rule() -> PreviewSteering:
     return PreviewSteering(strength=1.0, preview_strength=1.0)
 
 
-def student_engine(context: RunContext, name: str = "") -> DecodeEngine:
+def student_engine(context: RunContext, name: str = "") -> GenerationBackend:
     """The engine over a distilled student, loaded when a chunk first needs it."""
     if name not in context.resources.students:
         context.resources.students.clear()  # one more model at a time

@@ -17,6 +17,7 @@ from stir_train.config.steering import (
     steering_for,
 )
 from stir_train.evals.metrics import MethodMetrics, compare_to_baseline
+from stir_train.generation.controller import Controller
 from stir_train.monitoring.console import progress
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.runtime.generation import (
@@ -25,7 +26,6 @@ from stir_train.runtime.generation import (
     load_answers,
     sampling_params,
 )
-from stir_train.steering.interface import SteeringController
 from stir_train.stores.report_file import load_report, save_report
 from stir_train.types.rollout import GradedRollout, Prompt
 from stir_train.types.steering import ControlBasis
@@ -55,7 +55,7 @@ class Trial:
 
 def controller_for(
     context: RunContext, settings: SteeringConfig, basis: ControlBasis
-) -> SteeringController:
+) -> Controller:
     """Build the controller that settings describe; without a depth, at the first harvested one."""
     device = context.resources.loaded.device
     return context.steering.controller(with_depth(context, settings), device=device, basis=basis)

@@ -13,15 +13,15 @@ from stir_train.distributed.leases import Note
 from stir_train.errors import ArtifactError
 from stir_train.generation.backend import (
     ControlSpec,
+    GenerationBackend,
     GenerationRequest,
     SamplingParams,
 )
-from stir_train.generation.engine import DecodeEngine
+from stir_train.generation.controller import Controller
 from stir_train.monitoring.console import Advance
 from stir_train.monitoring.metrics import Pace
 from stir_train.runtime.chunk_scheduler import make_missing
 from stir_train.runtime.context import RunContext
-from stir_train.steering.interface import SteeringController
 from stir_train.stores.rollouts import (
     RolloutStore,
     rollouts_file,
@@ -42,7 +42,7 @@ class GenerationJob:
         num_samples: Per prompt.
         sampling: Greedy or sampled.
         capture_blocks: Blocks whose control-point states are kept.
-        make_controller: A fresh controller per chunk; None decodes plainly.
+        make_controller: Makes what steers; None decodes plainly.
         prefix: Directory inside the stage, for stages that hold several sets.
         engine: Makes what decodes; None takes the run's base-model engine.
         answer: Another way to make completions of some prompts, one each, in place of all these.
@@ -53,9 +53,9 @@ class GenerationJob:
     num_samples: int
     sampling: SamplingParams
     capture_blocks: tuple[int, ...] = ()
-    make_controller: Callable[[], SteeringController] | None = None
+    make_controller: Callable[[], Controller] | None = None
     prefix: str = ""
-    engine: Callable[[], DecodeEngine] | None = None
+    engine: Callable[[], GenerationBackend] | None = None
     answer: Callable[[Sequence[Prompt]], list[Rollout]] | None = None
     task: TaskConfig | None = None
 
@@ -150,7 +150,7 @@ def load_answers(context: RunContext, stage: StageDir, job: GenerationJob) -> li
     return store.read(job.set_name)
 
 
-def _engine_of(context: RunContext, job: GenerationJob) -> DecodeEngine:
+def _engine_of(context: RunContext, job: GenerationJob) -> GenerationBackend:
     return job.engine() if job.engine else context.resources.engine
 
 
@@ -182,7 +182,7 @@ def _generate_chunk(
             block_convention=context.resources.described.identity.block_convention,
         )
     if controller is not None:
-        save_decisions(stage, job.set_name, chunk, controller.decisions)
+        save_decisions(stage, job.set_name, chunk, result.decisions)
     # The rollout table comes last: a chunk counts as made when it is there.
     save_rollouts(stage, job.set_name, chunk, graded)
     figures = {
@@ -193,8 +193,8 @@ def _generate_chunk(
     }
     if result.states is not None and len(result.states.labels):
         figures["state_norm"] = float(result.states.states.norm(dim=-1).mean())
-    if controller is not None and controller.decisions:
-        figures |= decision_figures(controller.decisions)
+    if result.decisions:
+        figures |= decision_figures(result.decisions)
     return figures
 
 

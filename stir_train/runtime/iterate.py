@@ -24,7 +24,7 @@ from stir_train.distributed.world import World, open_world
 from stir_train.errors import ConfigError
 from stir_train.evals.metrics import MethodMetrics, compare_to_baseline
 from stir_train.export.adapter import ADAPTER_DIRECTORY, save_merged
-from stir_train.generation.engine import DecodeEngine
+from stir_train.generation.backend import GenerationBackend
 from stir_train.models.load import load_model, unsharded
 from stir_train.monitoring.console import progress
 from stir_train.recipes.evaluate import RESULTS_SCHEMA
@@ -145,7 +145,7 @@ def _merge(inner: RunContext, target: Path) -> None:
 def _job(context: RunContext, split: SplitName, generation: int) -> GenerationJob:
     """Greedy answers of the base (0) or of a generation's student."""
 
-    def engine() -> DecodeEngine:
+    def engine() -> GenerationBackend:
         path = str(merged_student(context.config, generation))
         key = f"generation {generation}"
         if key not in context.resources.students:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -12,8 +12,13 @@ from stir_train.config.steering import SteeringConfig
 from stir_train.data.problems import SourceProblem
 from stir_train.data.prompts import render_prompts
 from stir_train.errors import StageError
-from stir_train.generation.backend import ControlSpec, GenerationRequest, GenerationResult
-from stir_train.generation.engine import DecodeEngine
+from stir_train.generation.backend import (
+    ControlSpec,
+    GenerationBackend,
+    GenerationRequest,
+    GenerationResult,
+)
+from stir_train.generation.controller import Controller
 from stir_train.recipes.methods import (
     GREEDY,
     PUBLISHED,
@@ -25,7 +30,6 @@ from stir_train.recipes.methods import (
 from stir_train.recipes.tune import controller_for
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import sampling_params
-from stir_train.steering.interface import SteeringController
 from stir_train.types.rollout import Prompt
 from stir_train.types.steering import SteeringDecision
 
@@ -38,7 +42,7 @@ class Answer:
 
     prompt: Prompt
     result: GenerationResult
-    decisions: list[SteeringDecision]
+    decisions: Sequence[SteeringDecision]
 
 
 def stream_answer(
@@ -115,10 +119,10 @@ def _answer(
         controller=controller,
         listener=listener,
     )
-    return Answer(prompt, result, controller.decisions if controller else [])
+    return Answer(prompt, result, result.decisions)
 
 
-def _controller(context: RunContext, method: str) -> SteeringController | None:
+def _controller(context: RunContext, method: str) -> Controller | None:
     settings: dict[str, Callable[[], SteeringConfig]] = {
         STEERED_METHOD: context.steering.choice,
         PUBLISHED: published_rule,
@@ -128,7 +132,7 @@ def _controller(context: RunContext, method: str) -> SteeringController | None:
     return controller_for(context, settings[method](), context.steering.basis())
 
 
-def _engine(context: RunContext, method: str) -> DecodeEngine:
+def _engine(context: RunContext, method: str) -> GenerationBackend:
     if method != STUDENT:
         return context.resources.engine
     context.stage("distill").require_complete()

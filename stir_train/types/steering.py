@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from stir_train.types.places import Place
+
 UNSTEERED = -1
 """Stands for the steered block of a trajectory that nothing steered."""
 
@@ -192,7 +194,7 @@ class ControlBasis:
 
 @dataclass(frozen=True)
 class SteeringDecision:
-    """What a controller saw and did at one control point of one row.
+    """What a controller saw and did at one control point of one row; point 0 is the prompt's end.
 
     Attributes:
         prompt_id, sample, point, token_index: Where.
@@ -202,6 +204,7 @@ class SteeringDecision:
         null_score: The score of doing nothing.
         chosen: Basis row injected, or -1.
         strength: Multiplier injected; 0 when nothing was.
+        place: At which tokens from there on.
     """
 
     prompt_id: str
@@ -214,6 +217,7 @@ class SteeringDecision:
     null_score: float
     chosen: int
     strength: float
+    place: Place = "control_point"
 
 
 @dataclass(frozen=True)
