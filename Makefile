@@ -8,7 +8,7 @@ XDIST_WORKERS ?= auto
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo results distill-results test test-slow test-cluster check format install clean
+.PHONY: demo docs results distill-results test test-slow test-cluster check format install clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -79,9 +79,13 @@ results: $(STAMP) ## the held-out comparison of docs/results.md (hours on two co
 	  model.name=runs/models/own-blind task.source=runs/models/blind-problems.jsonl
 	$(BIN)/stir-train compare runs/results/*
 
+docs: $(STAMP) ## the documentation site, into site/ (any warning is an error)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 format: $(STAMP) ## format and mend what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean: ## remove what the build made
-	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -14,7 +14,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal, get_args
 
-from rich.console import Console
 from rich.table import Table
 
 from stir_train.basis.select import select_basis
@@ -23,6 +22,7 @@ from stir_train.config.run import RunConfig
 from stir_train.config.stages import BasisConfig
 from stir_train.config.steering import PreviewSteering, RetrievingSteering, ValueSteering
 from stir_train.generation.backend import ControlSpec, GenerationRequest
+from stir_train.monitoring.console import make_console
 from stir_train.runtime.attempt import open_run
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import grade_rollouts, sampling_params
@@ -85,14 +85,14 @@ def main() -> None:
     }
     columns = ("size", "rule", *settings, "corrections at the first point")
     table = Table(*columns, title=f"{arguments.run}: accuracy on the tune split")
-    with open_run(config, Console(stderr=True), ["basis_size"]) as context:
+    with open_run(config, make_console(), ["basis_size"]) as context:
         block = context.resources.block_at(arguments.depth)
         for size in arguments.sizes:
             for rule in arguments.rules:
                 basis = basis_of(context, size, rule, block)
                 found = [accuracy(context, basis, tried, block) for tried in settings.values()]
                 table.add_row(str(size), rule, *found, kinds_at_first_point(context, basis))
-    Console().print(table)
+    make_console(sys.stdout).print(table)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from stir_train.generation.backend import (
     GenerationResult,
     SamplingParams,
 )
-from stir_train.generation.engine import DecodeEngine
+from stir_train.generation.transformers.engine import DecodeEngine
 from stir_train.models.blocks import find_blocks
 from stir_train.models.hooks import block_hooks
 from stir_train.models.identity import ModelIdentity

@@ -40,7 +40,7 @@ from stir_train.distill.samples import BatchConfig, sequence_batches
 from stir_train.distributed.engine import PlainEngine
 from stir_train.distributed.world import alone
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
-from stir_train.generation.engine import DecodeEngine
+from stir_train.generation.transformers.engine import DecodeEngine
 from stir_train.models.load import load_model
 from stir_train.models.lora import make_whole_student
 from stir_train.steering.controller import BasisController

@@ -13,13 +13,13 @@ Usage: ``python benchmarks/headroom.py RUN_DIRECTORY [--problems 64] [--strength
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
@@ -27,6 +27,7 @@ from torch import Tensor
 from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
 from stir_train.generation.backend import ControlSpec, GenerationRequest, PlannedImpulse
+from stir_train.monitoring.console import make_console
 from stir_train.recipes.tune import controller_for
 from stir_train.runtime.attempt import open_run
 from stir_train.runtime.context import RunContext
@@ -66,9 +67,7 @@ class Oracle:
         courses = [Course(prompt, item) for prompt, item in plain]
         kept: Counter[int] = Counter()
         max_points = self.context.config.control_points.max_points
-        for point in track(
-            range(1, max_points + 1), "control points", console=Console(stderr=True)
-        ):
+        for point in track(range(1, max_points + 1), "control points", console=make_console()):
             courses = [self._best(course, point, kept) for course in courses]
         return [course.ending for course in courses], kept
 
@@ -191,8 +190,8 @@ def main() -> None:
     parser.add_argument("--strength", type=float, help="default: the tuned choice's")
     arguments = parser.parse_args()
     config = load_config(RunConfig, arguments.run / "config.yaml", [])
-    console = Console()
-    with open_run(config, Console(stderr=True), ["headroom"]) as context:
+    console = make_console(sys.stdout)
+    with open_run(config, make_console(), ["headroom"]) as context:
         choice = context.steering.choice()
         assert choice.depth is not None, "tuning sets it"
         strength = arguments.strength or choice.strength

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -28,6 +28,7 @@ from stir_train.generation.backend import (
     PlannedImpulse,
 )
 from stir_train.generation.teacher_forced import teacher_force
+from stir_train.monitoring.console import make_console
 from stir_train.runtime.attempt import open_run
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import grade_rollouts, sampling_params
@@ -163,7 +164,7 @@ def main() -> None:
     table = Table(
         "impulses", "accuracy", "tokens", title=f"{arguments.run}, depth {arguments.depth:g}"
     )
-    with open_run(config, Console(stderr=True), ["persistence"]) as context:
+    with open_run(config, make_console(), ["persistence"]) as context:
         block = context.resources.block_at(arguments.depth)
         prompts = context.splits["tune"]
 
@@ -189,7 +190,7 @@ def main() -> None:
             accuracy = sum(item.grade.correct for item in graded) / len(graded)
             tokens = sum(len(item.rollout.token_ids) for item in graded) / len(graded)
             table.add_row(name, f"{accuracy:.1%}", f"{tokens:.1f}")
-    console = Console()
+    console = make_console(sys.stdout)
     console.print(table)
     console.print(f"kept, segment by segment: {agree} of {len(prompts)} answers as in one go")
 

@@ -123,7 +123,7 @@ def test_offline_wandb_writes_one_run_whose_id_is_kept(tmp_path: Path) -> None:
 
     for _ in range(2):
         with open_metrics(
-            tmp_path, wandb_mode="offline", project="p", name="n", config={"a": 1}
+            tmp_path, wandb_mode="offline", project="p", name="n", config={"a": 1}, warn=print
         ) as metrics:
             metrics.log("rollout", {"correct_rate": 0.5}, step=3)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

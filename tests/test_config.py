@@ -141,7 +141,7 @@ def test_settings_show_what_they_may_be_and_for_which_mode() -> None:
     rows = {row.key: row for row in describe_settings()}
     assert rows["model.dtype"].allowed == "auto | float32 | bfloat16 | float16"
     assert rows["rollout.top_p"].allowed == "> 0; <= 1"
-    assert rows["harvest.depths"].allowed == "each >= 0; each <= 1"
+    assert rows["harvest.depths"].allowed == "each >= 0; each <= 1; not empty"
     assert rows["steering.mode"].default == "value"
     assert rows["steering.doubt"].when == "mode: value, hybrid"
     assert rows["steering.depth"].when == ""
@@ -159,11 +159,11 @@ def test_settings_show_what_they_may_be_and_for_which_mode() -> None:
         (["steering.mode=valu"], "did you mean 'value'?"),
         (
             ["steering.mode=static", "steering.strength=-1"],
-            "steering.strength (mode static): Input should be greater than 0 (got -1)",
+            "steering.strength: expected more than 0 (mode static) (got -1)",
         ),
         (["steering.token_price=1"], "steering.token_price: unknown key"),
         (["steering=3"], "steering: "),
-        (["steering.mode=custom"], "steering.controller (mode custom): required, but missing"),
+        (["steering.mode=custom"], "steering.controller: required, but missing (mode custom)"),
         (["steering={mode: custom, controller: mine}"], "expected an import path"),
         (["steering={mode: custom, controller: 'a:B'}"], "custom would never be tried"),
         (["tune.modes=[custom]"], "set steering.mode=custom and steering.controller"),

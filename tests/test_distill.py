@@ -33,7 +33,8 @@ from stir_train.distributed.engine import PlainEngine
 from stir_train.distributed.world import alone
 from stir_train.errors import StageError
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
-from stir_train.generation.engine import DecodeEngine
+from stir_train.generation.control_hook import PassPlan
+from stir_train.generation.transformers.engine import DecodeEngine
 from stir_train.models.load import LoadedModel
 from stir_train.models.lora import Student, make_whole_student
 from stir_train.steering.controller import BasisController
@@ -125,16 +126,19 @@ def test_an_untrained_student_is_as_far_from_its_teacher_as_the_base(
 ) -> None:
     (batch,) = _batch(steered)
     points = batch.replayed
-    moved = points.deltas.norm(dim=-1) > 0
+    moved = _moved(points)
     assert 0 < int(moved.sum()) < len(moved)
     loss = _loss(STATES)
     with torch.no_grad():
         _, target = loss._teach(batch)
         assert target is not None
-        expected = (points.deltas.square().sum(-1) / target.square().sum(-1)).sum() / points.count
+        (edit,) = points.plan.edits
+        added = torch.zeros_like(target)
+        added[moved] = edit.deltas
+        expected = (added.square().sum(-1) / target.square().sum(-1)).sum() / points.count
         torch.testing.assert_close(loss(batch)["states"], expected)
         # With the impulses taken away there is nothing left to learn.
-        still = dataclasses.replace(points, deltas=torch.zeros_like(points.deltas))
+        still = dataclasses.replace(points, plan=PassPlan())
         for objective in (LOGITS, STATES):
             value = sum_of(_loss(objective)(dataclasses.replace(batch, points=still)))
             assert float(value) == pytest.approx(0.0, abs=1e-6)
@@ -254,7 +258,17 @@ def test_the_teacher_decides_in_one_pass_what_it_decided_in_decoding(
         (by_record, states), (by_pass, _) = (_loss(STATES)._teach(b) for b in (batch, judged))
     torch.testing.assert_close(by_pass, by_record, atol=2e-3, rtol=0)
     assert states is not None
-    assert bool(recorded.deltas.any())
+    assert any(bool(edit.deltas.any()) for edit in recorded.plan.edits)
+
+
+def _moved(points: ControlPoints) -> torch.Tensor:
+    """Which control points something was added at."""
+    edited = {
+        place
+        for edit in points.plan.edits
+        for place in zip(edit.rows.tolist(), edit.columns.tolist(), strict=True)
+    }
+    return torch.tensor([place in edited for place in _places(points)])
 
 
 def _places(points: ControlPoints) -> list[tuple[int, int]]:

@@ -11,18 +11,16 @@ import torch
 from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.errors import DataError, ModelError
 from stir_train.generation.backend import (
-    ControlBatch,
     ControlSpec,
     GenerationRequest,
-    ImpulseBatch,
     PlannedImpulse,
     SamplingParams,
-    no_impulses,
 )
-from stir_train.generation.decoding import Decoding
-from stir_train.generation.engine import DecodeEngine
-from stir_train.generation.slot_forward import SlotForward
+from stir_train.generation.fixed import FixedVector
 from stir_train.generation.teacher_forced import teacher_force
+from stir_train.generation.transformers.decoding import Decoding
+from stir_train.generation.transformers.engine import DecodeEngine
+from stir_train.generation.transformers.slot_forward import SlotForward
 from stir_train.models.load import LoadedModel
 from stir_train.types.rollout import Prompt
 from tests.support import tiny_models
@@ -132,27 +130,6 @@ def test_captured_states_and_logprobs_equal_one_teacher_forced_pass(
         torch.testing.assert_close(torch.tensor(rollout.logprobs), logprobs, rtol=1e-4, atol=1e-4)
 
 
-class _Constant:
-    """Injects one delta at every control point."""
-
-    def __init__(self, block: int, delta: torch.Tensor, *, fires: bool = True) -> None:
-        self.block, self.reads, self.delta, self.fires = block, (block,), delta, fires
-
-    def decide(self, states: torch.Tensor, batch: ControlBatch) -> ImpulseBatch:
-        quiet = no_impulses(states)
-        if not self.fires:
-            return quiet
-        return ImpulseBatch(
-            torch.ones_like(quiet.fires),
-            self.delta.expand_as(states).clone(),
-            quiet.entries,
-            torch.ones_like(quiet.strengths),
-        )
-
-    def reset(self) -> None:
-        raise AssertionError("memory does not run out here")
-
-
 def test_idle_controllers_change_nothing_and_impulses_persist(
     loaded: LoadedModel,
     prompts: list[Prompt],
@@ -164,12 +141,19 @@ def test_idle_controllers_change_nothing_and_impulses_persist(
     control = ControlSpec(automaton, 8, (1, 2, 3, 5))
     plain = engine.generate(requests, greedy, seed=0, control=control)
     delta = torch.randn(64, generator=torch.Generator().manual_seed(0))
-    for quiet in (_Constant(2, delta, fires=False), _Constant(2, torch.zeros(64))):
+    for quiet in (
+        FixedVector("control_point", 2, delta, 0.0),
+        FixedVector("control_point", 2, torch.zeros(64)),
+    ):
         steered = engine.generate(requests, greedy, seed=0, control=control, controller=quiet)
         assert [r.token_ids for r in steered.rollouts] == [r.token_ids for r in plain.rollouts]
         assert [r.logprobs for r in steered.rollouts] == [r.logprobs for r in plain.rollouts]
     strong = engine.generate(
-        requests, greedy, seed=0, control=control, controller=_Constant(2, 5 * delta)
+        requests,
+        greedy,
+        seed=0,
+        control=control,
+        controller=FixedVector("control_point", 2, 5 * delta),
     )
     assert strong.cost.forward_passes > 0
     assert strong.states is not None
@@ -197,7 +181,7 @@ def test_replaying_recorded_impulses_reproduces_the_steered_states_and_tokens(
         greedy,
         seed=0,
         control=control,
-        controller=_Constant(3, delta),
+        controller=FixedVector("control_point", 3, delta),
     )
     replays = []
     for prompt, rollout in zip(prompts[:8], steered.rollouts, strict=True):

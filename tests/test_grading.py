@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from stir_train.config.inputs import TaskConfig
 from stir_train.data.choices import picked_option
 from stir_train.data.grading import Grader, grade_batch, require_gold
-from stir_train.data.numbers import Number, answer_number, clean
+from stir_train.data.number_phrases import answer_number
+from stir_train.data.numbers import Number
+from stir_train.data.plain_text import clean
 from stir_train.errors import DataError
 from stir_train.types.rollout import Gold, Grade
 from tests.support.commands import stir_train
@@ -139,6 +141,84 @@ def test_any_text_gets_a_grade(text: str) -> None:
             "no answer",
             "ambiguous",
         )
+
+
+WRITTEN = (
+    lambda n: str(n),
+    lambda n: f"{n:,}",
+    lambda n: f"{n:,}".replace(",", " "),
+    lambda n: f"{n:,}".replace(",", "{,}"),
+    lambda n: f"{n:_}",
+    lambda n: f"minus {-n}" if n < 0 else f"{n}",
+    lambda n: f"{n}/1",
+    lambda n: f"\\frac{{{2 * n}}}{{2}}",
+    lambda n: f"\\sqrt{{{n * n}}}" if n >= 0 else f"-\\sqrt{{{n * n}}}",
+    lambda n: f"{n}.00",
+    lambda n: f"{n}e0",
+    lambda n: f"{n} \\times 10^{{0}}",
+    lambda n: f"x = {n}",
+    lambda n: f"{n} \\text{{ apples}}",
+    lambda n: f"\\({n}\\)",
+)
+JUNK_AFTER = (
+    "x", "\\sqrt2", "\\pi", " + 3", " - 3", " * 2", " or 7", " and 7", " to 7", ", 7", "; 7", " < x",
+    " \\pm 1", "^2", " mod 7", " \\pmod{7}", "x + 3", " squared", "i", " \\text{ and } 7", ":7",
+    " or more", " is wrong", " = y + 7 + x",
+)  # fmt: skip
+JUNK_BEFORE = (
+    "x + ", "not ", "\\pm ", "x \\ge ", "x < ", "at least ", "more than ", "half of ", "7, ", "7 or ",
+    "7 and ", "isn't ", "2 \\cdot ", "\\log ", "7 - ", "y \\in ", "square root of ",
+)  # fmt: skip
+
+
+@given(
+    st.integers(-(10**12), 10**12), st.sampled_from(WRITTEN), st.sampled_from(NUMBER_FORMATS[:6])
+)
+def test_a_number_in_any_form_reads_back_exactly(number, write, frame) -> None:  # type: ignore[no-untyped-def]
+    grade = _grade("numeric", frame.format(write(number)), Gold(str(number)))
+    assert grade.correct, grade
+
+
+@given(
+    st.integers(0, 10**6),
+    st.one_of(
+        st.sampled_from(JUNK_AFTER).map(lambda junk: ("", junk)),
+        st.sampled_from(JUNK_BEFORE).map(lambda junk: (junk, "")),
+    ),
+    st.sampled_from(["Answer: {}", "\\boxed{{{}}}", "#### {}", "the answer is ${}$"]),
+)
+def test_a_number_with_anything_else_is_refused(number, around, frame) -> None:  # type: ignore[no-untyped-def]
+    before, after = around
+    grade = _grade("numeric", frame.format(f"{before}{number}{after}"), Gold(str(number)))
+    assert (grade.correct, grade.reason) == (False, "ambiguous"), grade
+    with pytest.raises(DataError, match="not one number"):
+        require_gold(Gold(f"{before}{number}{after}"), TaskConfig(grader="numeric"))
+
+
+def test_a_grade_says_whether_the_answer_was_marked_and_may_ask_for_it() -> None:
+    lenient, strict = (
+        TaskConfig(grader="numeric"),
+        TaskConfig(grader="numeric", answer_reading="marker"),
+    )
+    for text, has_marker in (
+        ("Answer: 5", True),
+        ("**Answer:** 5", True),
+        ("Answer:\n$$5$$", True),
+        ("\\boxed{5}", False),
+        ("#### 5", False),
+        ("the answer is 5", False),
+        ("so it is 5", False),
+        ("Answer: \nso it is 5", True),
+        ("<think>Answer: 5</think>", True),
+    ):
+        (grade,) = grade_batch(lenient, [(text, Gold("5"), False)])
+        assert (grade.correct, grade.had_marker) == (True, has_marker), text
+        (grade,) = grade_batch(strict, [(text, Gold("5"), False)])
+        assert (grade.correct, grade.had_marker) == (has_marker, has_marker), text
+    boxes = TaskConfig(name="aime2024", answer_reading="marker")
+    for text, has_marker in (("\\boxed{5}", True), ("Answer: 5", False)):
+        (grade,) = grade_batch(boxes, [(text, Gold("5"), False)])
+        assert (grade.correct, grade.had_marker) == (has_marker, has_marker), text
 
 
 def _hostile() -> list[str]:

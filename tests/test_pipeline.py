@@ -223,11 +223,9 @@ def test_plain_generate_inside_the_context_gives_the_engines_tokens(finished: Pa
     prompts = [tokenizer.decode(g.rollout.prompt_token_ids) for g in table]
     inputs = tokenizer(prompts, return_tensors="pt", padding=True)
     inputs.pop("token_type_ids", None)
-    with steering(model, tokenizer, run) as controller:
+    with steering(model, tokenizer, run) as decisions:
         output = model.generate(**inputs, max_new_tokens=128, do_sample=False)
-        assert sum(d.chosen >= 0 for d in controller.decisions) == sum(
-            len(g.rollout.impulses) for g in table
-        )
+        assert sum(d.chosen >= 0 for d in decisions) == sum(len(g.rollout.impulses) for g in table)
         sampled = model.generate(**inputs, max_new_tokens=32, do_sample=True, top_k=5)
         assert sampled.shape[0] == len(table)
         with pytest.raises(StageError, match="beam search"):

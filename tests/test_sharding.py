@@ -23,7 +23,7 @@ from stir_train.distributed.preemption import StopRequest
 from stir_train.distributed.world import World
 from stir_train.errors import ConfigError, ModelError, StageError
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
-from stir_train.generation.engine import DecodeEngine
+from stir_train.generation.transformers.engine import DecodeEngine
 from stir_train.models.load import LoadedModel, load_model
 from stir_train.steering.controller import BasisController
 from stir_train.types.rollout import GradedRollout, Prompt, Rollout

@@ -12,7 +12,7 @@ from stir_train.data.grading import grade_batch
 from stir_train.data.problems import SourceProblem
 from stir_train.data.prompts import render_prompts
 from stir_train.generation.backend import GenerationRequest, SamplingParams
-from stir_train.generation.engine import DecodeEngine
+from stir_train.generation.transformers.engine import DecodeEngine
 from stir_train.models.load import EMBEDDED_ROOT, describe_model, load_model
 from stir_train.tasks.families import FAMILIES
 from stir_train.tasks.problem import held_out_problems

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -19,12 +20,12 @@ from stir_train.config.steering import (
 from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.errors import ArtifactError, StageError
 from stir_train.generation.backend import (
-    ControlBatch,
     ControlSpec,
     GenerationRequest,
     SamplingParams,
 )
-from stir_train.generation.engine import DecodeEngine
+from stir_train.generation.controller import ControlBatch, Decision
+from stir_train.generation.transformers.engine import DecodeEngine
 from stir_train.models.load import LoadedModel
 from stir_train.steering.controller import BasisController
 from stir_train.steering.controls import empty_basis, random_directions, shuffled_keys
@@ -49,7 +50,7 @@ def _controller(settings: RetrievingSteering) -> BasisController:
     return BasisController(bases.basis(), settings, block=bases.BLOCK, head=bases.value_head())
 
 
-def _by_place(decisions: list[SteeringDecision]) -> dict[tuple[str, int], SteeringDecision]:
+def _by_place(decisions: Sequence[SteeringDecision]) -> dict[tuple[str, int], SteeringDecision]:
     return {(d.prompt_id, d.point): d for d in decisions}
 
 
@@ -58,18 +59,17 @@ def test_engine_equals_rebuilding_every_prefix_with_the_recorded_impulses(
     name: str, loaded: LoadedModel, prompts: list[Prompt], automaton: ControlPointAutomaton
 ) -> None:
     sampling = SamplingParams(60, loaded.stop_token_ids)
-    fast = _controller(SETTINGS[name])
+    controller = _controller(SETTINGS[name])
     result = DecodeEngine(loaded, max_rows=5).generate(
         [GenerationRequest(p) for p in prompts[:6]],
         sampling,
         seed=0,
         control=ControlSpec(automaton, 3),
-        controller=fast,
+        controller=controller,
     )
-    slow = _controller(SETTINGS[name])
-    reference = SlowSteering(loaded, automaton, slow, sampling, max_points=3)
+    reference = SlowSteering(loaded, automaton, (controller,), sampling, max_points=3)
     tokens = [tuple(reference.run(prompt)) for prompt in prompts[:6]]
-    found, expected = _by_place(fast.decisions), _by_place(slow.decisions)
+    found, expected = _by_place(result.decisions), _by_place(reference.decisions)
     assert found.keys() == expected.keys()
     for place, decision in expected.items():
         other = found[place]
@@ -78,7 +78,9 @@ def test_engine_equals_rebuilding_every_prefix_with_the_recorded_impulses(
         assert other.scores == pytest.approx(decision.scores, abs=1e-3)
         assert other.null_score == pytest.approx(decision.null_score, abs=1e-3)
     assert [r.token_ids for r in result.rollouts] == tokens
-    assert any(d.chosen >= 0 for d in fast.decisions), "a test in which nothing fires shows nothing"
+    assert any(d.chosen >= 0 for d in result.decisions), (
+        "a test in which nothing fires shows nothing"
+    )
 
 
 def test_value_and_similarity_cost_no_pass_and_previews_cost_what_paper_says(
@@ -87,7 +89,9 @@ def test_value_and_similarity_cost_no_pass_and_previews_cost_what_paper_says(
     automaton: ControlPointAutomaton,
     greedy: SamplingParams,
 ) -> None:
-    def cost(settings: RetrievingSteering) -> tuple[list[int], list[int], BasisController, int]:
+    def cost(
+        settings: RetrievingSteering,
+    ) -> tuple[list[int], list[int], Sequence[SteeringDecision], int]:
         controller = _controller(settings)
         result = DecodeEngine(loaded, max_rows=1).generate(
             [GenerationRequest(prompts[0])],
@@ -101,7 +105,7 @@ def test_value_and_similarity_cost_no_pass_and_previews_cost_what_paper_says(
         return (
             [rollout.forward_passes],
             [len(rollout.token_ids)],
-            controller,
+            result.decisions,
             rollout.preview_tokens,
         )
 
@@ -109,8 +113,8 @@ def test_value_and_similarity_cost_no_pass_and_previews_cost_what_paper_says(
         passes, tokens, _, previews = cost(MODES[mode](strength=2.0))
         assert passes == tokens
         assert previews == 0
-    passes, tokens, controller, previews = cost(SETTINGS["preview"])
-    previewed = [d for d in controller.decisions if d.candidates]
+    passes, tokens, decisions, previews = cost(SETTINGS["preview"])
+    previewed = [d for d in decisions if d.candidates]
     fired = sum(d.chosen >= 0 for d in previewed)
     assert passes[0] == tokens[0] + 4 * len(previewed) + fired
     assert previews == sum(4 * (1 + len(d.candidates)) for d in previewed)
@@ -162,18 +166,24 @@ def test_retrieval_is_the_published_rule_written_out() -> None:
 
 def test_value_mode_gates_bounds_and_respects_the_first_point(prompts: list[Prompt]) -> None:
     states, batch = _some_states()
-    free = _controller(ValueSteering(strength=3.0)).decide(states, batch)
+    free = _decided(_controller(ValueSteering(strength=3.0)), states, batch)
     assert bool(free.fires.any())
     gated = _controller(ValueSteering(strength=3.0, gate=0.0))
-    assert not bool(gated.decide(states, batch).fires.any())
+    assert not bool(_decided(gated, states, batch).fires.any())
     tight = _controller(ValueSteering(strength=3.0, max_relative_norm=0.1))
-    bounded = tight.decide(states, batch)
+    bounded = _decided(tight, states, batch)
     width = bounded.deltas.shape[1]
     ratio = bounded.deltas.norm(dim=-1) / states[:, -width:].norm(dim=-1)
     assert float(ratio.max()) <= 0.1 + 1e-5
     first = _controller(ValueSteering(strength=3.0, first_point_only=True))
-    fires = first.decide(states, batch).fires
+    fires = _decided(first, states, batch).fires
     assert torch.equal(fires, free.fires & (batch.points == 1))
+
+
+def _decided(controller: BasisController, states: torch.Tensor, batch: ControlBatch) -> Decision:
+    decision = controller.decide(states, batch)
+    assert decision is not None
+    return decision
 
 
 def _some_states() -> tuple[torch.Tensor, ControlBatch]:
@@ -196,12 +206,10 @@ def test_the_head_picks_the_strength_that_it_expects_most_of() -> None:
     }
     best = torch.full((64,), -torch.inf)
     for controller in alone.values():
-        controller.decide(states, batch)
-        scores = [max(d.scores, default=-torch.inf) for d in controller.decisions]
-        best = torch.maximum(best, torch.tensor(scores))
+        best = torch.maximum(best, _decided(controller, states, batch).scores.max(1).values)
     grid = _controller(ValueSteering(**options, strength_factors=(1.0, 2.0, 3.0)))
-    impulses = grid.decide(states, batch)
-    found = torch.tensor([max(d.scores, default=-torch.inf) for d in grid.decisions])
+    impulses = _decided(grid, states, batch)
+    found = impulses.scores.max(1).values
     torch.testing.assert_close(found, best)
     used = set(impulses.strengths[impulses.fires].tolist())
     assert used <= {1.0, 2.0, 3.0}
@@ -213,13 +221,14 @@ def test_the_dearer_tokens_are_the_more_the_controller_saves_them() -> None:
     head = bases.value_head()
     saved = []
     for price in (0.0, 0.5, 5.0):
-        impulses = BasisController(
+        controller = BasisController(
             bases.basis(),
             ValueSteering(strength=3.0, margin=0.0),
             block=bases.BLOCK,
             head=bases.value_head(),
             utility=UtilityConfig(token_price=price),
-        ).decide(states, batch)
+        )
+        impulses = _decided(controller, states, batch)
         now = head.tokens_left(states, batch.points)
         steered = states.clone()
         steered[:, -impulses.deltas.shape[1] :] += impulses.deltas

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -28,11 +29,13 @@ from stir_train.types.rollout import Grade, GradedRollout, Impulse, Rollout
 from stir_train.types.steering import (
     UNSTEERED,
     Candidates,
+    ControlBasis,
     Intervention,
     PlannedTrial,
     SteeringDecision,
 )
 from stir_train.types.trajectory import CapturedStates, StateLabel
+from stir_train.value.examples import HeadData
 
 BLOCKS, WIDTH, NUM_CHUNKS, CHUNK = (2, 5, 9), 4, 3, 5
 
@@ -331,6 +334,11 @@ def test_contrasts_read_by_block_and_kind_equal_what_was_written(tmp_path: Path)
                     assert torch.equal(one, other)
 
 
+def _steered(number: int, sample: int) -> GradedRollout:
+    graded = _rollout(number, (Impulse(2, 5, 0, 1.0),))
+    return dataclasses.replace(graded, rollout=dataclasses.replace(graded.rollout, sample=sample))
+
+
 def _trial(state: int, item: GradedRollout) -> Intervention:
     length = len(item.rollout.token_ids)
     return Intervention(
@@ -344,7 +352,7 @@ def validation(tmp_path: Path) -> StageDir:
     for number, rollouts in enumerate(_chunks()):
         _write_chunk(stage, GREEDY_SET, number, rollouts)
     for number in range(2):
-        trials = [_rollout(100 + 10 * number + i, (Impulse(2, 5, 0, 1.0),)) for i in range(6)]
+        trials = [_steered(i, 100 + 10 * number + i) for i in range(6)]
         save_plan(stage, number, [PlannedTrial(i, 5, 0, 1.0, 0.5) for i in range(len(trials))])
         for chunk, part in enumerate((trials[:4], trials[4:])):
             _write_chunk(stage, round_set(number), chunk, part)
@@ -370,6 +378,58 @@ def test_what_validation_tried_is_read_by_its_directory(validation: StageDir) ->
     last = data.states.gather(torch.tensor([len(data.states) - 1]))[0]
     made = RolloutStore(validation).read_chunk(round_set(1), 1)
     assert torch.equal(last, _captured(made).states[-1])
+
+
+def test_states_are_gathered_once_for_all_heads_and_rounds(
+    validation: StageDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampled = StageDir(tmp_path / "sampled")
+    sampled.begin(StageInputs({}, {}))
+    for number, rollouts in enumerate(_chunks()):
+        _write_chunk(sampled, "", number, rollouts)
+    read: Counter[tuple[str, str]] = Counter()
+    rows = TensorFile.rows
+
+    def counted(file: TensorFile, name: str, index: torch.Tensor) -> torch.Tensor:
+        read[str(file.path), name] += name.startswith("states")
+        return rows(file, name, index)
+
+    monkeypatch.setattr(TensorFile, "rows", counted)
+    basis = ControlBasis(
+        keys=torch.ones(1, WIDTH),
+        directions=torch.full((1, WIDTH), 2.0),
+        blocks=torch.tensor([5]),
+        points=torch.tensor([1]),
+        quality=torch.ones(1),
+        is_anchor=torch.zeros(1, dtype=torch.bool),
+        saves_tokens=torch.zeros(1, dtype=torch.bool),
+        contrast=torch.zeros(1, dtype=torch.long),
+    )
+    made = []
+    for held in (1 << 28, 0):
+        monkeypatch.setattr(gathered, "HELD_BYTES", held)
+        head_data = HeadData(RolloutStore(sampled), tmp_path / "scratch", reads_below=True)
+        read.clear()
+        for num_rounds in (1, 2):
+            data = InterventionStore(validation).read(num_rounds)
+            for states in head_data.missing(data):
+                head_data.states.write(states)
+                head_data.states.add(states)
+            assert not list(head_data.missing(data))
+            made.append([])
+            for block in BLOCKS:
+                observed, caused = head_data.examples(data, basis, block)
+                assert caused is not None
+                made[-1] += [observed.batch(), caused.batch()]
+        assert set(read.values()) == {0, 1}, "columns are not counted, states are read once"
+    for held_batches, scratch_batches in zip(made[:2], made[2:], strict=True):
+        for one, other in zip(held_batches, scratch_batches, strict=True):
+            assert all(torch.equal(vars(one)[name], vars(other)[name]) for name in vars(one))
+    (_, _, _, of_five, *_) = made[1]
+    assert [batch.states.shape[1] for batch in made[1][::2]] == [WIDTH, 2 * WIDTH, 3 * WIDTH]
+    # All 30 greedy states, the 12 that trials of block 5 reached, and 12 with an impulse there.
+    assert len(of_five.points) == 30 + 12 + 12
+    assert of_five.impulses.sum(1).tolist() == [0] * 42 + [2 * WIDTH] * 12
 
 
 @pytest.mark.parametrize("suffix", ["trials-00001.parquet", "rollouts-00001.parquet"])

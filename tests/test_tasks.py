@@ -183,7 +183,9 @@ def test_what_was_made_from_test_items_is_refused_by_name(loaded: LoadedModel) -
         ({"grader": "regex", "answer_regex": "(x"}, "no regular expression"),
         ({"answer_regex": "(x)"}, "go together"),
         ({"template": "no place"}, "must contain"),
-        ({"system_prompt": "Be brief."}, "needs chat_template"),
+        ({"system_prompt": "Be brief.", "chat_template": False}, "needs the chat template"),
+        ({"chat_template_kwargs": {"messages": "x"}}, "messages cannot be set here"),
+        ({"prompt_date": "soon"}, "prompt_date"),
     ],
 )
 def test_inconsistent_task_settings_are_refused(

@@ -20,7 +20,7 @@ from stir_train.basis.validate import (
 )
 from stir_train.config.stages import BasisConfig
 from stir_train.generation.backend import GenerationRequest, PlannedImpulse, SamplingParams
-from stir_train.generation.engine import DecodeEngine
+from stir_train.generation.transformers.engine import DecodeEngine
 from stir_train.harvest.contrast import contrast_rollouts
 from stir_train.models.load import LoadedModel
 from stir_train.types.rollout import Prompt

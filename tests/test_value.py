@@ -11,6 +11,7 @@ from stir_train.config.stages import ValueConfig
 from stir_train.distributed.engine import PlainEngine
 from stir_train.distributed.world import alone
 from stir_train.errors import StageError
+from stir_train.models.value_head import ValueHead
 from stir_train.train.loop import (
     EarlyStopping,
     FitPlan,
@@ -18,8 +19,9 @@ from stir_train.train.loop import (
     warmup_then_cosine,
     warmup_then_linear,
 )
+from stir_train.value import targets
 from stir_train.value.calibration import auroc, calibration, reliability
-from stir_train.value.fit import fit_value_head
+from stir_train.value.fit import fit_value_head, moments, predict
 from tests.support import bases
 
 
@@ -93,6 +95,41 @@ def test_where_every_rollout_is_right_the_head_is_sure_and_still_tells_lengths_a
             max_new_tokens=128,
             seed=0,
         )
+
+
+def test_moments_of_pieces_are_those_of_the_whole() -> None:
+    rows = torch.randn(1000, 6, generator=torch.Generator().manual_seed(0)) * 3 + 5
+    mean, deviation = moments([rows])
+    assert torch.equal(mean, rows.mean(0))
+    assert torch.equal(deviation, rows.std(0))
+    mean, deviation = moments(rows.split(170))
+    torch.testing.assert_close(mean, rows.mean(0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(deviation, rows.std(0), rtol=1e-6, atol=0)
+
+
+def test_a_head_fitted_piece_by_piece_is_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, validation = bases.examples().split_by_prompt(0.2, torch.Generator().manual_seed(0))
+
+    def fitted() -> ValueHead:
+        head, _ = fit_value_head(
+            train,
+            validation,
+            ValueConfig(num_steps=20, hidden_width=8, num_members=2),
+            reads=bases.READS,
+            max_points=bases.MAX_POINTS,
+            max_new_tokens=bases.BUDGET,
+            seed=0,
+        )
+        return head
+
+    whole = fitted()
+    expected = predict(whole, validation)
+    monkeypatch.setattr(targets, "PIECE_BYTES", 100 * 4 * train.inputs.width)
+    assert len(list(validation.pieces())) > 1
+    assert torch.equal(torch.cat([batch.states for batch in train.pieces()]), train.batch().states)
+    torch.testing.assert_close(predict(whole, validation), expected)
+    # Rounding of the standardisation and of the validation loss, through 20 steps of Adam.
+    torch.testing.assert_close(predict(fitted(), validation), expected, rtol=0, atol=1e-3)
 
 
 def test_auroc_and_reliability_on_cases_done_by_hand() -> None:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from stir_train.answering.interface import BASE
 from stir_train.baselines.interface import AnsweringContext, Baseline, Parameters, Setting
-from stir_train.generation.backend import SamplingParams
-from stir_train.generation.engine import DecodeEngine
+from stir_train.generation.backend import Ability, GenerationBackend, SamplingParams
 from stir_train.types.answers import Answers
 from stir_train.types.rollout import Prompt
 
@@ -35,11 +34,11 @@ class BaselineAnswerer:
         return BASE
 
     @property
-    def needs(self) -> frozenset[str]:
+    def needs(self) -> frozenset[Ability]:
         """As the baseline says."""
         return self.method.needs
 
-    def open(self) -> DecodeEngine:
+    def open(self) -> GenerationBackend:
         """What decodes."""
         return self.open_context().engine
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from stir_train.generation.backend import SamplingParams
-from stir_train.generation.engine import DecodeEngine
+from stir_train.generation.backend import Ability, GenerationBackend, SamplingParams
 from stir_train.types.answers import Answers
 from stir_train.types.rollout import Prompt
 
@@ -28,11 +27,11 @@ class Answerer(Protocol):
         ...
 
     @property
-    def needs(self) -> frozenset[str]:
+    def needs(self) -> frozenset[Ability]:
         """Abilities of the backend without which it cannot answer."""
         ...
 
-    def open(self) -> DecodeEngine:
+    def open(self) -> GenerationBackend:
         """Load the model, if it is not there yet. Collective where ranks hold it together."""
         ...
 

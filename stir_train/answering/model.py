@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from stir_train.generation.backend import (
+    Ability,
     ControlSpec,
+    GenerationBackend,
     GenerationRequest,
     SamplingParams,
     TokenListener,
 )
-from stir_train.generation.engine import DecodeEngine
-from stir_train.steering.interface import SteeringController
+from stir_train.generation.controller import Controller
 from stir_train.types.answers import Answers
 from stir_train.types.rollout import Prompt
 
@@ -23,23 +25,28 @@ class ModelAnswerer:
 
     Attributes:
         model: Its name; a student's is not the base's.
-        open_engine: Gives what decodes with it, loaded when it is first asked for.
+        open_backend: Gives what decodes with it, loaded when it is first asked for.
         control: Where control points are, and which blocks are captured there.
         seed: Of the sampling noise.
-        make_controller: Makes what steers it; None decodes plainly.
+        make_controller: Makes what steers it, once; None decodes plainly.
         needs: What it needs the backend to be able to do.
     """
 
     model: str
-    open_engine: Callable[[], DecodeEngine]
+    open_backend: Callable[[], GenerationBackend]
     control: ControlSpec
     seed: int
-    make_controller: Callable[[], SteeringController] | None = None
-    needs: frozenset[str] = frozenset()
+    make_controller: Callable[[], Controller] | None = None
+    needs: frozenset[Ability] = frozenset()
 
-    def open(self) -> DecodeEngine:
+    @cached_property
+    def controller(self) -> Controller | None:
+        """What steers, made when it is first asked for; it keeps nothing, so every call shares it."""
+        return self.make_controller() if self.make_controller else None
+
+    def open(self) -> GenerationBackend:
         """What decodes."""
-        return self.open_engine()
+        return self.open_backend()
 
     def answer(
         self,
@@ -50,18 +57,17 @@ class ModelAnswerer:
         listener: TokenListener | None = None,
     ) -> Answers:
         """Answer every prompt; ``listener`` is called with every sampled token."""
-        controller = self.make_controller() if self.make_controller else None
         made = self.open().generate(
             [GenerationRequest(prompt, k) for prompt in prompts for k in range(num_samples)],
             sampling,
             seed=self.seed,
             control=self.control,
-            controller=controller,
+            controller=self.controller,
             listener=listener,
         )
         return Answers(
             made.rollouts,
             made.cost.forward_passes,
             made.states,
-            None if controller is None else tuple(controller.decisions),
+            None if self.controller is None else made.decisions,
         )

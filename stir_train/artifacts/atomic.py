@@ -37,6 +37,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
 
 
+def remove_leftovers(directory: Path) -> None:
+    """Remove what killed writers left half-written at any depth; no other process may be writing."""
+    for pattern in (f"*{TEMPORARY_SUFFIX}", SAFETENSORS_TEMPORARY):
+        for leftover in directory.rglob(pattern):
+            leftover.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_path(path) as temporary:

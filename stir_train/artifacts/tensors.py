@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -48,18 +48,15 @@ def save_tensors(
         save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata=packed)
 
 
-def load_tensors(
-    path: Path, *, only: Collection[str] | None = None
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read tensors, all or ``only`` some of them, and metadata.
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read all tensors and the metadata.
 
     Raises:
         ArtifactError: If the file is truncated or not safetensors.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            wanted = file.keys() if only is None else only
-            tensors = {key: file.get_tensor(key) for key in wanted}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             packed = (file.metadata() or {}).get(METADATA_KEY, "{}")
             return tensors, dict(json.loads(packed))
     except (SafetensorError, OSError) as error:

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stir_train.generation.backend import ControlBatch, ImpulseBatch, no_impulses
 from stir_train.models.hooks import block_hooks
 from stir_train.models.load import LoadedModel
 
@@ -60,28 +59,6 @@ def edited(weights: Mapping[nn.Linear, Tensor]) -> Iterator[None]:
     finally:
         for layer, weight in kept.items():
             layer.weight.copy_(weight)
-
-
-class VectorAtPoints:
-    """A `Controller` that adds one vector at every control point."""
-
-    def __init__(self, block: int, vector: Float[Tensor, "D"]) -> None:
-        self.block = block
-        self.reads: tuple[int, ...] = (block,)
-        self._vector = vector
-
-    def reset(self) -> None:
-        """There is nothing to forget."""
-
-    def decide(self, states: Float[Tensor, "R D"], batch: ControlBatch) -> ImpulseBatch:
-        """The same everywhere."""
-        none, num_rows = no_impulses(states), len(batch.prompt_ids)
-        return ImpulseBatch(
-            fires=torch.ones_like(none.fires),
-            deltas=self._vector.to(states).expand(num_rows, -1),
-            entries=none.entries,
-            strengths=torch.ones_like(none.strengths),
-        )
 
 
 def token_ids_of_words(loaded: LoadedModel, words: frozenset[str]) -> list[int]:

@@ -10,12 +10,13 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from stir_train.generation.backend import (
-    Controller,
+    Ability,
     ControlSpec,
+    GenerationBackend,
     GenerationRequest,
     SamplingParams,
 )
-from stir_train.generation.engine import DecodeEngine
+from stir_train.generation.controller import Steering
 from stir_train.models.load import LoadedModel
 from stir_train.types.rollout import GradedRollout, Prompt, Rollout
 from stir_train.types.steering import ControlBasis
@@ -25,10 +26,10 @@ Setting = Mapping[str, float | int | str]
 """One point of a method's grid, JSON-ready."""
 Parameters = Mapping[str, Tensor]
 """What a method took from the harvest problems, by name."""
-STEERS = frozenset({"steers"})
-"""Of a method that needs its backend to steer at control points."""
-EDITS = frozenset({"edits"})
-"""Of a method that needs the model itself: to hook its modules or change its weights."""
+STEERS = frozenset({Ability.ACT_AT_CONTROL_POINTS})
+"""Of a method that steers at control points."""
+EDITS = frozenset({Ability.EDIT_WEIGHTS})
+"""Of a method that hooks the model's modules or changes its weights."""
 
 
 class NotApplicable(Exception):  # noqa: N818 - a finding, not an error
@@ -79,7 +80,7 @@ class AnsweringContext:
     """
 
     loaded: LoadedModel
-    engine: DecodeEngine
+    engine: GenerationBackend
     greedy: SamplingParams
     sampled: SamplingParams
     control: ControlSpec
@@ -93,7 +94,7 @@ class AnsweringContext:
         prompts: Sequence[Prompt],
         *,
         edit: AbstractContextManager[None] | None = None,
-        controller: Controller | None = None,
+        controller: Steering | None = None,
     ) -> list[Rollout]:
         """Greedy completions, with the model edited or a controller at its control points."""
         with edit or nullcontext():
@@ -117,7 +118,7 @@ class Baseline(Protocol):
     """
 
     name: str
-    needs: frozenset[str]
+    needs: frozenset[Ability]
 
     def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """Learn from harvest problems.

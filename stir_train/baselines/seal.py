@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stir_train.baselines.editing import VectorAtPoints
 from stir_train.baselines.interface import (
     STEERS,
     AnsweringContext,
@@ -22,6 +21,7 @@ from stir_train.baselines.interface import (
     Parameters,
     Setting,
 )
+from stir_train.generation.fixed import FixedVector
 from stir_train.types.rollout import Prompt, Rollout
 
 REFLECTION = (
@@ -92,4 +92,4 @@ class Seal:
         """Greedy, the vector subtracted at every control point."""
         block = int(setting["block"])
         vector = -float(setting["coefficient"]) * parameters[f"block {block}"]
-        return answering.answer(prompts, controller=VectorAtPoints(block, vector))
+        return answering.answer(prompts, controller=FixedVector("control_point", block, vector))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,12 +17,15 @@ app = typer.Typer()
 def verify(config: ConfigPath, overrides: Overrides = None) -> None:
     """Reload a finished run's adapter in a fresh process and compare its logits."""
     with opened(config, overrides or []) as context:
+        from stir_train.monitoring.console import good
         from stir_train.tools.verify import run_verify
 
         result = run_verify(context)
         context.console.print(
-            f"[green]✓[/] {result.num_tensors} tensors load strictly; the adapter changes logits by "
-            f"up to {result.effect:.2f} and is within {result.difference:.1e} of the trainer's"
+            good(
+                f"{result.num_tensors} tensors load strictly; the adapter changes logits by up to "
+                f"{result.effect:.2f} and is within {result.difference:.1e} of the trainer's"
+            )
         )
 
 
@@ -74,11 +78,10 @@ def trace(
 ) -> None:
     """Show a completion with its control points: what was retrieved, and what was injected."""
     with opened(config, overrides or []) as context:
-        from rich.console import Console
-
+        from stir_train.monitoring.console import make_console
         from stir_train.tools.trace import show_decisions
 
-        show_decisions(context, index, method, Console(highlight=False))
+        show_decisions(context, index, method, make_console(sys.stdout))
 
 
 @app.command()

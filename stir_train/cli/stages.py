@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -92,8 +93,6 @@ def run(
 @app.command()
 def iterate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Run generations, each from the last one's student, while the tune split improves."""
-    import sys
-
     settings = load(config, overrides or [])
     from stir_train.evals.tables import results_table
     from stir_train.runtime.iterate import run_iterate
@@ -111,8 +110,10 @@ def status(
     """Show a run's stages, jobs and progress, its last failure, and what to do next."""
     from rich.box import SIMPLE
     from rich.table import Table
+    from rich.text import Text
 
     from stir_train.launch.status import run_status
+    from stir_train.monitoring.console import caution
 
     found = run_status(run_directory)
     table = Table(box=SIMPLE)
@@ -122,8 +123,10 @@ def status(
         table.add_row(stage.name, stage.state, stage.progress, stage.job)
     out = console()
     out.print(table)
+    if found.queue:
+        out.print(caution(found.queue), soft_wrap=True)
     if found.failure:
-        out.print(f"[red]last failure[/] {found.failure}", soft_wrap=True)
+        out.print(Text.assemble(("last failure", "red"), f" {found.failure}"), soft_wrap=True)
     out.print(found.advice, soft_wrap=True)
 
 
@@ -170,6 +173,7 @@ def _submit(
     from stir_train.launch.jobs import plan_jobs
     from stir_train.launch.preflight import preflight
     from stir_train.launch.site import SiteConfig
+    from stir_train.monitoring.console import caution
     from stir_train.runtime.problems import require_problems
 
     config = load(path, overrides)
@@ -183,7 +187,7 @@ def _submit(
         for script, text in scripts[1:]:
             print(f"# {script}\n{text}")
     for note in found.notes:
-        out.print(f"[yellow]! {note}[/]", soft_wrap=True)
+        out.print(caution(note), soft_wrap=True)
     if found.estimate is not None:
         needs = found.estimate
         out.print(
@@ -205,10 +209,10 @@ def _submit(
 
 def _show_plan(config: RunConfig, names: list[str]) -> None:
     from rich.box import SIMPLE
-    from rich.console import Console
     from rich.table import Table
 
     from stir_train.launch.plan import plan_run
+    from stir_train.monitoring.console import make_console
 
     table = Table(box=SIMPLE)
     for column in ("stage", "state", "what it does"):
@@ -216,6 +220,6 @@ def _show_plan(config: RunConfig, names: list[str]) -> None:
     for stage in plan_run(config):
         if stage.name in names:
             table.add_row(stage.name, stage.state, stage.work)
-    out = Console()
+    out = make_console(sys.stdout)
     out.print(f"{config.model.name} on {config.task.name}, in {config.directory}", soft_wrap=True)
     out.print(table)

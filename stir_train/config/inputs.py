@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, Self
+from datetime import date
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from stir_train.config.base import FrozenConfig
+from stir_train.config.base import FrozenConfig, NonEmptyText
+from stir_train.config.import_path import is_import_path
 from stir_train.config.tasks import KNOWN_TASKS
 
 SPREAD = "spread"
 SplitName = Literal["harvest", "tune", "test"]
 """`harvest` is learnt from, `tune` chosen on, `test` answered once."""
+GRADERS = ("exact", "numeric", "choice", "boolean", "math", "regex")
+RESERVED_CHAT_ARGUMENTS = frozenset(
+    [
+        "conversation",
+        "messages",
+        "chat_template",
+        "tools",
+        "documents",
+        "add_generation_prompt",
+        "tokenize",
+        "padding",
+        "continue_final_message",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "strftime_now",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+    ]
+)
+BOX_MARKER = "\\boxed{}"
+"""As `task.answer_marker`: the answer stands in a box."""
 
 
 class ModelConfig(FrozenConfig):
     """Which causal language model, and how to hold it."""
 
-    name: str = "embedded/addition"
+    name: NonEmptyText = "embedded/addition"
     """Directory, hub id, or `embedded/NAME` for a model shipped with the package."""
     gguf_file: str | None = None
     """A GGUF file in that directory or repository, loaded dequantised; a path in `name` may also end in it."""
@@ -62,17 +87,18 @@ class TaskConfig(FrozenConfig):
 
     name: str = "addition"
     """An embedded family, a public task that is known (`gsm8k`, `math500`, ...), or any label."""
-    source: str | tuple[str, ...] | None = None
-    """Hub id, or a local folder, JSONL, JSON, Parquet or CSV file; or several of them."""
+    source: NonEmptyText | Annotated[tuple[NonEmptyText, ...], Field(min_length=1)] | None = None
+    """Hub id, or a local folder, JSONL, JSON, Parquet or CSV file; or a function of your own, as
+    `package.module:function`; or several of them."""
     revision: str | None = None
     """Pinned hub revision of the dataset."""
     subset: str | None = None
     """Hub configuration name (`main` for GSM8K)."""
     hub_split: str = "train"
     """Which of the dataset's own splits to read (`train+test`); ours are cut by content hash."""
-    question_fields: tuple[str, ...] = ("question",)
+    question_fields: tuple[NonEmptyText, ...] = Field(default=("question",), min_length=1)
     """Columns that may hold the problem, the first present is read; `a.b` looks inside, `a+b` joins."""
-    answer_fields: tuple[str, ...] = ("answer",)
+    answer_fields: tuple[NonEmptyText, ...] = Field(default=("answer",), min_length=1)
     """Columns that may hold the gold answer."""
     choices_fields: tuple[str, ...] = ()
     """Columns that may hold the options of a multiple-choice problem."""
@@ -84,12 +110,21 @@ class TaskConfig(FrozenConfig):
     """Prompt template; `{question}` is replaced."""
     system_prompt: str | None = None
     """System message, when the chat template is used."""
-    chat_template: bool = False
-    """Render the prompt through the tokenizer's chat template."""
-    grader: Literal["exact", "numeric", "choice", "boolean", "math", "regex"] = "exact"
-    """How an answer is compared with the gold one."""
+    chat_template: bool | None = None
+    """Render the prompt through the tokenizer's chat template; unset: if it has one."""
+    chat_template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Arguments of the chat template (`enable_thinking: false`); it must know each of them."""
+    prompt_date: date | None = None
+    """The date that a chat template is to write which asks for today's; it must be set for such a one."""
+    grader: str = "exact"
+    """How an answer is compared with the gold one: `exact`, `numeric`, `choice`, `boolean`, `math`,
+    `regex`, or a function or class of your own, as `package.module:Name`."""
     answer_marker: str = "Answer:"
-    """The answer follows the last occurrence of this on its line; empty: the whole completion."""
+    """The answer follows the last of these that something follows; empty: the whole completion;
+    `\\boxed{}`: it stands in a box."""
+    answer_reading: Literal["lenient", "marker"] = "lenient"
+    """`lenient` also reads `####`, boxes, "the answer is", and an answer at the end (the last number of a
+    numeric task); `marker` reads only what is marked. `exact` and `regex` are strict either way."""
     answer_regex: str | None = None
     """For the grader `regex`: its one group, where it last matches, is the answer."""
 
@@ -98,20 +133,29 @@ class TaskConfig(FrozenConfig):
     def _known_task_fills_in(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        return {**KNOWN_TASKS.get(str(values.get("name")), {}), **values}
+        name = str(values.get("name"))
+        own = {"source": name} if is_import_path(name) else {}
+        return {**KNOWN_TASKS.get(name, own), **values}
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         if "{question}" not in self.template:
             raise ValueError("template must contain {question}")
         if self.chat_template is False and self.system_prompt is not None:
-            raise ValueError("system_prompt needs chat_template: true")
+            raise ValueError("system_prompt needs the chat template, which is off")
+        reserved = sorted(RESERVED_CHAT_ARGUMENTS & set(self.chat_template_kwargs))
+        if reserved:
+            raise ValueError(f"chat_template_kwargs: {', '.join(reserved)} cannot be set here")
+        if self.grader not in GRADERS and not is_import_path(self.grader):
+            raise ValueError(
+                f"grader is none of {', '.join(GRADERS)}, and no package.module:Name: {self.grader!r}"
+            )
         if (self.grader == "regex") != (self.answer_regex is not None):
             raise ValueError("answer_regex and grader: regex go together")
         if self.answer_regex is not None:
             try:
                 groups = re.compile(self.answer_regex).groups
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"answer_regex is no regular expression: {error}") from error
             if groups != 1:
                 raise ValueError(f"answer_regex must have one group, it has {groups}")
@@ -124,6 +168,12 @@ class TaskConfig(FrozenConfig):
             return ()
         return (self.source,) if isinstance(self.source, str) else self.source
 
+    @property
+    def imported(self) -> dict[str, str]:
+        """Import paths of a grader and a loader of the user's own, by setting."""
+        named = [("task.grader", self.grader), *(("task.source", path) for path in self.sources)]
+        return {setting: path for setting, path in named if is_import_path(path)}
+
 
 class SplitsConfig(FrozenConfig):
     """How many problems each split holds; which one a problem is in depends on its content."""
@@ -134,7 +184,7 @@ class SplitsConfig(FrozenConfig):
     """Problems for choosing settings."""
     num_test: PositiveInt = 512
     """Problems for the final figures, opened only by `evaluate`."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Another seed cuts the splits elsewhere."""
     stratify: bool = False
     """Give every split the same share of each kind of problem."""

@@ -92,7 +92,7 @@ class DistillConfig(FrozenConfig):
     """Scale by `alpha / sqrt(rank)` instead, which keeps updates alike over ranks."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """LoRA dropout."""
-    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
     """Module names that get an adapter; the output head never does."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """What the exported student learns from."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from stir_train.config.base import members_of
+from stir_train.config.problems import Problem, describe_problems, list_problems
+from stir_train.config.yaml_text import MAX_DEPTH, parse_yaml, read_yaml
 from stir_train.errors import ConfigError
 
 EXTENDS = "extends"
+MAX_FILES, MAX_GENERATIONS = 100, 20
+"""Files that a configuration may extend, in all and one above the other."""
+YAML_INDICATORS = "'\"|>!&*"
+"""With which a text begins that is not plain."""
 Config = TypeVar("Config", bound=BaseModel)
 
 
@@ -26,7 +29,9 @@ def load_config(kind: type[Config], path: Path, overrides: Sequence[str] = ()) -
     Raises:
         ConfigError: Listing every unknown key (with the nearest valid name) and every bad value.
     """
-    return parse_config(kind, _read_extended(path, ()), overrides, origin=str(path))
+    files = _Files()
+    values = files.merged(path, ())
+    return _validated(kind, values, overrides, origin=str(path), problems=files.problems)
 
 
 def parse_config(
@@ -37,15 +42,7 @@ def parse_config(
     Raises:
         ConfigError: Listing every unknown key (with the nearest valid name) and every bad value.
     """
-    for override in overrides:
-        _apply_override(values, override)
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        problems = [_describe(kind, dict(item)) for item in error.errors()]
-        listed = "\n".join(f"  - {problem}" for problem in problems)
-        plural = "problem" if len(problems) == 1 else "problems"
-        raise ConfigError(f"{origin}: {len(problems)} {plural}\n{listed}") from error
+    return _validated(kind, values, overrides, origin=origin, problems=[])
 
 
 def dump_config(config: BaseModel) -> str:
@@ -53,138 +50,117 @@ def dump_config(config: BaseModel) -> str:
     return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
-def _read_extended(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """A file's values merged over those of the files it extends."""
-    if path in above:
-        raise ConfigError(f"{path}: extends itself, by way of {above[-1]}")
-    values = _read_yaml(path)
-    parents = values.pop(EXTENDS, [])
-    if not isinstance(parents, list) or not all(isinstance(name, str) for name in parents):
-        raise ConfigError(f"{path}: {EXTENDS} must be a list of file names")
-    merged: dict[str, Any] = {}
-    for name in parents:
-        merged = _merge(merged, _read_extended((path.parent / name).resolve(), (*above, path)))
-    return _merge(merged, values)
+def _validated(
+    kind: type[Config],
+    values: dict[str, Any],
+    overrides: Sequence[str],
+    *,
+    origin: str,
+    problems: list[Problem],
+) -> Config:
+    for override in overrides:
+        problems += _apply_override(values, override)
+    try:
+        config = kind.model_validate(values)
+    except ValidationError as error:
+        told = {key for key, _ in problems}
+        problems += [found for found in describe_problems(kind, error) if found[0] not in told]
+        raise list_problems(origin, problems) from error
+    if problems:
+        raise list_problems(origin, problems)
+    return config
+
+
+class _Files:
+    """A configuration and what it extends, each file read once."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+        self._merged: dict[Path, dict[str, Any]] = {}
+        self._num_read = 0
+
+    def merged(self, path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+        """A file's values over those of the files it extends."""
+        place = _place(path)
+        if place in above:
+            raise ConfigError(f"{path}: extends itself, by way of {above[-1]}")
+        if place in self._merged:
+            return self._merged[place]
+        self._num_read += 1
+        if self._num_read > MAX_FILES or len(above) >= MAX_GENERATIONS:
+            raise ConfigError(
+                f"{path}: a configuration extends at most {MAX_FILES} files, {MAX_GENERATIONS} of "
+                "them one above the other"
+            )
+        values, parents = self._read(path, is_part=bool(above))
+        merged: dict[str, Any] = {}
+        for name in parents:
+            merged = _merge(merged, self.merged(path.parent / name, (*above, place)))
+        self._merged[place] = _merge(merged, values)
+        return self._merged[place]
+
+    def _read(self, path: Path, *, is_part: bool) -> tuple[dict[str, Any], list[str]]:
+        """A file's own values, and the names of the files it extends."""
+        found = read_yaml(path)
+        where = f" ({path})" if is_part else ""
+        self.problems += [(key, f"{complaint}{where}") for key, complaint in found.problems]
+        values = {} if found.value is None else found.value
+        if not isinstance(values, dict):
+            raise ConfigError(
+                f"{path}: expected a mapping of settings, got {type(values).__name__}"
+            )
+        parents = values.pop(EXTENDS, [])
+        if not isinstance(parents, list) or not all(isinstance(n, str) and n for n in parents):
+            raise list_problems(
+                str(path), [*found.problems, (EXTENDS, "must be a list of file names")]
+            )
+        return values, parents
+
+
+def _place(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle are a RuntimeError
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+    """Sections merged, values replaced; nothing in it is shared with what it is made from."""
+    merged = {key: _copy(value) for key, value in base.items()}
     for key, value in over.items():
         held = merged.get(key)
         both = isinstance(held, dict) and isinstance(value, dict)
-        merged[key] = _merge(held, value) if both and isinstance(held, dict) else value
+        merged[key] = _merge(held, value) if both and isinstance(held, dict) else _copy(value)
     return merged
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such configuration file") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
-    return values
+def _copy(value: Any) -> Any:
+    """Sections copied, since an override writes into them."""
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return value
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def _apply_override(values: dict[str, Any], override: str) -> list[Problem]:
+    """Set one key; what is wrong with it."""
     key, separator, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not separator or not all(parts):
-        raise ConfigError(f"override {override!r}: expected key=value, as in rollout.num_samples=4")
+    key = key.strip()
+    parts = key.split(".")
+    shown = repr(override if len(override) <= MAX_DEPTH else f"{override[:MAX_DEPTH]}...")
+    if not separator or not all(parts) or len(parts) > MAX_DEPTH:
+        return [("", f"override {shown}: expected key=value, as in rollout.num_samples=4")]
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from error
+        found = parse_yaml(text, origin=f"override {shown}")
+    except ConfigError as error:
+        return [("", str(error))]
     node = values
     for part in parts[:-1]:
         child = node.setdefault(part, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"override {override!r}: {part!r} is a value, not a section")
+            return [("", f"override {shown}: {part!r} is a value, not a section")]
         node = child
-    node[parts[-1]] = value
-
-
-def _describe(kind: type[BaseModel], item: dict[str, Any]) -> str:
-    place = _locate(kind, item["loc"])
-    if item["type"] == "extra_forbidden":
-        return f"{place.key}: {_unknown(place)}"
-    if item["type"] == "missing":
-        return f"{place.key}{place.of_tag}: required, but missing"
-    if item["type"] == "union_tag_invalid":
-        tag, tags = item["ctx"]["tag"], list(place.members)
-        return (
-            f"{place.key}.{place.tag_field}: {tag!r} is none of {', '.join(tags)}{_near(tag, tags)}"
-        )
-    message = str(item["msg"]).removeprefix("Value error, ")
-    got = "" if not place.key or isinstance(item["input"], dict) else f" (got {item['input']!r})"
-    return f"{place.key or 'settings'}{place.of_tag}: {message}{got}"
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where an error is.
-
-    Attributes:
-        key: Dotted, as in a file or an override; the tags that pydantic puts between are left out.
-        names: Settings of the model that holds it.
-        tag_field, tag: What chose that model among ``members``, where it is one of several.
-    """
-
-    key: str
-    names: tuple[str, ...] = ()
-    members: Mapping[str, type[BaseModel]] = field(default_factory=dict)
-    tag_field: str = ""
-    tag: str = ""
-
-    @property
-    def of_tag(self) -> str:
-        return f" ({self.tag_field} {self.tag})" if self.tag else ""
-
-
-def _locate(kind: type[BaseModel], location: Sequence[int | str]) -> _Place:
-    """Follow pydantic's location through models and unions of models."""
-    keys: list[str] = []
-    place, current = _Place("", tuple(kind.model_fields)), kind
-    parts = [str(part) for part in location]
-    while parts:
-        keys.append(parts.pop(0))
-        found = current.model_fields.get(keys[-1])
-        if found is None:
-            break
-        members = members_of(found)
-        if members:
-            tag_field = str(found.discriminator)
-            tag = parts.pop(0) if parts else ""
-            place = _Place("", place.names, members, tag_field, tag)
-            if not tag:
-                break
-            current = members[tag]
-        elif isinstance(found.annotation, type) and issubclass(found.annotation, BaseModel):
-            current = found.annotation
-            place = _Place("")
-        else:
-            break
-        place = replace(place, names=tuple(current.model_fields))
-    return replace(place, key=".".join([*keys, *parts]))
-
-
-def _unknown(place: _Place) -> str:
-    """What to write instead of a name that the model does not have."""
-    name = place.key.rpartition(".")[2]
-    others = [tag for tag, member in place.members.items() if name in member.model_fields]
-    if others:
-        return (
-            f"{place.tag_field} {place.tag} has no such setting; it is of {', '.join(others)} "
-            f"(set {place.key.removesuffix(name)}{place.tag_field} to one of them, or leave it out)"
-        )
-    near = _near(name, place.names)
-    return f"unknown key{near or '; valid names: ' + ', '.join(place.names)}"
-
-
-def _near(name: str, valid: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, valid, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    words = text.strip()
+    is_plain = isinstance(found.value, str) and words[0] not in YAML_INDICATORS
+    # A command line has no comments: what follows a `#` belongs to the value.
+    node[parts[-1]] = words if is_plain else found.value
+    return [(f"{key}{inner}", complaint) for inner, complaint in found.problems]

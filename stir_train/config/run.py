@@ -42,11 +42,11 @@ from stir_train.config.steering import (
 class RunConfig(FrozenConfig):
     """Everything a run depends on."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, max_length=100)
     """Name of the run; its directory is `output_dir/name`."""
     output_dir: Path = Path("runs")
     """Where run directories live."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Seeds sampling noise, the value head and distillation."""
     num_threads: int | None = Field(default=None, ge=1)
     """CPU threads of PyTorch; results are bitwise repeatable only for a fixed number."""

@@ -16,7 +16,9 @@ from stir_train.config.steering import SteeringMode
 class ControlPointConfig(FrozenConfig):
     """Where a trajectory may be read and steered."""
 
-    delimiters: tuple[Annotated[str, Field(min_length=1)], ...] = ("\n\n",)
+    delimiters: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=("\n\n",), min_length=1
+    )
     """A control point is the token that completes one of these."""
     every_tokens: PositiveInt | None = None
     """Instead of delimiters: a control point every so many completion tokens."""
@@ -27,8 +29,10 @@ class ControlPointConfig(FrozenConfig):
 
 
 class GenerationConfig(FrozenConfig):
-    """Limits of the decoding engine."""
+    """What decodes, and its limits."""
 
+    backend: Literal["transformers"] = "transformers"
+    """What generates."""
     max_new_tokens: PositiveInt = 256
     """Token budget of a completion; one that reaches it is marked truncated."""
     max_rows: PositiveInt = 256
@@ -57,7 +61,7 @@ class RolloutConfig(FrozenConfig):
 class HarvestConfig(FrozenConfig):
     """Contrasting right and wrong rollouts at each control point."""
 
-    depths: tuple[Fraction, ...] = (0.6, 0.8, 1.0)
+    depths: tuple[Fraction, ...] = Field(default=(0.6, 0.8, 1.0), min_length=1)
     """Depth fractions of the captured blocks, of which tuning picks: `round(depth * (num_blocks - 1))`."""
     num_positive: PositiveInt = 2
     """Best-rewarded correct rollouts averaged at a point."""
@@ -94,7 +98,7 @@ class ValidationConfig(FrozenConfig):
     """After each round entries that cannot help are given up, and the worse half of the blocks."""
     trials_per_round: PositiveInt = 2000
     """Continuations per round."""
-    strengths: tuple[PositiveFloat, ...] = (1.0, 2.0, 3.0)
+    strengths: tuple[PositiveFloat, ...] = Field(default=(1.0, 2.0, 3.0), min_length=1)
     """Strengths tried; with each harvested block an injection."""
     selection_problems: PositiveInt = 128
     """Harvest problems that every injection's controller answers between rounds."""
@@ -146,13 +150,13 @@ class TuneConfig(FrozenConfig):
 
     enabled: bool = True
     """When off, `steering` is used as it stands."""
-    modes: tuple[SteeringMode, ...] = ("value", "preview", "static")
+    modes: tuple[SteeringMode, ...] = Field(default=("value", "preview", "static"), min_length=1)
     """Controller modes to try; the best setting of each is evaluated, the best of all deployed."""
-    strengths: tuple[PositiveFloat, ...] = (1.0, 2.0, 3.0)
+    strengths: tuple[PositiveFloat, ...] = Field(default=(1.0, 2.0, 3.0), min_length=1)
     """Strengths to try, in the modes that have one."""
     depths: tuple[Fraction, ...] = ()
     """Depths to try; empty tries every harvested depth."""
-    doubts: tuple[NonNegativeFloat, ...] = (1.0, 3.0)
+    doubts: tuple[NonNegativeFloat, ...] = Field(default=(1.0, 3.0), min_length=1)
     """`steering.doubt` to try, in the modes that ask the value head."""
     margins: tuple[float, ...] = ()
     """`steering.margin` to try, in the same modes; empty keeps the given one."""
@@ -199,7 +203,7 @@ class OutOfDomainConfig(FrozenConfig):
 class EvaluateConfig(FrozenConfig):
     """The held-out comparison."""
 
-    num_bootstrap: PositiveInt = 10_000
+    num_bootstrap: int = Field(default=10_000, ge=100)
     """Bootstrap resamples behind every interval."""
     controls: bool = True
     """Add the controls: empty basis, norm-matched random vectors, shuffled keys."""

@@ -96,7 +96,7 @@ class PreviewingSteering(RetrievingSteering):
 class JudgedSteering(RetrievingSteering):
     """Of modes that ask the value head what an impulse would gain."""
 
-    strength_factors: tuple[PositiveFloat, ...] = (1.0,)
+    strength_factors: tuple[PositiveFloat, ...] = Field(default=(1.0,), min_length=1)
     """Multiples of `strength` among which the head picks."""
     margin: float = 0.005
     """Least predicted gain that is worth an impulse; far below 0 there is no gate."""

@@ -26,6 +26,7 @@ _COMPETITION = {
     "question_fields": ("problem", "Problem", "question"),
     "answer_fields": ("answer", "Answer", "expected_answer"),
     "template": _BOXED,
+    "answer_marker": "\\boxed{}",
 }
 _MATH = {
     "question_fields": ("problem", "question"),
@@ -33,6 +34,7 @@ _MATH = {
     "kind_fields": ("type", "subject"),
     "grader": "math",
     "template": _BOXED,
+    "answer_marker": "\\boxed{}",
 }
 _OPTIONS = {
     "question_fields": ("question.stem", "question_stem", "question"),

@@ -86,6 +86,17 @@ def check_math(gold: str, found: str) -> bool:
     return bool(verify(parsed_gold, parsed, timeout_seconds=None))
 
 
+def is_mathematics(gold: str) -> bool:
+    """Whether math-verify reads a gold answer as mathematics, and finds it equal to itself."""
+    from math_verify import parse, verify  # noqa: PLC0415 - only workers need it
+
+    if gold.count("{") != gold.count("}") or gold.count("\\left") != gold.count("\\right"):
+        return False
+    parsed = parse(_as_math(gold), parsing_timeout=None)
+    is_read = any(not isinstance(part, str) for part in parsed)
+    return is_read and bool(verify(parsed, parsed, timeout_seconds=None))
+
+
 def search_pattern(pattern: str, text: str) -> str | None:
     """The first group of a pattern's last match in ``text``; None where it does not match."""
     found = None

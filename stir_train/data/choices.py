@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from stir_train.data.numbers import Ambiguous, Number, answer_number, clean
+from stir_train.data.number_phrases import answer_number
+from stir_train.data.numbers import Ambiguous, Number
+from stir_train.data.plain_text import clean
 
 LETTERS = "ABCDEFGHIJ"
 
@@ -54,7 +56,7 @@ def picked_option(phrase: str, options: Sequence[str]) -> str | Ambiguous | None
     if letter is not None:
         return letter
     digit = _DIGIT.match(phrase)
-    numeric = any(isinstance(answer_number(text), Number) for text in texts)
+    numeric = any(isinstance(answer_number(clean(text)), Number) for text in texts)
     if digit and not numeric and int(digit[1]) <= len(options):
         return LETTERS[int(digit[1]) - 1]
     return _contained(_plain(phrase), texts)

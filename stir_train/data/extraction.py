@@ -1,90 +1,143 @@
-"""Find where a response states its answer; the last statement first, thinking set aside."""
+"""Find where a response states its answer: the last statement first, thinking set aside."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from stir_train.config.inputs import BOX_MARKER
 
 MAX_SEARCHED_CHARACTERS = 1 << 16
 """Only the end of a longer text is searched."""
 MAX_STATEMENTS = 16
 """Statements looked at, from the last: a text with ten thousand boxes costs no more."""
+MAX_MARKERS = 64
+"""Markers looked at, from the last, those without a value included."""
 MAX_STATEMENT_CHARACTERS = 2000
 THINK_END = "</think>"
 
+MarkerKind = Literal["marker", "phrase", "hashes", "box"]
+
 _PHRASES = re.compile(
     r"""
-    \banswers?(?:[ ]+(?:to|for)[ ]+[^.\n:=]{1,80})?+ \s{0,2}[*_]{0,3}
+    \banswers?(?:[ ]+(?:to|for)[ ]+[^.\n:=]{1,80}?)? \s{0,2}[*_]{0,3}
         (?: \s+(?:is|are|would[ ]be|should[ ]be|must[ ]be|will[ ]be|comes[ ]to) \b [*_]{0,3}:? | \s?[:=]\s? )
-    | \#\#\#\#
     | <answer>
+    | ^[#*_>\ ]{0,10}(?:the\ )?(?:final\ )?answer[*_\ ]{0,4}$
     """,
-    re.VERBOSE | re.IGNORECASE,
+    re.VERBOSE | re.IGNORECASE | re.MULTILINE,
 )
+_HASHES = re.compile(r"(?<!#)#{4,6}(?!#)")
+_HEADING = re.compile(r"\W{0,4}(?:[a-zA-Z]{2,}|[0-9]+[.)]\s+[a-zA-Z])")
 _BOX = re.compile(r"\\f?box(?:ed)?\s?\{|\\boxed\s(?=\S)")
+_BLOCK_OPENS = re.compile(r"(?:\$\$|\\\[|\\\(|`{3,}\w{0,20}|\[|\\begin\{[a-z]{1,20}\*?\})")
+_BLOCK_CLOSES = re.compile(r"(?:\$\$|\\\]|\\\)|`{3,}|\]|\\end\{[a-z]{1,20}\*?\})[.,]?")
+_RULE = re.compile(r"[-*_=:>#\s]*")
+_BULLET = re.compile(r"(?:[-*+•]|>)\s+(?=\S)")
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a response says its answer is.
+
+    Attributes:
+        text: The phrase.
+        is_marked: Whether it stands where the task asked for it.
+    """
+
+    text: str
+    is_marked: bool
 
 
 def after_marker(text: str, marker: str) -> str:
-    """What follows the last marker on its line, without a final full stop; empty if none.
+    """What follows the last marker that something follows, without a final full stop; empty if none.
 
     An empty marker takes the whole text.
     """
     tail = text[-MAX_SEARCHED_CHARACTERS:]
     if not marker:
         return tail.strip()
-    _, found, rest = tail.rpartition(marker)
-    return rest.lstrip(" ").split("\n", 1)[0].strip().removesuffix(".").strip() if found else ""
+    if marker == BOX_MARKER:
+        return next((s.text for s in statements(tail, marker) if s.is_marked), "")
+    for end in reversed([m.end() for m in re.finditer(re.escape(marker), tail)][-MAX_MARKERS:]):
+        line = tail[end:].split("\n", 1)[0].strip()
+        value = line if _RULE.fullmatch(line) is None else _value_after(tail, end)
+        if value := value.removesuffix(".").strip():
+            return value
+    return ""
 
 
-def statements(text: str, marker: str) -> Iterator[str]:
-    """Yield answer phrases, best first.
+def answer_parts(text: str) -> list[str]:
+    """The reply, then the thinking before it; only those that hold something, each bounded."""
+    thinking, _, reply = text.rpartition(THINK_END)
+    parts = (reply[-MAX_SEARCHED_CHARACTERS:], thinking[-MAX_SEARCHED_CHARACTERS:])
+    return [part for part in parts if part.strip()]
 
-    After ``</think>`` come the statements of the final part, last first, then those inside the
-    thinking. A statement is what follows the configured marker, ``####``, ``<answer>`` or "the
-    answer is", or stands in ``\\boxed{}``.
+
+def statements(part: str, marker: str) -> Iterator[Statement]:
+    """Yield the statements of a part, best first: the last, and of two the one with less around it.
+
+    A statement is what follows the configured marker, ``####``, ``<answer>`` or "the answer is", on
+    its line or in the line or block below, or stands in ``\\boxed{}``. A marker without a value is
+    no statement, and neither is a heading with text below it.
     """
-    for part in _parts(text):
-        found = [(m.start(), _line_after(part, m.end())) for m in _PHRASES.finditer(part)]
-        if marker:
-            found += [
-                (m.start(), _line_after(part, m.end()))
-                for m in re.finditer(re.escape(marker), part)
-            ]
-        found += [(start, content) for start, content in _boxes(part)]
-        # Of two that begin together, the shorter has less around it.
-        found.sort(key=lambda item: (item[0], -len(item[1])))
-        for _, content in reversed(found[-MAX_STATEMENTS:]):
-            if content.strip():
-                yield content[:MAX_STATEMENT_CHARACTERS].strip()
+    found = [(match.start(), match.end(), "phrase") for match in _PHRASES.finditer(part)]
+    found += [(match.start(), match.end(), "hashes") for match in _HASHES.finditer(part)]
+    found += [(match.start(), match.end(), "box") for match in _BOX.finditer(part)]
+    if marker and marker != BOX_MARKER:
+        places = re.finditer(re.escape(marker), part)
+        found += [(match.start(), match.end(), "marker") for match in places]
+    held = []
+    for start, end, kind in sorted(found)[-MAX_MARKERS:]:
+        text = _box_content(part, end) if kind == "box" else _value_after(part, end)
+        if kind == "hashes" and _is_heading(part, end):
+            continue
+        is_marked = kind == ("box" if marker == BOX_MARKER else "marker")
+        if text.strip():
+            held.append((start, -len(text), is_marked, text.strip()))
+    for _, _, is_marked, text in sorted(held)[: -MAX_STATEMENTS - 1 : -1]:
+        yield Statement(text[:MAX_STATEMENT_CHARACTERS], is_marked)
 
 
-def final_part(text: str) -> str:
-    """What follows the thinking, or the whole text if nothing does; bounded."""
-    return next((part for part in _parts(text) if part.strip()), "")
+def boxed(text: str) -> str | None:
+    """The content of the last ``\\boxed{}``; None where there is none."""
+    tail = text[-MAX_SEARCHED_CHARACTERS:]
+    found = list(_BOX.finditer(tail))
+    return _box_content(tail, found[-1].end()).strip() if found else None
 
 
-def _parts(text: str) -> list[str]:
-    thinking, end, final = text.rpartition(THINK_END)
-    if not end:
-        return [text[-MAX_SEARCHED_CHARACTERS:]]
-    return [final[-MAX_SEARCHED_CHARACTERS:], thinking[-MAX_SEARCHED_CHARACTERS:]]
+def _value_after(text: str, start: int) -> str:
+    """The rest of the line; where that holds nothing, the next line or block that does."""
+    lines = text[start : start + MAX_STATEMENT_CHARACTERS].split("\n")
+    first = lines[0].lstrip(" *_:\t\r")
+    in_block = _BLOCK_OPENS.fullmatch(first.strip()) is not None
+    if not in_block and _RULE.fullmatch(first) is None:
+        return first.split("</answer>", 1)[0].rstrip(" *_")
+    block: list[str] = []
+    for line in map(str.strip, lines[1:]):
+        if in_block and _BLOCK_CLOSES.fullmatch(line):
+            break
+        if in_block:
+            block.append(line)
+        elif _BLOCK_OPENS.fullmatch(line):
+            in_block = True
+        elif _RULE.fullmatch(line) is None:
+            return _BULLET.sub("", line.lstrip("_:"), count=1).split("</answer>", 1)[0]
+    return " ".join(block)
 
 
-def _line_after(text: str, start: int) -> str:
-    """The rest of the line, or the next line that holds something."""
-    rest = text[start : start + MAX_STATEMENT_CHARACTERS].lstrip(" *_:\n\r\t")
-    return rest.split("\n", 1)[0].split("</answer>", 1)[0]
+def _is_heading(text: str, start: int) -> bool:
+    """Whether what follows hashes are words with more text below: a heading, not an answer."""
+    line, _, below = text[start : start + MAX_STATEMENT_CHARACTERS].partition("\n")
+    return _HEADING.match(line) is not None and bool(below.strip())
 
 
-def _boxes(text: str) -> list[tuple[int, str]]:
-    """The last boxes with their content, braces matched; an unclosed one reaches to its line's end."""
-    matches = list(_BOX.finditer(text))[-MAX_STATEMENTS:]
-    return [(match.start(), _box_content(text, match)) for match in matches]
-
-
-def _box_content(text: str, match: re.Match[str]) -> str:
-    window = text[match.end() : match.end() + MAX_STATEMENT_CHARACTERS]
-    if not match.group().endswith("{"):
+def _box_content(text: str, start: int) -> str:
+    """What a box holds, braces matched; an unclosed one reaches to its line's end."""
+    window = text[start : start + MAX_STATEMENT_CHARACTERS]
+    if text[start - 1] != "{":
         return re.split(r"[\s$]", window, maxsplit=1)[0]
     depth = 1
     for index, character in enumerate(window):
@@ -92,9 +145,3 @@ def _box_content(text: str, match: re.Match[str]) -> str:
         if depth == 0:
             return window[:index]
     return window.split("\n", 1)[0]
-
-
-def boxed(text: str) -> str | None:
-    """The content of the last ``\\boxed{}``; None where there is none."""
-    found = _boxes(text[-MAX_SEARCHED_CHARACTERS:])
-    return found[-1][1].strip() if found else None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
+from stir_train.config.import_path import is_import_path
 from stir_train.config.inputs import TaskConfig
 from stir_train.config.stages import RolloutConfig
 from stir_train.data.checkers import CheckerPool, check_math, search_pattern
@@ -12,10 +15,13 @@ from stir_train.data.choices import last_boolean, last_option, picked_boolean, p
 from stir_train.data.extraction import (
     MAX_SEARCHED_CHARACTERS,
     after_marker,
-    final_part,
+    answer_parts,
     statements,
 )
-from stir_train.data.numbers import Ambiguous, Number, answer_number, clean, last_number
+from stir_train.data.number_phrases import answer_number, last_number
+from stir_train.data.numbers import Ambiguous, Number
+from stir_train.data.own_grader import grade_own, load_grader
+from stir_train.data.plain_text import clean
 from stir_train.distributed.launch import usable_cores
 from stir_train.errors import DataError
 from stir_train.types.rollout import Gold, Grade, Rollout
@@ -29,6 +35,21 @@ MIN_POOLED = 4 * BATCH
 Value = TypeVar("Value")
 
 
+@dataclass(frozen=True)
+class Found(Generic[Value]):
+    """What a response was found to answer.
+
+    Attributes:
+        value: As its grader reads it.
+        phrase: Where it stood; empty when it came from the end of the text.
+        had_marker: Whether the response marks an answer as the task asks for it.
+    """
+
+    value: Value | Ambiguous | None
+    phrase: str
+    had_marker: bool
+
+
 class Grader:
     """Grades responses of one task; owns the pool that its checks run in.
 
@@ -39,6 +60,8 @@ class Grader:
 
     def __init__(self, config: TaskConfig, *, num_workers: int | None = None) -> None:
         self.config = config
+        if is_import_path(config.grader):
+            load_grader(config)  # says now, and not in a worker, what is wrong with it
         self._pool = CheckerPool(num_workers or usable_cores())
 
     def close(self) -> None:
@@ -59,6 +82,8 @@ class Grader:
             return self._grade_math(texts, golds, truncated)
         if self.config.grader == "regex":
             return self._grade_regex(texts, golds, truncated)
+        if is_import_path(self.config.grader):
+            return self._grade_own(texts, golds, truncated)
         items = list(zip(texts, golds, truncated, strict=True))
         if len(items) < MIN_POOLED:
             return grade_batch(self.config, items)
@@ -72,11 +97,25 @@ class Grader:
     def _grade_math(
         self, texts: Sequence[str], golds: Sequence[Gold], truncated: Sequence[bool]
     ) -> list[Grade]:
-        found = [_math_phrase(text, self.config.answer_marker) for text in texts]
-        open_items = [i for i, phrase in enumerate(found) if phrase and not truncated[i]]
-        pairs = [(golds[i].answer, found[i]) for i in open_items]
+        found = [_find(text, self.config, _whole, _last_line) for text in texts]
+        open_items = [i for i, answer in enumerate(found) if answer.value and not truncated[i]]
+        pairs = [(golds[i].answer, str(found[i].value)) for i in open_items]
         verdicts = dict(zip(open_items, self._pool.map(check_math, pairs), strict=True))
-        return [_judge(found[i], truncated[i], verdicts.get(i, False)) for i in range(len(texts))]
+        return [
+            _judge(str(answer.value or ""), truncated[i], verdicts.get(i, False), answer.had_marker)
+            for i, answer in enumerate(found)
+        ]
+
+    def _grade_own(
+        self, texts: Sequence[str], golds: Sequence[Gold], truncated: Sequence[bool]
+    ) -> list[Grade]:
+        task = self.config.model_dump_json()
+        items = [(task, text, gold) for text, gold in zip(texts, golds, strict=True)]
+        grades = []
+        for grade, cut in zip(self._pool.map(grade_own, items), truncated, strict=True):
+            known = Grade(False, "", grade) if isinstance(grade, str) else grade
+            grades.append(replace(known, correct=False, reason="truncated") if cut else known)
+        return grades
 
     def _grade_regex(
         self, texts: Sequence[str], golds: Sequence[Gold], truncated: Sequence[bool]
@@ -90,19 +129,20 @@ class Grader:
                 grades.append(Grade(correct=False, extracted="", reason=result))
                 continue
             found = result[0] or ""
-            grades.append(_judge(found, cut, _plain(found) == _plain(gold.answer)))
+            same = _plain(found) == _plain(gold.answer)
+            grades.append(_judge(found, cut, same, had_marker=bool(found)))
         return grades
 
 
 def grade_batch(config: TaskConfig, items: Iterable[tuple[str, Gold, bool]]) -> list[Grade]:
-    """Grade in this process, with a grader whose work is bounded."""
+    """Grade in this process, with a grader whose work is bounded: not `math`, `regex` or one's own."""
     grade_one = {
         "exact": _grade_exact,
         "numeric": _grade_numeric,
         "choice": _grade_choice,
         "boolean": _grade_boolean,
     }[config.grader]
-    return [grade_one(text, gold, cut, config.answer_marker) for text, gold, cut in items]
+    return [grade_one(text, gold, cut, config) for text, gold, cut in items]
 
 
 def require_gold(gold: Gold, config: TaskConfig) -> None:
@@ -130,95 +170,106 @@ def reward(grade: Grade, rollout: Rollout, config: RolloutConfig, *, max_new_tok
     return float(grade.correct) - config.length_penalty * share
 
 
-def _grade_exact(text: str, gold: Gold, truncated: bool, marker: str) -> Grade:
-    found = after_marker(text, marker)
-    return _judge(found, truncated, found == gold.answer.strip())
+def _grade_exact(text: str, gold: Gold, truncated: bool, config: TaskConfig) -> Grade:
+    found = after_marker(text, config.answer_marker)
+    return _judge(found, truncated, found == gold.answer.strip(), had_marker=bool(found))
 
 
-def _grade_numeric(text: str, gold: Gold, truncated: bool, marker: str) -> Grade:
+def _grade_numeric(text: str, gold: Gold, truncated: bool, config: TaskConfig) -> Grade:
     wanted = answer_number(clean(gold.answer))
     assert isinstance(wanted, Number), "checked by require_gold"
+    found = _find(
+        text,
+        config,
+        lambda phrase: answer_number(clean(phrase)),
+        lambda part: last_number(clean(part[-FALLBACK_CHARACTERS:])),
+    )
+    number = found.value
+    is_right = isinstance(number, Number) and number.equals(wanted)
+    return _judge_found(found, truncated, is_right)
 
-    def end(text: str) -> Number | None:
-        return last_number(clean(final_part(text)[-FALLBACK_CHARACTERS:]))
 
-    found, phrase = _first_read(text, marker, lambda p: answer_number(clean(p)), end)
-    if isinstance(found, Ambiguous):
-        return _ambiguous(phrase, truncated)
-    if found is None:
-        return _judge("", truncated, False)
-    return _judge(str(found), truncated, found.equals(wanted))
-
-
-def _grade_choice(text: str, gold: Gold, truncated: bool, marker: str) -> Grade:
+def _grade_choice(text: str, gold: Gold, truncated: bool, config: TaskConfig) -> Grade:
     def read(phrase: str) -> str | Ambiguous | None:
         return picked_option(phrase, gold.choices)
 
-    wanted = read(gold.answer)
-    found, phrase = _first_read(
-        text, marker, read, lambda text: last_option(final_part(text), gold.choices)
-    )
-    if isinstance(found, Ambiguous):
-        return _ambiguous(phrase, truncated)
-    return _judge(found or "", truncated, found == wanted)
+    found = _find(text, config, read, lambda part: last_option(part, gold.choices))
+    return _judge_found(found, truncated, found.value == read(gold.answer))
 
 
-def _grade_boolean(text: str, gold: Gold, truncated: bool, marker: str) -> Grade:
-    wanted = picked_boolean(gold.answer)
-    found, phrase = _first_read(
-        text, marker, picked_boolean, lambda text: last_boolean(final_part(text))
-    )
-    if isinstance(found, Ambiguous):
-        return _ambiguous(phrase, truncated)
-    return _judge(found or "", truncated, found == wanted)
+def _grade_boolean(text: str, gold: Gold, truncated: bool, config: TaskConfig) -> Grade:
+    found = _find(text, config, picked_boolean, last_boolean)
+    return _judge_found(found, truncated, found.value == picked_boolean(gold.answer))
 
 
-def _first_read(
+def _find(
     text: str,
-    marker: str,
+    config: TaskConfig,
     read: Callable[[str], Value | Ambiguous | None],
-    fallback: Callable[[str], Value | Ambiguous | None],
-) -> tuple[Value | Ambiguous | None, str]:
-    """Read the statements in order until one says something; without any, the end of the text.
+    at_end: Callable[[str], Value | Ambiguous | None],
+) -> Found[Value]:
+    """Read the reply's statements in order until one says something; without any, its end.
 
-    Returns what was read and the phrase it stood in (empty when it came from the end of the text).
+    The thinking before a reply is read in the same way, where the reply holds no answer. Under
+    ``answer_reading: marker`` only marked statements are read, and no text's end.
     """
-    stated = False
-    for phrase in statements(text, marker):
-        stated = True
-        value = read(phrase)
-        if value is not None:
-            return value, phrase
-    return (None if stated else fallback(text)), ""
+    only_marked = config.answer_reading == "marker"
+    had_marker = False
+    for place, part in enumerate(answer_parts(text)):
+        stated = list(statements(part, config.answer_marker))
+        had_marker = had_marker or any(statement.is_marked for statement in stated)
+        stated = [s for s in stated if s.is_marked or not only_marked]
+        for statement in stated:
+            value = read(statement.text)
+            if value is not None:
+                return Found(value, statement.text, had_marker)
+        if stated:
+            break
+        if place == 0 and not only_marked:
+            value = at_end(part)
+            if value is not None:
+                return Found(value, "", had_marker)
+    return Found(None, "", had_marker)
 
 
-def _math_phrase(text: str, marker: str) -> str:
-    """The last statement, or the last line of a response that states nothing in so many words."""
-    for phrase in statements(text, marker):
-        return phrase.removesuffix(".").strip()
-    lines = [line.strip() for line in final_part(text).splitlines() if line.strip()]
-    return lines[-1][-500:] if lines else ""
+def _whole(phrase: str) -> str:
+    return phrase.removesuffix(".").strip()
+
+
+def _last_line(part: str) -> str | None:
+    """The last line, if there is anything mathematical in it."""
+    lines = [line.strip() for line in part.splitlines() if line.strip()]
+    line = lines[-1][-500:] if lines else ""
+    return line if re.search(r"[0-9$\\=]", line) else None
 
 
 def _search(pattern: str, text: str) -> tuple[str | None]:
     return (search_pattern(pattern, text),)
 
 
-def _judge(found: str, truncated: bool, verdict: bool | str) -> Grade:
+def _judge_found(found: Found[Value], truncated: bool, is_right: bool) -> Grade:
+    if isinstance(found.value, Ambiguous):
+        return Grade(
+            correct=False,
+            extracted=found.phrase[:200],
+            reason="truncated" if truncated else "ambiguous",
+            had_marker=found.had_marker,
+        )
+    extracted = "" if found.value is None else str(found.value)
+    return _judge(extracted, truncated, is_right, found.had_marker)
+
+
+def _judge(found: str, truncated: bool, verdict: bool | str, had_marker: bool) -> Grade:
     """A grade for what was found; a verdict in words says why the checker has none."""
     if truncated:
-        return Grade(correct=False, extracted=found, reason="truncated")
-    if not found:
-        return Grade(correct=False, extracted="", reason="no answer")
-    if isinstance(verdict, str):
-        return Grade(correct=False, extracted=found, reason=verdict)
-    return Grade(correct=verdict, extracted=found, reason="equal" if verdict else "different")
-
-
-def _ambiguous(phrase: str, truncated: bool) -> Grade:
-    return Grade(
-        correct=False, extracted=phrase[:200], reason="truncated" if truncated else "ambiguous"
-    )
+        correct, reason = False, "truncated"
+    elif not found:
+        correct, reason = False, "no answer"
+    elif isinstance(verdict, str):
+        correct, reason = False, verdict
+    else:
+        correct, reason = verdict, "equal" if verdict else "different"
+    return Grade(correct=correct, extracted=found, reason=reason, had_marker=had_marker)
 
 
 def _failed(items: Sequence[tuple[str, Gold, bool]], failure: str) -> list[Grade]:

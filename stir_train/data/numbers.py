@@ -1,4 +1,4 @@
-"""Read one exact number from a phrase, or say that the phrase holds none, or more than one.
+"""Exact numbers, and the grammar of one: digits however they are grouped, fractions, powers of ten.
 
 Everything here is bounded: patterns are linear (possessive where they repeat), digit strings have a
 length limit, and values are exact fractions, so that "equal" means equal.
@@ -8,71 +8,42 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
+from typing import Literal
 
-MAX_DIGITS, MAX_EXPONENT = 1000, 400
+MAX_DIGITS, MAX_EXPONENT, MAX_NESTING = 1000, 400, 8
 
-_VULGAR = {
-    chr(c): unicodedata.normalize("NFKC", chr(c))
-    for c in [*range(0xBC, 0xBF), *range(0x2150, 0x215F)]
-}
-_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-", strict=True))
-_MINUS = dict.fromkeys(map(ord, "−–‒﹣－"), "-")
-_CURRENCY = "$€£¥₹₽"
-_LATEX = (
-    (
-        re.compile(r"\\(?:text|textbf|mathrm|mathbf|operatorname|mbox)\s*\{([^{}]{0,200})\}"),
-        r" \1 ",
-    ),
-    (re.compile(r"(?<=[0-9])(?=\\[dtc]?frac)"), " "),
-    (re.compile(r"\\[dtc]?frac\s*\{\s*([^{}]{1,60})\s*\}\s*\{\s*([^{}]{1,60})\s*\}"), r"\1/\2 "),
-    (re.compile(r"\\[dtc]?frac\s*([0-9])\s*([0-9])"), r"\1/\2 "),
-    (re.compile(r"\\(?:times|cdot)(?![a-zA-Z])"), "×"),
-    (re.compile(r"\\(?:approx|simeq|doteq)(?![a-zA-Z])"), "≈"),
-    (re.compile(r"\\(?:left|right|displaystyle|degree|circ)(?![a-zA-Z])"), " "),
-    (re.compile(r"(?<=[0-9])(?:\{,\}|\\[,!])(?=[0-9])"), ""),
-    (re.compile(r"\\[,;!: ]"), " "),
-    (re.compile(r"\\([%$#&])"), r"\1"),
-    (re.compile(r"\^\s*\{\s*([^{}]{1,20})\s*\}"), r"^\1"),
-)
-_BOLD_DIGITS = re.compile(r"(?<=[0-9)])\*\*(?=[0-9(-])")
-_NARROW_GROUPS = re.compile(r"(?<=[0-9])[\u00a0\u202f\u2009](?=[0-9]{3}(?![0-9]))")
-_DOLLARS_CENTS = re.compile(r"([0-9]++) dollars?,? and ([0-9]{1,2}) cents?")
+TokenKind = Literal["number", "word", "operator", "bracket", "comma", "mark", "command"]
 
-_NUMBER = re.compile(
+_TOKEN = re.compile(
     r"""
-    (?<![\w.,^/:]) (?:(?<![)\]][-+])) (?P<sign>[-+](?=[0-9.]))?
-    (?P<whole> [0-9]{1,3}(?:,[0-9]{2,3})*,[0-9]{3}(?![0-9]) | [0-9]++ )?
-    (?P<decimals> \.[0-9]++ )?
+    (?P<number>
+        (?: (?<![0-9.,]) [1-9][0-9]{0,2}(?:,[0-9]{2,3})*,[0-9]{3}(?![0-9]|,[0-9])
+          | (?<![0-9.,]) [1-9][0-9]{0,2}(?P<gap>[ _'])[0-9]{3}(?:(?P=gap)[0-9]{3})*+
+            (?![0-9]|,[0-9]|\s?/)
+          | [0-9]++ )
+        (?:\.[0-9]++)?
+        (?:[eE][-+]?[0-9]{1,4}(?![\w.]))?
+      | (?<!\w) \.[0-9]++ (?:[eE][-+]?[0-9]{1,4}(?![\w.]))? )
+    | (?P<word> [^\W\d_]+(?:['’][^\W\d_]*)*[0-9]*+ )
+    | (?P<command> \\(?:[a-zA-Z]+|.) )
+    | (?P<other> \S )
     """,
-    re.VERBOSE,
+    re.VERBOSE | re.DOTALL,
 )
-_EXPONENT = re.compile(
-    r"[eE]([-+]?[0-9]{1,4})(?![0-9.\w])|\s?[×xX*]\s?10\s?\^\s?\(?([-+]?[0-9]{1,4})\)?"
-)
-_DENOMINATOR = re.compile(r"\s?/\s?([0-9]++(?:\.[0-9]++)?)")
-_MIXED = re.compile(r"\s+([0-9]++)\s?/\s?([0-9]++)")
-_SCALE = re.compile(r"\s?(thousand|million|billion|trillion)\b")
-_PERCENT = re.compile(r"\s?(?:%|per ?cent\b|percentage points?\b)")
-_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_POWER_OF_TEN = re.compile(r"\^\(?([-+]?[0-9]{1,4})\)?")
-_GLUED = re.compile(r"\s?[-+*/×÷^:]\s?[0-9]|[a-zA-Z]*[0-9]|\.[0-9]|,[0-9]")
-_DENIED = re.compile(r"\bnot\s+[-+]?[0-9][0-9.,/]*+(?:,?\s+but\b|,)")
-_ASSIGNED = re.compile(r"\b([a-zA-Z])\s?=\s?[-+]?[0-9]")
-_CONTINUES = re.compile(
-    r"""
-    \s?[-+*/×÷^:]\s?[$(]?[0-9.]        # an expression, a range, a ratio, a time, a date
-    | \s?(?:to|or|and|through)\s+[-$]?[0-9]
-    | ,\s?[-$]?[0-9]                     # a list
-    | [a-zA-Z]*[0-9] | \.[0-9]           # glued to more digits: a version, a serial number
-    | \s?(?:hours?|hrs?|h|minutes?|mins?|days?|weeks?|months?|years?|feet|foot|ft|dollars?|pounds?
-        |lbs?|kilograms?|kg|kilomet(?:er|re)s?|km|met(?:er|re)s?|m),?\s+(?:and\s+)?[-$]?[0-9]
-    | \s+and\s+a\s+(?:half|quarter|third)
-    """,
-    re.VERBOSE,
-)
+_OPERATORS = "-+*/^%&|<>=_"
+
+SCALES = {
+    "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
+}  # fmt: skip
+_SUFFIXES = {
+    "k": 10**3, "K": 10**3, "M": 10**6, "mn": 10**6, "B": 10**9, "bn": 10**9,
+}  # fmt: skip
+"""Letters that scale the digits they are glued to; `m` is a metre."""
+SIGN_WORDS = {"minus": -1, "negative": -1, "plus": 1, "positive": 1}
 
 
 @dataclass(frozen=True)
@@ -109,112 +80,199 @@ class Number:
 
 @dataclass(frozen=True)
 class Ambiguous:
-    """A phrase that names several answers where one was asked for."""
+    """A phrase that names something else than one answer: several, an expression, an inequality."""
 
 
-def clean(text: str) -> str:
-    """Write LaTeX, Unicode digits, signs and fractions in plain characters; drop invisible ones."""
-    text = "".join(
-        f" {_VULGAR[c]} ".replace("⁄", "/") if c in _VULGAR else c
-        for c in text
-        if unicodedata.category(c) != "Cf"
-    )
-    text = re.sub(
-        "[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda m: "^" + "".join(_SUPERSCRIPTS[c] for c in m.group()), text
-    )
-    text = _NARROW_GROUPS.sub("", text)
-    text = unicodedata.normalize("NFKC", text).translate(_MINUS)
-    text = "".join(
-        str(unicodedata.decimal(c)) if not c.isascii() and c.isdecimal() else c for c in text
-    )
-    for pattern, replacement in _LATEX:
-        text = pattern.sub(replacement, text)
-    text = _BOLD_DIGITS.sub("^", text)
-    text = re.sub(r"\*\*|__|`|~", " ", text)
-    text = re.sub(rf"[{_CURRENCY}](?=[-.]?[0-9])", "", text)
-    text = re.sub(rf"[{_CURRENCY}{{}}]", " ", text)
-    return _DOLLARS_CENTS.sub(lambda m: f"{m[1]}.{int(m[2]):02d} dollars", text)
+@dataclass(frozen=True)
+class Token:
+    """A piece of a phrase; ``glued`` when nothing stands between it and the piece before."""
+
+    kind: TokenKind
+    text: str
+    glued: bool
+
+    def is_text(self, *texts: str) -> bool:
+        """Whether it is one of these, whatever its case."""
+        return self.text.lower() in texts
 
 
-def answer_number(phrase: str) -> Number | Ambiguous | None:
-    """The number that a cleaned phrase states; of ``3 * 4 = 12`` it is what the last sign gives."""
-    phrase = _DENIED.sub(" ", phrase.partition("≈")[0])
-    if len(set(_ASSIGNED.findall(phrase))) > 1:
-        return Ambiguous()
-    readings = [_first_number(part) for part in reversed(phrase.split("="))]
-    numbers = [reading for reading in readings if isinstance(reading, Number)]
-    if numbers:
-        return numbers[0]
-    return Ambiguous() if any(readings) else None
+def tokenize(text: str) -> list[Token]:
+    """Cut a cleaned text into numbers, words, operators, brackets and marks."""
+    tokens, end = [], 0
+    for match in _TOKEN.finditer(text):
+        kind = match.lastgroup
+        named: TokenKind
+        if kind == "other":
+            named = _kind_of_sign(match.group())
+        elif match["number"] is not None:
+            named = "number"
+        else:
+            named = "word" if kind == "word" else "command"
+        tokens.append(Token(named, match.group(), glued=match.start() == end and end > 0))
+        end = match.end()
+    return tokens
 
 
-def last_number(text: str) -> Number | None:
-    """The last number of a cleaned text that is no part of a range, ratio, date or list."""
-    for line in reversed(text.splitlines()):
-        numbers = [n for part in line.split("=") for n in _whole_numbers(part)]
-        if numbers:
-            return numbers[-1]
-    return None
+def _kind_of_sign(sign: str) -> TokenKind:
+    if sign in "()[]":
+        return "bracket"
+    if sign in ",;":
+        return "comma"
+    return "operator" if sign in _OPERATORS or unicodedata.category(sign) == "Sm" else "mark"
 
 
-def _first_number(part: str) -> Number | Ambiguous | None:
-    for match in _NUMBER.finditer(part):
-        parsed = _complete(match, part)
-        if parsed is not None:
-            number, end = parsed
-            return Ambiguous() if number is None or _CONTINUES.match(part, end) else number
-    return None
+def read_value(tokens: Sequence[Token], start: int) -> tuple[Number, int] | None:
+    """Read the number that begins at a token.
 
+    ``value = sign? (decimal | mixed | fraction | root | decimal × 10^n) scale? percent?``
 
-def _whole_numbers(part: str) -> list[Number]:
-    numbers, position = [], 0
-    for match in _NUMBER.finditer(part):
-        parsed = _complete(match, part) if match.start() >= position else None
-        if parsed is not None:
-            number, position = parsed
-            if number is not None and not _GLUED.match(part, position):
-                numbers.append(number)
-    return numbers
-
-
-def _complete(match: re.Match[str], text: str) -> tuple[Number | None, int] | None:
-    """Read on after the digits.
-
-    Returns the number and where it ends; no number where what stands there is malformed, and None
-    where there are no digits at all.
+    Returns:
+        The number and the index of the token after it; None where none begins, or what begins is
+        no number (a division by zero, the root of no square).
     """
-    whole, decimals = match["whole"] or "", match["decimals"] or ""
-    if not whole and not decimals:
+    sign, at = 1, start
+    if at < len(tokens) and (tokens[at].text in "+-" or tokens[at].is_text(*SIGN_WORDS)):
+        text = tokens[at].text.lower()
+        sign, at = SIGN_WORDS.get(text, -1 if text == "-" else 1), at + 1
+    held = _magnitude(tokens, at, depth=0)
+    if held is None:
         return None
-    if len(whole) + len(decimals) > MAX_DIGITS:
-        return None, match.end()
-    value = Fraction((whole.replace(",", "") or "0") + decimals)
-    factor, end = _factor(value, text, match.end())
-    if factor is None:
-        return None, end
-    if mixed := _MIXED.match(text, end) if whole.isdigit() and not decimals else None:
-        top, bottom = int(mixed[1][:MAX_DIGITS]), int(mixed[2][:MAX_DIGITS])
-        if not 0 < top < bottom:
-            return None, mixed.end()
-        value, end = value + Fraction(top, bottom), mixed.end()
-    if scale := _SCALE.match(text, end):
-        factor, end = factor * _SCALES[scale[1]], scale.end()
-    percent = _PERCENT.match(text, end)
-    sign = -1 if match["sign"] == "-" else 1
-    return Number(sign * value * factor, percent is not None), percent.end() if percent else end
+    value, at = held
+    factor, at = _scale(tokens, at)
+    percent, at = _percent(tokens, at)
+    return Number(sign * value * factor, percent), at
 
 
-def _factor(value: Fraction, text: str, end: int) -> tuple[Fraction | None, int]:
-    """What a denominator or an exponent after the digits multiplies them by; None if malformed."""
-    if fraction := _DENOMINATOR.match(text, end):
-        bottom = Fraction(fraction[1][:MAX_DIGITS])
-        return (1 / bottom if bottom else None), fraction.end()
-    power = _POWER_OF_TEN.match(text, end) if value == 10 else None
-    exponent = power or _EXPONENT.match(text, end)
-    if exponent is None:
-        return Fraction(1), end
-    digits = next(group for group in exponent.groups() if group)
-    power_of_ten = int(digits) - (power is not None)
-    if abs(power_of_ten) > MAX_EXPONENT:
-        return None, exponent.end()
-    return Fraction(10) ** power_of_ten, exponent.end()
+def _magnitude(tokens: Sequence[Token], at: int, depth: int) -> tuple[Fraction, int] | None:
+    first = _atom(tokens, at, depth)
+    if first is None:
+        return None
+    value, end = first
+    if _text(tokens, end) == "/" and (bottom := _atom(tokens, end + 1, depth)) is not None:
+        return None if bottom[0] == 0 else (value / bottom[0], bottom[1])
+    if _is_plain_integer(tokens, at) and end == at + 1:
+        mixed = _proper_fraction(tokens, end, depth)
+        if mixed is not None:
+            return value + mixed[0], mixed[1]
+    if _text(tokens, end) in ("×", "*") and _text(tokens, end + 1) == "10":
+        power = _power_of_ten(tokens, end + 1)
+        return None if power is None else (value * power[0], power[1])
+    if _text(tokens, at) == "10" and _text(tokens, end) == "^":
+        return _power_of_ten(tokens, at)
+    return value, end
+
+
+def _atom(tokens: Sequence[Token], at: int, depth: int) -> tuple[Fraction, int] | None:
+    """Digits, a root, or a number in round brackets."""
+    if at >= len(tokens) or depth > MAX_NESTING:
+        return None
+    token = tokens[at]
+    if token.kind == "number":
+        value = _literal(token.text)
+        return None if value is None else (value, at + 1)
+    if token.text == "√":
+        return _root(tokens, at + 1, depth)
+    if token.text != "(":
+        return None
+    at += 1
+    sign = 1
+    if _text(tokens, at) in ("-", "+"):
+        sign, at = (-1 if tokens[at].text == "-" else 1), at + 1
+    inner = _magnitude(tokens, at, depth + 1)
+    if inner is None or _text(tokens, inner[1]) != ")":
+        return None
+    return sign * inner[0], inner[1] + 1
+
+
+def _root(tokens: Sequence[Token], at: int, depth: int) -> tuple[Fraction, int] | None:
+    """An exact root of a fraction; its index stands in square brackets."""
+    index = 2
+    if _text(tokens, at) == "[" and _text(tokens, at + 2) == "]":
+        index, at = int(tokens[at + 1].text), at + 3
+    inner = _atom(tokens, at, depth)
+    if inner is None or index < 2 or inner[0] < 0:
+        return None
+    roots = [_integer_root(part, index) for part in inner[0].as_integer_ratio()]
+    top, bottom = roots
+    return None if top is None or bottom is None else (Fraction(top, bottom), inner[1])
+
+
+def _integer_root(value: int, index: int) -> int | None:
+    """The whole root, by bisection; None if there is none."""
+    low, high = 0, 1 << (value.bit_length() // index + 1)
+    while low < high:
+        middle = (low + high) // 2
+        if middle**index < value:
+            low = middle + 1
+        else:
+            high = middle
+    return low if low**index == value else None
+
+
+def _proper_fraction(tokens: Sequence[Token], at: int, depth: int) -> tuple[Fraction, int] | None:
+    """The fraction of a mixed number: both parts positive, the lower one larger."""
+    if at >= len(tokens) or (tokens[at].kind == "number" and tokens[at].glued):
+        return None
+    top = _atom(tokens, at, depth)
+    if top is None or _text(tokens, top[1]) != "/":
+        return None
+    bottom = _atom(tokens, top[1] + 1, depth)
+    if bottom is None or not 0 < top[0] < bottom[0]:
+        return None
+    return top[0] / bottom[0], bottom[1]
+
+
+def _power_of_ten(tokens: Sequence[Token], at: int) -> tuple[Fraction, int] | None:
+    """``10^n`` or ``10^(-n)``."""
+    if _text(tokens, at + 1) != "^":
+        return None
+    at += 2
+    bracketed = _text(tokens, at) == "("
+    at += bracketed
+    sign = 1
+    if _text(tokens, at) in ("-", "+"):
+        sign, at = (-1 if tokens[at].text == "-" else 1), at + 1
+    if not _is_plain_integer(tokens, at) or len(tokens[at].text) > len(str(MAX_EXPONENT)):
+        return None
+    exponent = sign * int(tokens[at].text)
+    if abs(exponent) > MAX_EXPONENT or (bracketed and _text(tokens, at + 1) != ")"):
+        return None
+    return Fraction(10) ** exponent, at + 1 + bracketed
+
+
+def _literal(text: str) -> Fraction | None:
+    digits, _, exponent = re.sub("[ _',]", "", text).lower().partition("e")
+    if len(digits) > MAX_DIGITS or abs(int(exponent or 0)) > MAX_EXPONENT:
+        return None
+    return Fraction(digits) * Fraction(10) ** int(exponent or 0)
+
+
+def _scale(tokens: Sequence[Token], at: int) -> tuple[int, int]:
+    factor = 1
+    if at < len(tokens) and tokens[at].glued and tokens[at].text in _SUFFIXES:
+        return _SUFFIXES[tokens[at].text], at + 1
+    while at < len(tokens) and tokens[at].is_text(*SCALES) and factor < 10**12:
+        factor, at = factor * SCALES[tokens[at].text.lower()], at + 1
+    return factor, at
+
+
+def _percent(tokens: Sequence[Token], at: int) -> tuple[bool, int]:
+    if at >= len(tokens):
+        return False, at
+    if tokens[at].is_text("%", "percent"):
+        return True, at + 1
+    following = at + 1 < len(tokens) and tokens[at + 1]
+    if following and (
+        (tokens[at].is_text("per") and following.is_text("cent"))
+        or (tokens[at].is_text("percentage") and following.is_text("point", "points"))
+    ):
+        return True, at + 2
+    return False, at
+
+
+def _is_plain_integer(tokens: Sequence[Token], at: int) -> bool:
+    return at < len(tokens) and tokens[at].text.isdecimal()
+
+
+def _text(tokens: Sequence[Token], at: int) -> str:
+    return tokens[at].text if at < len(tokens) else ""

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import math
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
+from decimal import Decimal
 from typing import Any
 
+from stir_train.config.import_path import is_import_path, load_object
 from stir_train.config.inputs import TaskConfig
+from stir_train.data.checkers import CheckerPool, is_mathematics
 from stir_train.data.choices import LETTERS
 from stir_train.data.extraction import boxed
 from stir_train.data.grading import require_gold
-from stir_train.errors import DataError
+from stir_train.data.own_grader import load_grader
+from stir_train.data.sources import NumberText, SourceRow, source_rows
+from stir_train.distributed.launch import usable_cores
+from stir_train.errors import DataError, StirError
 from stir_train.types.rollout import Gold
 
-FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 HASHES = "####"
 MAX_LISTED = 20
+_PLAIN_NUMBER = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,15})?|\\frac\{-?[0-9]{1,9}\}\{[0-9]{1,9}\}")
 
 
 @dataclass(frozen=True)
@@ -46,15 +53,6 @@ class SourceProblem:
         return hashlib.sha256(normalise(self.content).encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class SourceRow:
-    """A row and where it stands, as ``file:line`` or ``dataset row N``; or why it is none."""
-
-    place: str
-    values: Mapping[str, Any]
-    error: str = ""
-
-
 def normalise(text: str) -> str:
     """Fold case, Unicode form and white space, so that trivial variants are one question."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
@@ -68,27 +66,32 @@ def read_source(config: TaskConfig) -> list[SourceProblem]:
             lacking a column, with a gold answer that the grader cannot read, or asking a question
             that another row answers otherwise. All of them are listed at once.
     """
+    if is_import_path(config.grader):
+        load_grader(config)
     problems: list[SourceProblem] = []
     bad: list[str] = []
     answered: dict[str, tuple[str, SourceProblem]] = {}
+    golds: list[tuple[str, str]] = []
     num_rows = 0
     for source in config.sources:
         for row in _rows(config, source):
             num_rows += 1
+            here = row.place if isinstance(row, SourceRow) else row[0]
             try:
-                if row.error:
-                    raise DataError(row.error)
-                problem = _read_row(config, row.values)
+                problem = _problem_of(row, config)
             except DataError as error:
-                bad.append(f"{row.place}: {error}")
+                bad.append(f"{here}: {error}")
                 continue
-            place, before = answered.setdefault(problem.problem_id, (row.place, problem))
+            golds.append((here, problem.answer))
+            place, before = answered.setdefault(problem.problem_id, (here, problem))
             if before.answer != problem.answer:
                 bad.append(
-                    f"{row.place}: answers {problem.answer!r}, but {place} has the same question "
+                    f"{here}: answers {problem.answer!r}, but {place} has the same question "
                     f"with {before.answer!r}"
                 )
             problems.append(problem)
+    if config.grader == "math":
+        bad += _unreadable_mathematics(golds)
     if bad:
         listed = "\n".join(f"  - {line}" for line in bad[:MAX_LISTED])
         more = f"\n  - and {len(bad) - MAX_LISTED} more" if len(bad) > MAX_LISTED else ""
@@ -98,98 +101,65 @@ def read_source(config: TaskConfig) -> list[SourceProblem]:
     return problems
 
 
-def _rows(config: TaskConfig, source: str) -> Iterator[SourceRow]:
-    path = Path(source)
-    looks_local = path.exists() or path.suffix in FILE_FORMATS or source.startswith((".", "/"))
-    if not looks_local:
-        yield from _hub_rows(config, source)
+def _rows(config: TaskConfig, source: str) -> Iterator[SourceRow | tuple[str, SourceProblem]]:
+    """The rows of a source, or the finished problems of a loader of the user's own."""
+    if not is_import_path(source):
+        yield from source_rows(config, source)
         return
-    if not path.exists():
-        raise DataError(f"task.source: no file or folder {source}")
-    files = [path] if path.is_file() else _files_of_split(path, config.hub_split)
-    for file in files:
-        yield from _file_rows(file)
-
-
-def _files_of_split(folder: Path, hub_split: str) -> list[Path]:
-    """The files whose name begins with a split's name, for each split of ``a+b``."""
-    files: list[Path] = []
-    for split in hub_split.split("+"):
-        found = [f for f in sorted(folder.glob(f"{split.strip()}*")) if f.suffix in FILE_FORMATS]
-        if not found:
-            held = ", ".join(sorted(f.name for f in folder.iterdir())) or "nothing"
-            raise DataError(
-                f"task.source: {folder} has no {split.strip()}*{{{','.join(FILE_FORMATS)}}} file; "
-                f"it holds {held}"
-            )
-        files += found
-    return files
-
-
-def _file_rows(file: Path) -> Iterator[SourceRow]:
-    if file.suffix == ".jsonl":
-        yield from _jsonl_rows(file)
-        return
-    import datasets  # noqa: PLC0415 - heavy, and embedded families do not need it
-
-    datasets.disable_progress_bars()
+    load = load_object(source, kind="task.source")
+    if not callable(load):
+        raise DataError(f"task.source: {source} is no function but {type(load).__name__}")
     try:
-        table = datasets.load_dataset(
-            FILE_FORMATS[file.suffix], data_files=[str(file)], split="train"
-        )
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"task.source: cannot read {file}: {error}") from error
-    for number, row in enumerate(table, start=1):
-        yield SourceRow(f"{file} row {number}", row)
+        items = list(load(config))
+    except StirError:
+        raise
+    except Exception as error:  # code that is not ours raises what it likes
+        raise DataError(f"task.source: {source} failed: {type(error).__name__}: {error}") from error
+    for number, item in enumerate(items, start=1):
+        place = f"{source} problem {number}"
+        if isinstance(item, SourceProblem):
+            yield place, item
+        elif isinstance(item, Mapping):
+            yield SourceRow(place, item)
+        else:
+            kind = type(item).__name__
+            yield SourceRow(place, {}, f"neither a SourceProblem nor a mapping but {kind}")
 
 
-def _jsonl_rows(file: Path) -> Iterator[SourceRow]:
-    """Line by line, so that a bad line has a number and the others are still read."""
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            place = f"{file}:{number}"
-            if not line.strip():
-                continue
-            try:
-                values = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield SourceRow(place, {}, f"not JSON: {error}")
-                continue
-            if isinstance(values, dict):
-                yield SourceRow(place, values)
-            else:
-                yield SourceRow(place, {}, f"not a JSON object but {type(values).__name__}")
+def _problem_of(row: SourceRow | tuple[str, SourceProblem], config: TaskConfig) -> SourceProblem:
+    """A row as a problem that can be posed, graded and written down.
 
-
-def _hub_rows(config: TaskConfig, source: str) -> Iterator[SourceRow]:
-    import datasets  # noqa: PLC0415 - heavy, and embedded families do not need it
-
-    datasets.disable_progress_bars()
-    try:
-        table = datasets.load_dataset(
-            source, config.subset, revision=config.revision, split=config.hub_split
-        )
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"task.source: cannot read {source} from the hub or its cache: {error}; "
-            "without a network, set task.source to a local copy"
-        ) from error
-    for number, row in enumerate(table, start=1):
-        yield SourceRow(f"{source} row {number}", row)
+    Raises:
+        DataError: Saying why it cannot.
+    """
+    if isinstance(row, SourceRow) and row.error:
+        raise DataError(row.error)
+    problem = _read_row(config, row.values) if isinstance(row, SourceRow) else row[1]
+    for name, text in (
+        ("question", problem.question),
+        ("gold answer", problem.answer),
+        ("kind", problem.kind),
+        *(("option", choice) for choice in problem.choices),
+    ):
+        if not isinstance(text, str):
+            raise DataError(f"the {name} is not text but {type(text).__name__}")
+        if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+            raise DataError(f"the {name} holds half a character (a lone surrogate): {text!a:.80}")
+    require_gold(Gold(problem.answer, problem.choices), config)
+    return problem
 
 
 def _read_row(config: TaskConfig, row: Mapping[str, Any]) -> SourceProblem:
     stem = _column(row, config.question_fields, "question_fields")
-    if not isinstance(stem, str) or not stem.strip():
-        raise DataError(f"the question is empty or not text: {stem!r}")
+    if not isinstance(stem, str) or isinstance(stem, NumberText) or not stem.strip():
+        raise DataError(f"the question is empty or not text: {stem!r:.80}")
     held = _column(row, config.answer_fields, "answer_fields")
-    answer = _gold_answer("" if held is None else str(held).strip(), config)
+    answer = _gold_answer(_as_written(held, config).strip(), config)
     question = stem
     choices: tuple[str, ...] = ()
     if config.choices_fields:
         options = _column(row, config.choices_fields, "choices_fields")
         question, answer, choices = _with_choices(question, answer, options)
-    require_gold(Gold(answer, choices), config)
     kinds = [field for field in config.kind_fields if _find(row, field) is not None]
     return SourceProblem(
         question=question,
@@ -198,6 +168,35 @@ def _read_row(config: TaskConfig, row: Mapping[str, Any]) -> SourceProblem:
         kind=str(_find(row, kinds[0])) if kinds else "",
         choices=choices,
     )
+
+
+def _as_written(held: Any, config: TaskConfig) -> str:
+    """A gold answer as text; only what has one way of being written is turned into it."""
+    if isinstance(held, bool):
+        if config.grader != "boolean":
+            raise DataError(f"the gold answer is {str(held).lower()}, not text; write it as text")
+        return str(held).lower()
+    if isinstance(held, str):
+        return str(held)
+    if isinstance(held, int | Decimal) or (isinstance(held, float) and math.isfinite(held)):
+        return str(held)
+    if held is None:
+        return ""
+    raise DataError(f"the gold answer is a {type(held).__name__}, not text: {held!r:.80}")
+
+
+def _unreadable_mathematics(golds: Sequence[tuple[str, str]]) -> list[str]:
+    """Say which gold answers math-verify cannot read; it would compare them as bare text."""
+    unsure = [(place, gold) for place, gold in golds if not _PLAIN_NUMBER.fullmatch(gold)]
+    if not unsure:
+        return []
+    with closing(CheckerPool(usable_cores())) as pool:
+        readable = pool.map(is_mathematics, [(gold,) for _, gold in unsure])
+    return [
+        f"{place}: the gold answer {gold!r} cannot be read as mathematics"
+        for (place, gold), verdict in zip(unsure, readable, strict=True)
+        if verdict is not True
+    ]
 
 
 def _column(row: Mapping[str, Any], fields: Sequence[str], setting: str) -> Any:
@@ -275,4 +274,6 @@ def _labels_and_texts(options: Any) -> tuple[list[str], list[str]]:
         raise DataError(f"the options are neither a list nor labels with texts: {options!r}")
     if len(labels) != len(texts) or not texts:
         raise DataError(f"{len(labels)} labels for {len(texts)} options")
+    if not all(isinstance(text, str) for text in texts):
+        raise DataError(f"the options are not all text: {texts!r:.80}")
     return [str(label) for label in labels], [str(text) for text in texts]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from stir_train.config.inputs import SplitName, SplitsConfig, TaskConfig
+from stir_train.data.chat import render_chat, uses_chat_template
 from stir_train.data.problems import SourceProblem
 from stir_train.errors import DataError
 from stir_train.types.rollout import Prompt
@@ -77,11 +79,19 @@ def render_prompts(
     """Render and tokenize problems.
 
     Raises:
-        DataError: If the chat template is asked for and the tokenizer has none.
+        DataError: If the chat template is asked for and the tokenizer has none, or it cannot
+            render the prompts alike on every day.
     """
-    if config.chat_template and tokenizer.chat_template is None:
-        raise DataError("task.chat_template is on, but this model's tokenizer has no chat template")
-    return [_render(problem, config, tokenizer) for problem in problems]
+    use_chat = uses_chat_template(config, tokenizer)
+    return [_render(problem, config, tokenizer, use_chat=use_chat) for problem in problems]
+
+
+def prompts_sha256(prompts: Sequence[Prompt]) -> str:
+    """Hash of what the model is fed and graded against: prompts as rendered, tokens, gold answers."""
+    rows = sorted(
+        json.dumps([p.prompt_id, p.text, p.token_ids, p.answer, p.choices]) for p in prompts
+    )
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
 def split_sha256(prompts: Sequence[Prompt]) -> str:
@@ -148,17 +158,16 @@ def _shares(strata: Mapping[str, Sequence[SourceProblem]], size: int) -> dict[st
 
 
 def _render(
-    problem: SourceProblem, config: TaskConfig, tokenizer: PreTrainedTokenizerBase
+    problem: SourceProblem,
+    config: TaskConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    use_chat: bool,
 ) -> Prompt:
     text = config.template.replace("{question}", problem.question)
-    if config.chat_template:
-        messages = [{"role": "user", "content": text}]
-        if config.system_prompt is not None:
-            messages.insert(0, {"role": "system", "content": config.system_prompt})
-        text = str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        )
-    token_ids = tokenizer(text, add_special_tokens=not config.chat_template)["input_ids"]
+    if use_chat:
+        text = render_chat(text, config, tokenizer)
+    token_ids = tokenizer(text, add_special_tokens=not use_chat)["input_ids"]
     return Prompt(
         prompt_id=problem.problem_id,
         question=problem.question,

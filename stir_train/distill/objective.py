@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property, partial
-from types import MappingProxyType
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -15,7 +14,8 @@ from stir_train.config.learning import ObjectiveConfig
 from stir_train.distill.interface import TermInputs
 from stir_train.distill.samples import IGNORED, SequenceBatch
 from stir_train.distill.terms import WeightedTerm, make_terms
-from stir_train.models.hooks import BlockEdit, block_hooks
+from stir_train.generation.control_hook import ControlHook
+from stir_train.models.hooks import block_hooks
 from stir_train.models.lora import Student
 
 
@@ -49,7 +49,7 @@ class DistillLoss:
     def __call__(self, batch: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
         """Every term times its weight, by its name in the objective."""
         teacher = self._teach(batch) if self.needs_teacher else None
-        logits, states = self._run(batch, lambda _states: None)
+        logits, states = self._run(batch, steered=False)
         labels = batch.labels[:, 1:].to(logits.device)
         inputs = TermInputs(
             logits=logits[:, :-1],
@@ -72,36 +72,27 @@ class DistillLoss:
     def _teach(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None]:
         """The frozen base under the recorded impulses, in one teacher-forced pass."""
         with self.student.without_adapter():
-            below: dict[int, Tensor] = {}
-            points = batch.replayed
+            return self._run(batch, steered=True)
 
-            def read(block: int, states: Tensor) -> None:
-                below[block] = points.at(states)
-
-            reading = {block: partial(read, block) for block in points.reads[:-1]}
-            return self._run(
-                batch,
-                lambda states: points.inject(states, [below[b] for b in reading]),
-                reading,
-            )
-
-    def _run(
-        self,
-        batch: SequenceBatch,
-        edit: Callable[[Tensor], Tensor | None],
-        reading: Mapping[int, BlockEdit] = MappingProxyType({}),
-    ) -> tuple[Tensor, Tensor | None]:
-        """Logits, and the states at control points after the edit."""
+    def _run(self, batch: SequenceBatch, *, steered: bool) -> tuple[Tensor, Tensor | None]:
+        """Logits, and the states at control points after what was added there."""
         found: dict[str, Tensor] = {}
 
-        def on_block(states: Tensor) -> Tensor | None:
-            edited = edit(states)
-            found["states"] = batch.replayed.at(states if edited is None else edited)
-            return edited
+        def keep(states: Tensor) -> None:
+            found["states"] = batch.replayed.at(states)
 
-        hooks = {**reading, batch.replayed.block: on_block} if self.needs_teacher else {}
         device = next(self.module.parameters()).device
-        with block_hooks(self.student.base.blocks, hooks):
+        blocks = self.student.base.blocks
+        with ExitStack() as hooks:
+            if steered:
+                points = batch.replayed
+                hook = ControlHook(points.controllers)
+                edited = frozenset(edit.block for edit in points.plan.edits)
+                hooks.enter_context(hook.attached(blocks, edited))
+                hooks.enter_context(hook.carrying_out(points.plan))
+            if self.needs_teacher:
+                # Hooks run in the order they are made: this one sees what the first has added.
+                hooks.enter_context(block_hooks(blocks, {batch.replayed.block: keep}))
             logits = self.module(
                 input_ids=batch.token_ids.to(device),
                 attention_mask=batch.mask.to(device),

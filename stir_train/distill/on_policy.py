@@ -13,8 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from stir_train.distill.replay import ControlPoints
 from stir_train.distill.samples import (
@@ -24,14 +22,11 @@ from stir_train.distill.samples import (
     collate_part,
 )
 from stir_train.distributed.engine import TrainEngine
-from stir_train.generation.backend import (
-    ControlBatch,
-    Controller,
-    ControlSpec,
-    GenerationRequest,
-    SamplingParams,
-)
-from stir_train.generation.engine import DecodeEngine
+from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
+from stir_train.generation.control_hook import PassPlan
+from stir_train.generation.controller import Steering, controllers_of
+from stir_train.generation.open import Limits, open_backend
+from stir_train.generation.rollout_plan import asks_again, control_sites
 from stir_train.models.lora import Student
 from stir_train.train.loop import parts_of
 from stir_train.types.rollout import Prompt, Rollout
@@ -55,7 +50,7 @@ class StudentSampling:
     prompts: Mapping[str, Prompt]
     sampling: SamplingParams
     control: ControlSpec
-    controller: Controller
+    controller: Steering
     seed: int
     share: float
 
@@ -76,44 +71,20 @@ class StudentSampling:
         requests = [
             GenerationRequest(self.prompts[sample.prompt_id], number) for number, sample in samples
         ]
-        engine = DecodeEngine(self.student.base, max_rows=len(requests))
-        made = engine.generate(requests, self.sampling, seed=self.seed, control=self.control)
+        # A student in training is in this process alone, whatever backend decodes for the run.
+        backend = open_backend("transformers", self.student.base, Limits(len(requests)))
+        made = backend.generate(requests, self.sampling, seed=self.seed, control=self.control)
         self.student.model.train(was_training)
         return list(made.rollouts)
 
     def points_of(self, samples: Sequence[Rollout], *, count: int) -> ControlPoints:
         """The control points at which the teacher may act, for it to decide in its own pass."""
-        found = [
-            (row, sample, point, token_index)
-            for row, sample in enumerate(samples)
-            for point, token_index in enumerate(
-                sample.control_points[: self.control.max_points], start=1
-            )
-        ]
-        none = torch.zeros(len(found), self.student.base.identity.width)
-        batch = ControlBatch(
-            prompt_ids=tuple(sample.prompt_id for _, sample, _, _ in found),
-            samples=tuple(sample.sample for _, sample, _, _ in found),
-            points=torch.tensor([point for _, _, point, _ in found], dtype=torch.long),
-            token_indices=tuple(token_index for _, _, _, token_index in found),
-        )
-
-        def decide(states: Float[Tensor, "P W"]) -> Float[Tensor, "P D"]:
-            if not found:
-                return none
-            here = dataclasses.replace(batch, points=batch.points.to(states.device))
-            impulses = self.controller.decide(states.float(), here)
-            self.controller.reset()
-            return impulses.deltas * impulses.fires[:, None]
-
-        rows = torch.tensor([row for row, _, _, _ in found], dtype=torch.long)
-        columns = torch.tensor(
-            [len(sample.prompt_token_ids) + index for _, sample, _, index in found],
-            dtype=torch.long,
-        )
-        controller = self.controller
+        limit, base = self.control.max_points, self.student.base
+        asks = asks_again(samples, self.controller, max_points=limit, device=base.device)
+        sites = control_sites(samples, max_points=limit)
+        controllers = controllers_of(self.controller)
         return ControlPoints(
-            controller.block, rows, columns, none, count, decide, reads=controller.reads
+            controllers[0].block, sites.rows, sites.columns, count, PassPlan(asks=asks), controllers
         )
 
 

@@ -53,6 +53,7 @@ def compare_to_baseline(
         extra_tokens_mean=_mean([float(g.rollout.preview_tokens) for g in method]),
         forward_passes_mean=_mean([float(g.rollout.forward_passes) for g in method]),
         truncated_rate=_mean([float(g.rollout.truncated) for g in method]),
+        no_marker_rate=_mean([float(not g.grade.had_marker) for g in method]),
         no_answer_rate=_mean([float(not g.grade.extracted) for g in method]),
         checker_failure_rate=_mean([float(g.grade.reason in CHECKER_FAILURES) for g in method]),
         intervention_rate=impulses / points if points else 0.0,

@@ -87,7 +87,6 @@ def render_report(data: ReportData) -> str:
         data=data,
         figures=figures,
         verdict=describe_change,
-        has_marker=any(row.metrics.no_marker_rate is not None for row in data.results.methods),
     )
 
 

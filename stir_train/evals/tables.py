@@ -14,29 +14,25 @@ BOLD = ("stir", "lora-student")
 
 
 def results_table(results: Results) -> Table:
-    """The held-out comparison, two lines a method; a third where the task has an answer marker.
-
-    The header says line by line what a row holds.
-    """
-    has_marker = any(row.metrics.no_marker_rate is not None for row in results.methods)
-    title = f"{results.num_items} held-out problems of {results.task}; intervals are 95 %"
-    table = _table(title)
-    below = "\n " * has_marker  # headers stand beside one another line by line
-    table.add_column(f"method\n  verdict{below}", overflow="fold")
-    table.add_column(f"accuracy\npoints gained{below}", justify="right")
-    table.add_column(f"tokens\nchange, %{below}", justify="right")
-    table.add_column("passes\ncut off" + "\nno marker" * has_marker, justify="right")
+    """The held-out comparison, two lines a method, as the two lines of the header say."""
+    table = _table(f"{results.num_items} held-out problems of {results.task}; intervals are 95 %")
+    table.add_column("method\n  verdict", overflow="fold")
+    for column in (
+        "accuracy\npoints gained",
+        "tokens (passes)\nchange of tokens, %",
+        "cut off\nno marker",
+    ):
+        table.add_column(column, justify="right")
     for row in results.methods:
         figures = row.metrics
-        shares = [share(figures.truncated_rate), *([share(figures.no_marker_rate)] * has_marker)]
-        differences = (f"  {verdict(figures)}", _points(figures), _tokens(figures))
+        below = (f"  {verdict(figures)}", _points(figures), _tokens(figures))
         if row.name == BASELINE:
-            differences = ("", "", "")
+            below = ("", "", "")
         table.add_row(
-            f"{row.name}\n{differences[0]}",
-            f"{figures.accuracy:.1%}\n{differences[1]}",
-            f"{figures.tokens_mean:.1f}\n{differences[2]}",
-            "\n".join([f"{figures.forward_passes_mean:.1f}", *shares]),
+            f"{row.name}\n{below[0]}",
+            f"{figures.accuracy:.1%}\n{below[1]}",
+            f"{figures.tokens_mean:.1f} ({figures.forward_passes_mean:.1f})\n{below[2]}",
+            f"{figures.truncated_rate:.1%}\n{figures.no_marker_rate:.1%}",
             style="bold" if row.name in BOLD else "",
         )
     return table
@@ -119,11 +115,6 @@ def change(value: float, interval: Interval) -> str:
     """A difference and its interval, in hundredths."""
     low, high = interval
     return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-
-
-def share(value: float | None) -> str:
-    """A share in per cent; empty for None."""
-    return "" if value is None else f"{value:.1%}"
 
 
 def verdict(figures: MethodMetrics) -> str:

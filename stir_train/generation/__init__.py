@@ -1,1 +1,5 @@
-"""One sampling stack: KV-cached batched decoding with capture and impulses inside the pass."""
+"""Generation under control: `backend` is the protocol, `controller` what decides, `control_hook` the pass.
+
+`open` names the backends, of which `transformers` is one. To add a backend, give it a package here and a
+line in `open`; to add a controller, implement `Controller` anywhere.
+"""

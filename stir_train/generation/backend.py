@@ -1,17 +1,22 @@
-"""What generates: requests and results, and the protocols of a backend and of a controller."""
+"""What generates: requests and results, the protocol of a backend, and what a backend is able to do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from stir_train.data.control_points import ControlPointAutomaton
+from stir_train.distributed.collective_forward import CollectiveForward
+from stir_train.errors import StageError
+from stir_train.generation.controller import Steering, controllers_of, previewing
+from stir_train.types.places import Place
 from stir_train.types.rollout import Prompt, Rollout
+from stir_train.types.steering import SteeringDecision
 from stir_train.types.trajectory import CapturedStates
 
 
@@ -38,11 +43,19 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class PlannedImpulse:
-    """A recorded injection to replay: ``h[block] += delta`` at one completion token."""
+    """A recorded injection to replay: ``h[block] += delta`` at the tokens of a place.
+
+    Attributes:
+        token_index: Where it was decided; -1 is the prompt's last token.
+        block: Decoder block.
+        delta: What is added.
+        place: That token alone, or others too. What is held goes on after the prefix.
+    """
 
     token_index: int
     block: int
     delta: Float[Tensor, "D"]
+    place: Place = "control_point"
 
 
 @dataclass(frozen=True)
@@ -52,8 +65,9 @@ class GenerationRequest:
     Attributes:
         prompt: The problem.
         sample: Which of its samples; with the seed and the prompt it determines the noise.
-        prefix_token_ids: Completion tokens that are already there and are continued.
-        planned: Impulses to replay inside the prefix.
+        prefix_token_ids: Completion tokens that are already there and are continued. A controller is
+            asked about what follows them alone; what was added before is ``planned``.
+        planned: Impulses to replay in the prompt and the prefix.
     """
 
     prompt: Prompt
@@ -77,104 +91,8 @@ class ControlSpec:
     capture_blocks: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class ControlBatch:
-    """The rows of the current pass that feed a control-point token.
-
-    Attributes:
-        prompt_ids, samples: ``[R]``, which rollouts.
-        points: ``Int[R]``, 1-based control point ``m``.
-        token_indices: ``[R]``, index of the token in the completion.
-    """
-
-    prompt_ids: tuple[str, ...]
-    samples: tuple[int, ...]
-    points: Int[Tensor, "R"]
-    token_indices: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ImpulseBatch:
-    """What a controller injects into the rows of a `ControlBatch`.
-
-    Attributes:
-        fires: ``Bool[R]``; rows that are left alone stay bitwise untouched.
-        deltas: ``Float[R D]``, added to the state where ``fires``.
-        entries: ``Int[R]``, basis row or -1.
-        strengths: ``Float[R]``.
-    """
-
-    fires: Bool[Tensor, "R"]
-    deltas: Float[Tensor, "R D"]
-    entries: Int[Tensor, "R"]
-    strengths: Float[Tensor, "R"]
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """Candidates to preview before deciding.
-
-    Attributes:
-        deltas: ``Float[R L D]``, what each preview injects.
-        valid: ``Bool[R L]``; a row without a valid candidate is not previewed.
-    """
-
-    deltas: Float[Tensor, "R L D"]
-    valid: Bool[Tensor, "R L"]
-
-
 TokenListener = Callable[[int, int], None]
 """Called with (index of the request, token id) for every sampled token, in order."""
-
-
-@runtime_checkable
-class Controller(Protocol):
-    """Decides at control points, inside the pass: at no extra pass.
-
-    Attributes:
-        block: The block it injects into.
-        reads: The blocks whose states it is given, ascending; the last is ``block``. ``Float[R W]``
-            holds them side by side, so of one that reads its own block alone ``W`` is ``D``.
-    """
-
-    block: int
-    reads: tuple[int, ...]
-
-    def reset(self) -> None:
-        """Forget what was decided: the same requests are about to be started again."""
-        ...
-
-    def decide(self, states: Float[Tensor, "R W"], batch: ControlBatch) -> ImpulseBatch:
-        """Choose impulses from the states alone."""
-        ...
-
-
-@runtime_checkable
-class PreviewingController(Controller, Protocol):
-    """A controller that may decide after previews of what it proposes."""
-
-    preview_tokens: int
-    """Tokens per preview; 0 means that ``decide`` is called, as for any other controller."""
-
-    def propose(self, states: Float[Tensor, "R W"], batch: ControlBatch) -> Proposal:
-        """Choose what to preview."""
-        ...
-
-    def commit(
-        self,
-        states: Float[Tensor, "R W"],
-        batch: ControlBatch,
-        gains: Float[Tensor, "R L"],
-    ) -> ImpulseBatch:
-        """Choose impulses, given each preview's mean token log-probability over the null's."""
-        ...
-
-
-def previewing(controller: Controller | None) -> PreviewingController | None:
-    """The controller, if it wants to see previews before it decides."""
-    if isinstance(controller, PreviewingController) and controller.preview_tokens:
-        return controller
-    return None
 
 
 @dataclass
@@ -196,16 +114,71 @@ class GenerationCost:
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """Completions in request order, captured states in the same order, and the cost."""
+    """Completions in request order, what belongs to them in the same order, and the cost.
+
+    Attributes:
+        rollouts: Completions.
+        states: Captured at their control points; None if none were asked for.
+        cost: Of the call.
+        decisions: What the controllers decided along each completion; one that never acts decides
+            nothing.
+    """
 
     rollouts: tuple[Rollout, ...]
     states: CapturedStates | None
     cost: GenerationCost = field(default_factory=GenerationCost)
+    decisions: tuple[SteeringDecision, ...] = ()
+
+
+class Ability(StrEnum):
+    """What a backend may be able to do besides completing prompts."""
+
+    CAPTURE_STATES = "capture states"
+    REPLAY_IMPULSES = "replay impulses"
+    PREVIEW = "preview"
+    EDIT_WEIGHTS = "run under edited weights, logits or activations"
+    STREAM = "stream tokens"
+    ACT_AT_PROMPT_END = "act at the prompt's end"
+    ACT_AT_CONTROL_POINTS = "act at control points"
+    HOLD_OVER_SEGMENTS = "hold a vector over a segment"
+    HOLD_EVERYWHERE = "hold a vector over the completion"
+    ACT_AT_EVERY_TOKEN = "act at every token, the prompt's too"
+
+
+ABILITY_OF_PLACE: dict[Place, Ability] = {
+    "prompt_end": Ability.ACT_AT_PROMPT_END,
+    "control_point": Ability.ACT_AT_CONTROL_POINTS,
+    "segment": Ability.HOLD_OVER_SEGMENTS,
+    "everywhere": Ability.HOLD_EVERYWHERE,
+    "every_token": Ability.ACT_AT_EVERY_TOKEN,
+}
+"""What a controller needs a backend to do, by its place."""
 
 
 @runtime_checkable
 class GenerationBackend(Protocol):
-    """Anything that can complete requests under a controller."""
+    """Anything that can complete requests, under a controller or without.
+
+    Attributes:
+        name: Its value of ``generation.backend``.
+        abilities: What it can do; ``generate`` refuses, by name, what is not among them.
+        collective_forward: Keeps ranks in step that can run the model only together; None otherwise.
+    """
+
+    @property
+    def name(self) -> str:
+        """Its value of ``generation.backend``."""
+        ...
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """What it can do."""
+        ...
+
+    @property
+    def collective_forward(self) -> CollectiveForward | None:
+        """Keeps ranks in step that can run the model only together."""
+        ...
 
     def generate(
         self,
@@ -214,19 +187,45 @@ class GenerationBackend(Protocol):
         *,
         seed: int,
         control: ControlSpec | None = None,
-        controller: Controller | None = None,
+        controller: Steering | None = None,
         listener: TokenListener | None = None,
     ) -> GenerationResult:
-        """Complete every request."""
+        """Complete every request.
+
+        Args:
+            requests: In the order of the result.
+            sampling: How tokens are chosen.
+            seed: Of the noise, with each request's prompt and sample.
+            control: Where control points are, and what to capture there.
+            controller: Who steers; several act in the same passes.
+            listener: Called with every sampled token.
+        """
         ...
 
 
-def no_impulses(states: Float[Tensor, "R D"]) -> ImpulseBatch:
-    """The batch that leaves every row alone."""
-    num_rows = states.shape[0]
-    return ImpulseBatch(
-        fires=torch.zeros(num_rows, dtype=torch.bool, device=states.device),
-        deltas=torch.zeros_like(states),
-        entries=torch.full((num_rows,), -1, device=states.device),
-        strengths=torch.zeros(num_rows, device=states.device),
-    )
+def abilities_for(steering: Steering | None) -> frozenset[Ability]:
+    """What a backend must be able to do for one or several controllers."""
+    needs = {ABILITY_OF_PLACE[controller.place] for controller in controllers_of(steering)}
+    return frozenset(needs | ({Ability.PREVIEW} if previewing(steering) else set()))
+
+
+def require_abilities(
+    backend: str, abilities: frozenset[Ability], needs: frozenset[str], method: str
+) -> None:
+    """Refuse a method that needs what a backend lacks.
+
+    Args:
+        backend: Its name.
+        abilities: What it can do.
+        needs: What the method needs.
+        method: What is refused, as a user knows it.
+
+    Raises:
+        StageError: If anything is missing.
+    """
+    missing = sorted(needs - abilities)
+    if missing:
+        raise StageError(
+            f"{method} needs a backend that can {' and '.join(missing)}, and "
+            f"generation.backend={backend} cannot; choose another backend, or leave it out"
+        )

@@ -5,7 +5,7 @@ For rollouts made elsewhere; during generation the engine captures at no extra p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stir_train.errors import ArtifactError
-from stir_train.models.hooks import block_hooks
+from stir_train.generation.control_hook import ControlHook, stack_states
+from stir_train.generation.controller import Steering, controllers_of
+from stir_train.generation.rollout_plan import plan_of
 from stir_train.models.load import LoadedModel
 from stir_train.types.rollout import Rollout
 from stir_train.types.trajectory import CapturedStates, StateLabel
@@ -29,20 +31,26 @@ class TeacherForced:
 
 @torch.no_grad()
 def teacher_force(
-    loaded: LoadedModel, rollouts: Sequence[Rollout], blocks: Sequence[int], *, max_points: int
+    loaded: LoadedModel,
+    rollouts: Sequence[Rollout],
+    blocks: Sequence[int],
+    *,
+    max_points: int,
+    steering: Steering | None = None,
 ) -> TeacherForced:
     """Feed prompts and completions in one right-padded batch.
 
     Args:
         loaded: The frozen model.
-        rollouts: Completions without impulses.
+        rollouts: Completions, each continued from its prompt alone.
         blocks: Blocks to read, ascending.
         max_points: Control points read per rollout.
+        steering: The controllers that the rollouts were made under; they decide the same again.
 
     Raises:
-        ArtifactError: If a rollout carries impulses, whose states this pass would not reproduce.
+        ArtifactError: If a rollout carries impulses and nobody says whose.
     """
-    if any(rollout.impulses for rollout in rollouts):
+    if steering is None and any(rollout.impulses for rollout in rollouts):
         raise ArtifactError("steered rollouts cannot be read without replaying their impulses")
     sequences = [[*r.prompt_token_ids, *r.token_ids] for r in rollouts]
     width = max(map(len, sequences))
@@ -51,15 +59,16 @@ def teacher_force(
     for row, ids in enumerate(sequences):
         token_ids[row, : len(ids)] = torch.tensor(ids)
         mask[row, : len(ids)] = 1
-    seen: dict[int, Tensor] = {}
-    with block_hooks(loaded.blocks, {block: _keep(seen, block) for block in blocks}):
+    plan = plan_of(rollouts, steering, max_points=max_points, device=loaded.device)
+    hook = ControlHook(controllers_of(steering), blocks)
+    with hook.attached(loaded.blocks), hook.carrying_out(plan) as record:
         logits = loaded.model(
             input_ids=token_ids.to(loaded.device),
             attention_mask=mask.to(loaded.device),
             use_cache=False,
         ).logits
-    labels, rows, columns = _control_labels(rollouts, max_points)
-    stacked = torch.stack([seen[block][rows, columns].float().cpu() for block in blocks], dim=1)
+    labels = _control_labels(rollouts, max_points)
+    stacked = stack_states(record.states, blocks).cpu()
     logprobs = logits[:, :-1].float().log_softmax(-1).cpu()
     chosen = logprobs.gather(-1, token_ids[:, 1:, None])[..., 0]
     return TeacherForced(
@@ -71,22 +80,10 @@ def teacher_force(
     )
 
 
-def _keep(seen: dict[int, Tensor], block: int) -> Callable[[Tensor], None]:
-    def keep(states: Tensor) -> None:
-        seen[block] = states
-
-    return keep
-
-
-def _control_labels(
-    rollouts: Sequence[Rollout], max_points: int
-) -> tuple[list[StateLabel], list[int], list[int]]:
-    """Labels of every control point, with its row and column in the batch."""
-    labels, rows, columns = [], [], []
-    for row, rollout in enumerate(rollouts):
-        for point, index in enumerate(rollout.control_points[:max_points], start=1):
-            token = rollout.token_ids[index]
-            labels.append(StateLabel(rollout.prompt_id, rollout.sample, point, index, token))
-            rows.append(row)
-            columns.append(len(rollout.prompt_token_ids) + index)
-    return labels, rows, columns
+def _control_labels(rollouts: Sequence[Rollout], max_points: int) -> list[StateLabel]:
+    """Labels of every control point, in the order of the plan's sites."""
+    return [
+        StateLabel(rollout.prompt_id, rollout.sample, point, index, rollout.token_ids[index])
+        for rollout in rollouts
+        for point, index in enumerate(rollout.control_points[:max_points], start=1)
+    ]

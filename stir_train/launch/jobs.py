@@ -98,10 +98,50 @@ def render_job(job: Job, site: SiteConfig, *, config_file: Path, logs: Path) -> 
     return environment.get_template(TEMPLATE).render(
         job=job,
         site=site,
-        logs=logs.resolve(),
-        directory=str(Path.cwd()),
-        command=shlex.join(words),
+        directives=[shlex.quote(_one_line(word)) for word in _directives(job, site, logs)],
+        modules=[shlex.join(module.split()) for module in site.modules],
+        directory=_one_line(str(Path.cwd())),
+        command=_one_line(shlex.join(words)),
     )
+
+
+def _directives(job: Job, site: SiteConfig, logs: Path) -> list[str]:
+    """What sbatch is told; each one word."""
+    # sbatch fills in what follows a per cent sign.
+    log = str(logs.resolve() / job.name).replace("%", "%%")
+    words = [
+        f"--job-name={job.name}",
+        f"--output={log}-{'%A_%a' if job.array else '%j'}.out",
+        "--open-mode=append",
+        f"--nodes={job.nodes}",
+        f"--ntasks-per-node={job.tasks_per_node}",
+        f"--cpus-per-task={site.cpus_per_task}",
+        f"--time={job.time}",
+        "--requeue",
+        f"--signal=USR1@{site.signal_seconds}",
+        "--kill-on-invalid-dep=yes",
+        *([f"--array=0-{job.array - 1}"] if job.array else []),
+        *site.gpu_words,
+    ]
+    for name, value in site.options.items():
+        option = f"--{name.removeprefix('--')}"
+        if value is not False:
+            words.append(option if value is True else f"{option}={value}")
+    return words
+
+
+def _one_line(word: str) -> str:
+    """A word of the script.
+
+    Raises:
+        ConfigError: If it would become lines of the script, or sbatch would read it otherwise.
+    """
+    if any(sign == "\\" or not sign.isprintable() for sign in word):
+        raise ConfigError(
+            f"{word!r} cannot stand in a job's script: it holds a line break, a backslash or another "
+            "character that sbatch or the shell reads otherwise; rename the directory or the setting"
+        )
+    return word
 
 
 def _program() -> str:

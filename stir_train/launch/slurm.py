@@ -1,25 +1,56 @@
-"""Talk to Slurm: submit a chain, ask after jobs, cancel them."""
+"""A chain of jobs: submitted, asked after, cancelled.
+
+The chain is written before its first job is queued, and every id as soon as it is known. A job whose
+id was lost, because the submission was killed or Slurm's answer did not come, is found by its name in
+the queue, which no other job has.
+"""
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
-import subprocess
+import secrets
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from stir_train.artifacts.atomic import write_json, write_text
+from pydantic import TypeAdapter, ValidationError
+
+from stir_train.artifacts.atomic import remove_leftovers, write_json, write_text
 from stir_train.artifacts.run_dir import RunDir
 from stir_train.config.load import dump_config
 from stir_train.config.run import RunConfig
-from stir_train.errors import ConfigError, StageError
+from stir_train.errors import ArtifactError, StageError
 from stir_train.launch.jobs import Job, render_job
 from stir_train.launch.site import SiteConfig
+from stir_train.launch.slurm_commands import (
+    ALIVE,
+    NoAnswerError,
+    cancel_job,
+    job_state,
+    jobs_named,
+    require_slurm,
+    submit_script,
+)
 
 SLURM, JOBS_FILE, LOGS = "slurm", "jobs.json", "logs"
-UNKNOWN_JOB = "Invalid job id"
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """A job of a chain, queued or about to be.
+
+    Attributes:
+        name, stages: As in `Job`.
+        queue_name: Its name in Slurm's queue, like no other job's.
+        script: Its sbatch script.
+        job_id: Slurm's; None until sbatch has told it.
+    """
+
+    name: str
+    stages: tuple[str, ...]
+    queue_name: str
+    script: str
+    job_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,87 +93,137 @@ def submit(
     The configuration is frozen with them: editing the user's file changes nothing that is queued.
 
     Raises:
-        StageError: If jobs of this run are in the queue already, or sbatch refuses; what it had
-            taken of the chain is cancelled.
+        StageError: If jobs of this run are in the queue already; if sbatch refuses, when what it had
+            taken of the chain is cancelled; or if it does not answer.
+        ArtifactError: If another process is submitting or cancelling jobs of this run.
     """
     require_slurm()
-    alive = [job for job in submitted_jobs(run_dir) if job_state(job.job_id) in ALIVE]
-    if alive:
-        listed = ", ".join(f"{job.job_id} ({job.name})" for job in alive)
-        raise StageError(
-            f"jobs of this run are in the queue already: {listed}; wait for them, or "
-            f"`stir-train cancel {run_dir.path}`"
-        )
-    (run_dir.path / LOGS / SLURM).mkdir(parents=True, exist_ok=True)
-    for path, text in files:
-        write_text(path, text)
+    with _alone(run_dir):
+        alive = [job for job in submitted_jobs(run_dir) if job_state(job.job_id) in ALIVE]
+        if alive:
+            raise StageError(
+                f"jobs of this run are in the queue already: {_listed(alive)}; wait for them, or "
+                f"`stir-train cancel {run_dir.path}`"
+            )
+        remove_leftovers(run_dir.path / SLURM)
+        (run_dir.path / LOGS / SLURM).mkdir(parents=True, exist_ok=True)
+        for path, text in files:
+            write_text(path, text)
+        chain = secrets.token_hex(4)
+        planned = [
+            PlannedJob(job.name, job.stages, f"{job.name}-{chain}", str(path))
+            for job, (path, _) in zip(jobs, files[1:], strict=True)
+        ]
+        return _submit_planned(run_dir, planned)
+
+
+def _submit_planned(run_dir: RunDir, planned: list[PlannedJob]) -> list[SubmittedJob]:
+    _write_chain(run_dir, planned)
     done: list[SubmittedJob] = []
-    for job, (path, _) in zip(jobs, files[1:], strict=True):
-        after = [f"--dependency=afterok:{done[-1].job_id}"] if done else []
-        completed = _slurm(["sbatch", "--parsable", *after, str(path)])
-        if completed.returncode != 0:
-            for earlier in done:
-                _slurm(["scancel", str(earlier.job_id)])
-            raise StageError(f"sbatch refused {path}: {completed.stderr.strip()}")
-        job_id = int(completed.stdout.strip().split(";")[0])
-        done.append(SubmittedJob(job.name, job.stages, job_id, str(path)))
-    write_json(run_dir.path / SLURM / JOBS_FILE, [asdict(job) for job in done])
+    for i, job in enumerate(planned):
+        after = done[-1].job_id if done else None
+        try:
+            job_id = _job_id_of(job, after)
+        except NoAnswerError as error:
+            so_far = f"queued so far: {_listed(done)}" if done else "nothing else is queued"
+            raise StageError(
+                f"{error}; {so_far}. When Slurm answers, `stir-train status {run_dir.path}` shows "
+                f"what it has taken of the chain, and `stir-train cancel {run_dir.path}` takes it back"
+            ) from error
+        except StageError as error:
+            raise StageError(f"{error}{_take_back(done)}") from error
+        planned[i] = replace(job, job_id=job_id)
+        _write_chain(run_dir, planned)
+        done.append(SubmittedJob(job.name, job.stages, job_id, job.script))
     return done
 
 
-def submitted_jobs(run_dir: RunDir) -> list[SubmittedJob]:
-    """The last chain that was submitted for a run."""
+def _job_id_of(job: PlannedJob, after: int | None) -> int:
+    """Queue a job; where sbatch does not tell its id, the queue may."""
+    try:
+        return submit_script(Path(job.script), name=job.queue_name, after=after)
+    except NoAnswerError:
+        found = jobs_named([job.queue_name])
+        if job.queue_name not in found:
+            raise
+        return found[job.queue_name]
+
+
+def _take_back(done: Sequence[SubmittedJob]) -> str:
+    """Cancel what was queued of a chain; say so."""
+    kept: list[SubmittedJob] = []
+    for job in reversed(done):
+        try:
+            cancel_job(job.job_id)
+        except StageError:
+            kept.append(job)
+    if kept:
+        return f"; of the chain these could not be cancelled: {_listed(kept)}"
+    return f"; cancelled again: {_listed(done)}" if done else ""
+
+
+def recorded_jobs(run_dir: RunDir) -> list[PlannedJob]:
+    """The last chain that was planned for a run, as far as is written down.
+
+    Raises:
+        ArtifactError: If the record is damaged.
+    """
     path = run_dir.path / SLURM / JOBS_FILE
     if not path.is_file():
         return []
-    listed = json.loads(path.read_text(encoding="utf-8"))
-    return [SubmittedJob(**{**item, "stages": tuple(item["stages"])}) for item in listed]
+    try:
+        return TypeAdapter(list[PlannedJob]).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ArtifactError(
+            f"{path} is damaged: which jobs of this run are in the queue is not known; look with "
+            "`squeue --me`, cancel what is this run's, and remove the file"
+        ) from error
 
 
-ALIVE = ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD")
-
-
-def job_state(job_id: int) -> str:
-    """What Slurm says of a job; of an array, the state of what is still to come of it.
+def submitted_jobs(run_dir: RunDir) -> list[SubmittedJob]:
+    """The last chain that was submitted for a run, with the jobs that only the queue knows of.
 
     Raises:
-        StageError: If Slurm cannot be asked.
+        StageError: If some ids are not written down and Slurm cannot be asked.
+        ArtifactError: If the record is damaged.
     """
-    listed = _slurm(["scontrol", "--oneliner", "show", "job", str(job_id)])
-    if listed.returncode != 0:
-        if UNKNOWN_JOB in listed.stderr:
-            return "GONE"
-        raise StageError(f"scontrol: {listed.stderr.strip()}")
-    states = re.findall(r"JobState=(\w+)", listed.stdout)
-    alive = [state for state in states if state in ALIVE]
-    bad = [state for state in states if state != "COMPLETED"]
-    return (alive or bad or states)[0]
+    recorded = recorded_jobs(run_dir)
+    lost = [job.queue_name for job in recorded if job.job_id is None]
+    found = jobs_named(lost) if lost else {}
+    ids = [(job, job.job_id or found.get(job.queue_name)) for job in recorded]
+    return [
+        SubmittedJob(job.name, job.stages, job_id, job.script)
+        for job, job_id in ids
+        if job_id is not None
+    ]
 
 
 def cancel(run_dir: RunDir) -> list[SubmittedJob]:
-    """Cancel what is left of a run's chain, the last job first; return what was cancelled."""
+    """Cancel what is left of a run's chain, the last job first; return what was cancelled.
+
+    Raises:
+        StageError: If Slurm does not answer, or does not cancel a job.
+        ArtifactError: If another process is submitting or cancelling jobs of this run.
+    """
     require_slurm()
-    alive = [job for job in submitted_jobs(run_dir) if job_state(job.job_id) in ALIVE]
-    for job in reversed(alive):
-        completed = _slurm(["scancel", str(job.job_id)])
-        if completed.returncode != 0:
-            raise StageError(f"scancel {job.job_id}: {completed.stderr.strip()}")
+    if not recorded_jobs(run_dir):
+        return []
+    with _alone(run_dir):
+        alive = [job for job in submitted_jobs(run_dir) if job_state(job.job_id) in ALIVE]
+        for job in reversed(alive):
+            cancel_job(job.job_id)
     return alive
 
 
-def require_slurm() -> None:
-    """Stop where there is no Slurm.
-
-    Raises:
-        ConfigError: If its commands are not on PATH.
-    """
-    missing = [name for name in ("sbatch", "scontrol", "scancel") if shutil.which(name) is None]
-    if missing:
-        raise ConfigError(
-            f"{', '.join(missing)} not on PATH: jobs are submitted from a login node of a Slurm "
-            "cluster; without --submit the run is made here"
-        )
+def _alone(run_dir: RunDir) -> AbstractContextManager[None]:
+    """Nobody else changes the chain."""
+    # Not by the run's own lock: that is its jobs', the first of which may start at once.
+    return RunDir(run_dir.path / SLURM).locked()
 
 
-def _slurm(argv: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(argv, capture_output=True, text=True, check=False)
+def _write_chain(run_dir: RunDir, planned: Sequence[PlannedJob]) -> None:
+    write_json(run_dir.path / SLURM / JOBS_FILE, [asdict(job) for job in planned])
+
+
+def _listed(jobs: Sequence[SubmittedJob]) -> str:
+    return ", ".join(f"{job.job_id} ({job.name})" for job in jobs)

@@ -12,8 +12,10 @@ from stir_train.config.load import load_config
 from stir_train.config.pipeline import STAGE_NAMES, stages_off
 from stir_train.config.run import RunConfig
 from stir_train.errors import ArtifactError, StageError
-from stir_train.launch.slurm import ALIVE, LOGS, SLURM, job_state, submitted_jobs
+from stir_train.launch.slurm import LOGS, SLURM, recorded_jobs, submitted_jobs
+from stir_train.launch.slurm_commands import ALIVE, job_state
 
+UNKNOWN = "UNKNOWN"
 CHUNK = ("rollouts-", "candidates-", "trials-")
 
 
@@ -36,11 +38,31 @@ class StageStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Every stage, the last attempt's failure if it failed, and what to do."""
+    """Where a run is.
+
+    Attributes:
+        stages: Every stage.
+        queue: Why the jobs' states are not known, where they are not.
+        failure: The last attempt's, if it failed.
+        advice: What to do.
+    """
 
     stages: list[StageStatus]
+    queue: str
     failure: str
     advice: str
+
+
+@dataclass(frozen=True)
+class _Queue:
+    """Job id and state by stage, and why they are not known if they are not."""
+
+    jobs: dict[str, tuple[int, str]]
+    trouble: str
+
+    @property
+    def is_alive(self) -> bool:
+        return any(state in ALIVE for _, state in self.jobs.values())
 
 
 def run_status(directory: Path) -> RunStatus:
@@ -56,15 +78,8 @@ def run_status(directory: Path) -> RunStatus:
     off: frozenset[str] = frozenset()
     if config_file.is_file():
         off = stages_off(load_config(RunConfig, config_file))
-    jobs = {}
-    if shutil.which("scontrol") is not None:
-        for job in submitted_jobs(run_dir):
-            try:
-                state = job_state(job.job_id)
-            except StageError:  # no controller answers here: say so, and show the rest
-                state = "UNKNOWN"
-            for name in job.stages:
-                jobs[name] = (job.job_id, state)
+    queue = _ask_queue(run_dir)
+    jobs = queue.jobs
     stages = []
     for name in STAGE_NAMES:
         stage = run_dir.stage(name)
@@ -78,8 +93,25 @@ def run_status(directory: Path) -> RunStatus:
         queued = "" if name not in jobs else f"{jobs[name][0]} {jobs[name][1].lower()}"
         stages.append(StageStatus(name, state, progress, queued))
     failure = "" if all(s.state in ("done", "off") for s in stages) else _last_failure(run_dir)
-    alive = any(state in ALIVE for _, state in jobs.values())
-    return RunStatus(stages, failure, _advice(stages, failure, alive=alive, submitted=bool(jobs)))
+    return RunStatus(stages, queue.trouble, failure, _advice(stages, failure, queue))
+
+
+def _ask_queue(run_dir: RunDir) -> _Queue:
+    """Ask Slurm after each job of the chain, until it does not answer."""
+    recorded = recorded_jobs(run_dir)
+    jobs = {n: (job.job_id, UNKNOWN) for job in recorded if job.job_id for n in job.stages}
+    if not recorded:
+        return _Queue({}, "")
+    if shutil.which("scontrol") is None:
+        return _Queue(jobs, "jobs were submitted, and there is no Slurm here to ask after them")
+    try:
+        for job in submitted_jobs(run_dir):
+            state = job_state(job.job_id)
+            for name in job.stages:
+                jobs[name] = (job.job_id, state)
+    except StageError as error:
+        return _Queue(jobs, f"the jobs' states are not known: {error}")
+    return _Queue(jobs, "")
 
 
 def _chunks(path: Path) -> str:
@@ -110,13 +142,15 @@ def _last_failure(run_dir: RunDir) -> str:
     )
 
 
-def _advice(stages: list[StageStatus], failure: str, *, alive: bool, submitted: bool) -> str:
+def _advice(stages: list[StageStatus], failure: str, queue: _Queue) -> str:
     left = [s.name for s in stages if s.state not in ("done", "off")]
     if not left:
         return "complete"
-    if alive:
+    if queue.is_alive:
         return f"in the queue; next: {left[0]}"
-    again = "submit again (--submit)" if submitted else "run the same command again"
+    if queue.trouble:
+        return f"ask again where Slurm answers: jobs may be at work on {left[0]}"
+    again = "submit again (--submit)" if queue.jobs else "run the same command again"
     if failure:
         return f"mend what failed, then {again}: it goes on at {left[0]}"
     return f"{again}: it goes on at {left[0]}"

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -42,10 +42,31 @@ class _Rate(ProgressColumn):
         return Text("" if speed is None else f"{speed:.1f}/s", style="cyan")
 
 
-def make_console() -> Console:
-    """The console for people: standard error, so that standard output stays for results."""
-    width = None if sys.stderr.isatty() else LOG_WIDTH
-    return Console(stderr=True, highlight=False, width=width)
+def make_console(stream: TextIO | None = None) -> Console:
+    """The one way to a console: text is shown as it is, so that `[/b]` in a task's name is no markup.
+
+    Args:
+        stream: Where it writes; standard error if None, so that standard output stays for results.
+    """
+    file = sys.stderr if stream is None else stream
+    return Console(
+        file=stream,
+        stderr=stream is None,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        width=None if file.isatty() else LOG_WIDTH,
+    )
+
+
+def good(sentence: str) -> Text:
+    """Something is done."""
+    return Text.assemble(("✓", "green"), f" {sentence}")
+
+
+def caution(sentence: str) -> Text:
+    """Something that should be known."""
+    return Text(f"! {sentence}", style="yellow")
 
 
 @contextmanager
@@ -53,14 +74,14 @@ def progress(console: Console, title: str, total: int, unit: str) -> Iterator[Ad
     """Show a bar on a terminal; in a log file, a line every few seconds and one at the end."""
     if console.is_terminal:
         with Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
-            TextColumn(unit),
+            TextColumn(unit, markup=False),
             _Rate(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=console,
         ) as bar:
             task = bar.add_task(title, total=total, note="")

@@ -7,6 +7,7 @@ import torch
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.basis.diagnostics import diagnose, points_yield, warnings_of
 from stir_train.basis.select import BlockSelection, select_basis
+from stir_train.monitoring.console import caution
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.stores.contrasts import ContrastStore
 from stir_train.stores.reports import save_report
@@ -52,7 +53,7 @@ def _finish(context: RunContext, stage: StageDir, selections: list[BlockSelectio
     save_report(stage, report)
     _log_basis(context, selections, coverage)
     for warning in warnings:
-        context.console.print(f"[yellow]! basis: {warning}[/]")
+        context.console.print(caution(f"basis: {warning}"))
     return Outcome(
         {"num_entries": len(basis), "num_corrections": int((~basis.is_anchor).sum())},
         f"{len(basis)} entries over blocks {', '.join(map(str, candidates.blocks))}",

@@ -24,7 +24,7 @@ from stir_train.data.prompts import first_problems, render_prompts, require_unse
 from stir_train.errors import StageError
 from stir_train.evals.retention import compare_students
 from stir_train.evals.sampled import compare_samples
-from stir_train.monitoring.console import progress
+from stir_train.monitoring.console import caution, progress
 from stir_train.runtime.answerers import baseline_answerer, plain_answerer, steered_answerer
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.runtime.generation import (
@@ -237,8 +237,10 @@ def _open_test(context: RunContext) -> int:
     openings = context.run_dir.record_opening(context.stage("tune").fingerprint())
     if openings > 1:
         context.console.print(
-            f"[yellow]! evaluate: the test split is opened for choice number {openings} of this run "
-            "directory; its intervals are honest for the first alone[/]"
+            caution(
+                f"evaluate: the test split is opened for choice number {openings} of this run "
+                "directory; its intervals are honest for the first alone"
+            )
         )
     return openings
 

@@ -30,7 +30,7 @@ from stir_train.config.steering import ValueSteering
 from stir_train.distributed.leases import Note
 from stir_train.generation.backend import ControlSpec
 from stir_train.models.value_head import ValueHead
-from stir_train.monitoring.console import Advance, progress
+from stir_train.monitoring.console import Advance, caution, progress
 from stir_train.runtime.answerers import plain_answerer, utility_of
 from stir_train.runtime.chunk_scheduler import make_missing
 from stir_train.runtime.context import Finish, Outcome, RunContext
@@ -382,6 +382,6 @@ def _keep_helpful(
     kept = validated_basis(basis, uplifts)
     if not len(kept):
         context.console.print(
-            "[yellow]! validate: no entry helps by paired replay; steering will be `none`[/]"
+            caution("validate: no entry helps by paired replay; steering will be `none`")
         )
     return kept

@@ -11,12 +11,11 @@ from stir_train.artifacts.tensors import load_tensors
 from stir_train.baselines.interface import AnsweringContext, Baseline, Setting
 from stir_train.config.run import RunConfig
 from stir_train.config.steering import PreviewingSteering, SteeringConfig
-from stir_train.generation.backend import ControlSpec
-from stir_train.generation.engine import DecodeEngine
+from stir_train.generation.backend import Ability, ControlSpec, GenerationBackend
+from stir_train.generation.controller import Controller
 from stir_train.models.load import LoadedModel
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import sampling_params
-from stir_train.steering.interface import SteeringController
 from stir_train.types.rollout import Prompt
 from stir_train.types.steering import ControlBasis
 from stir_train.types.utility import Utility
@@ -37,7 +36,7 @@ def plain_answerer(context: RunContext, *, capture_blocks: tuple[int, ...] = ())
         lambda: context.resources.engine,
         control_spec(context, capture_blocks),
         context.config.seed,
-        needs=frozenset({"captures"}) if capture_blocks else frozenset(),
+        needs=frozenset({Ability.CAPTURE_STATES}) if capture_blocks else frozenset(),
     )
 
 
@@ -52,7 +51,7 @@ def steered_answerer(
         control_spec(context),
         context.config.seed,
         lambda: controller_for(context, settings, basis),
-        frozenset({"steers", "previews"} if previews else {"steers"}),
+        frozenset({Ability.ACT_AT_CONTROL_POINTS, *([Ability.PREVIEW] if previews else [])}),
     )
 
 
@@ -67,7 +66,7 @@ def other_model_answerer(
         load: Loads it; collective where ranks hold it together.
     """
 
-    def engine() -> DecodeEngine:
+    def engine() -> GenerationBackend:
         held = context.resources.students
         if name not in held:
             held.clear()
@@ -99,7 +98,7 @@ def control_spec(context: RunContext, capture_blocks: tuple[int, ...] = ()) -> C
 
 def controller_for(
     context: RunContext, settings: SteeringConfig, basis: ControlBasis
-) -> SteeringController:
+) -> Controller:
     """The controller that settings describe; without a depth, at the first harvested one."""
     device = context.resources.loaded.device
     described = with_depth(settings, context.config)

@@ -24,7 +24,7 @@ from stir_train.distributed.launch import usable_cores
 from stir_train.distributed.preemption import Preempted
 from stir_train.distributed.world import PeerError, World, open_world
 from stir_train.errors import StageError
-from stir_train.monitoring.console import LOG_WIDTH
+from stir_train.monitoring.console import caution, make_console
 from stir_train.monitoring.metrics import Metrics, MetricsFile, open_metrics
 from stir_train.runtime.context import RunContext, set_threads
 from stir_train.runtime.resources import Resources
@@ -73,8 +73,8 @@ def enter_run(
         )
         if not world.is_main:
             log = stack.enter_context((attempt / f"rank_{world.rank}.log").open("a"))
-            console = Console(file=log, width=LOG_WIDTH, highlight=False)
-        metrics = stack.enter_context(_metrics(config, run_dir, world, attempt, is_worker))
+            console = make_console(log)
+        metrics = stack.enter_context(_metrics(config, run_dir, attempt, console, world, is_worker))
         resources = Resources(config, world)
         context = RunContext(
             config, run_dir, attempt, world, is_worker, metrics, console, resources
@@ -100,7 +100,12 @@ def _open_attempt(
 
 
 def _metrics(
-    config: RunConfig, run_dir: RunDir, world: World, attempt: Path, is_worker: bool
+    config: RunConfig,
+    run_dir: RunDir,
+    attempt: Path,
+    console: Console,
+    world: World,
+    is_worker: bool,
 ) -> AbstractContextManager[Metrics]:
     """Every sink on rank 0, a file of its own for a worker, none on other ranks."""
     if not world.is_main:
@@ -113,6 +118,7 @@ def _metrics(
         project=config.tracking.project,
         name=config.name,
         config=json.loads(config.model_dump_json()) | {"git_sha": _git_sha()},
+        warn=lambda sentence: console.print(caution(sentence), soft_wrap=True),
     )
 
 

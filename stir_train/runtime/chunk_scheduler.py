@@ -12,7 +12,7 @@ from stir_train.distributed.leases import FileLeases, LeaseTable, Note, StoreLea
 from stir_train.distributed.model_parallel import ModelParallelGroup
 from stir_train.distributed.preemption import Preempted
 from stir_train.distributed.work_queue import Rules, work_through
-from stir_train.generation.engine import DecodeEngine
+from stir_train.generation.backend import GenerationBackend
 from stir_train.runtime.context import RunContext
 
 WORK_LOG = "work.jsonl"
@@ -25,7 +25,7 @@ def make_missing(
     make: Callable[[str], Note],
     on_finished: Callable[[str, Note], None],
     *,
-    together: DecodeEngine | None = None,
+    together: GenerationBackend | None = None,
 ) -> None:
     """Make what a stage lacks; return when all of it is there. Collective.
 
@@ -93,7 +93,7 @@ def _work_with_others(
     files: Mapping[str, str],
     make: Callable[[str], Note],
     on_finished: Callable[[str, Note], None],
-    together: DecodeEngine | None,
+    together: GenerationBackend | None,
 ) -> None:
     """Claim and work, alone or as part of a group."""
     world, (name, wanted) = context.world, named

@@ -13,7 +13,8 @@ from stir_train.config.base import imported_by
 from stir_train.config.import_path import module_sha256
 from stir_train.config.inputs import SplitName
 from stir_train.config.pipeline import STAGES, Settings, Stage, stages_from
-from stir_train.data.prompts import split_sha256
+from stir_train.data.prompts import prompts_sha256, split_sha256
+from stir_train.monitoring.console import caution, good
 from stir_train.runtime.context import PROBLEMS_FILE, Finish, Outcome, RunContext
 
 
@@ -29,7 +30,7 @@ def run_stages(context: RunContext, names: Sequence[str], *, redo: bool) -> None
     for stage in wanted:
         reason = _ended_before(context, stage)
         if reason is not None:
-            context.console.print(f"[yellow]! {reason}[/]")
+            context.console.print(caution(reason))
             return
         if stage.is_on(context.config):
             run_stage(context, stage)
@@ -79,7 +80,7 @@ def begin(
         f"begin {name}", lambda: _begin(context, directory, settings, reads, splits)
     )
     if not has_work:
-        context.console.print(f"[green]✓[/] {name}: done before, nothing to do")
+        context.console.print(good(f"{name}: done before, nothing to do"))
         return None
     if context.is_sharded and decodes:
         _ = context.resources.loaded  # takes all ranks, so not when one of them first asks for it
@@ -103,7 +104,9 @@ def _begin(
         context.require_settings_of_rollouts()
     sources = context.resources.described.identity.parts()
     sources |= {f"stage {other}": context.stage(other).fingerprint() for other in reads}
-    sources |= {f"split {split}": split_sha256(context.splits[split]) for split in splits}
+    for split in splits:
+        sources[f"split {split}"] = split_sha256(context.splits[split])
+        sources[f"prompts of {split}"] = prompts_sha256(context.splits[split])
     sources |= _imported(context, settings, steers="tune" in reads)
     config = {
         key: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
@@ -135,7 +138,7 @@ def _finish(context: RunContext, directory: StageDir, outcome: Outcome) -> None:
     context.run_dir.forget_progress(directory.name)
     scalars = {k: v for k, v in outcome.summary.items() if isinstance(v, int | float | str)}
     context.metrics.log(directory.name, scalars | {"sha256": directory.fingerprint()})
-    context.console.print(f"[green]✓[/] {directory.name}: {outcome.sentence}")
+    context.console.print(good(f"{directory.name}: {outcome.sentence}"))
 
 
 def _ended_before(context: RunContext, stage: Stage) -> str | None:

@@ -12,7 +12,8 @@ from stir_train.config.inputs import TaskConfig
 from stir_train.data.grading import reward
 from stir_train.distributed.leases import Note
 from stir_train.errors import ArtifactError
-from stir_train.generation.backend import SamplingParams
+from stir_train.generation.backend import SamplingParams, require_abilities
+from stir_train.generation.open import abilities_of
 from stir_train.monitoring.console import Advance
 from stir_train.monitoring.metrics import Pace
 from stir_train.runtime.chunk_scheduler import make_missing
@@ -79,7 +80,15 @@ def prompts_per_chunk(context: RunContext, job: GenerationJob) -> int:
 def generate_jobs(
     context: RunContext, stage: StageDir, jobs: Sequence[GenerationJob], advance: Advance
 ) -> None:
-    """Make every chunk of the jobs that is not there yet, together with the other ranks."""
+    """Make every chunk of the jobs that is not there yet, together with the other ranks.
+
+    Raises:
+        StageError: If one needs what the run's backend lacks; then nothing is made.
+    """
+    backend = context.config.generation.backend
+    for job in jobs:
+        method = job.set_name or stage.name
+        require_abilities(backend, abilities_of(backend), job.answerer.needs, method)
     chunks = {
         f"{job.prefix}{chunk:05d}": (job, chunk)
         for job in jobs

@@ -106,7 +106,7 @@ def _make_generation(
 ) -> bool:
     """Run a generation up to its student, and merge that; False if its base leaves nothing to learn."""
     config = generation_config(context.config, generation)
-    context.console.print(f"[bold]generation {generation}[/], from {config.model.name}")
+    context.console.print(f"generation {generation}, from {config.model.name}")
     with enter_run(config, context.console, argv, world) as inner:
         run_stages(inner, UP_TO_STUDENT[:1], redo=False)
         share = float(world.on_main("headroom", lambda: _mixed_share(inner)))

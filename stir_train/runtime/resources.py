@@ -10,7 +10,8 @@ from stir_train.data.control_points import ControlPointAutomaton, build_automato
 from stir_train.data.grading import Grader
 from stir_train.distributed.world import World
 from stir_train.errors import ModelError
-from stir_train.generation.engine import DecodeEngine
+from stir_train.generation.backend import GenerationBackend
+from stir_train.generation.open import Limits, open_backend
 from stir_train.models.blocks import resolve_depth
 from stir_train.models.load import LoadedModel, ModelDescription, describe_model, load_model
 
@@ -25,7 +26,7 @@ class Resources:
     def __init__(self, config: RunConfig, world: World) -> None:
         self._config, self._world = config, world
         self._graders: dict[str, Grader] = {}
-        self.students: dict[str, DecodeEngine] = {}
+        self.students: dict[str, GenerationBackend] = {}
 
     @cached_property
     def loaded(self) -> LoadedModel:
@@ -57,15 +58,15 @@ class Resources:
         )
 
     @cached_property
-    def engine(self) -> DecodeEngine:
+    def engine(self) -> GenerationBackend:
         """The decoding engine over the base model."""
         return self.make_engine(self.loaded)
 
-    def make_engine(self, loaded: LoadedModel) -> DecodeEngine:
+    def make_engine(self, loaded: LoadedModel) -> GenerationBackend:
         """An engine over the base model or a student, within the run's limits."""
         limits = self._config.generation
-        return DecodeEngine(
-            loaded, max_rows=limits.max_rows, max_cache_tokens=limits.max_cache_tokens
+        return open_backend(
+            limits.backend, loaded, Limits(limits.max_rows, limits.max_cache_tokens)
         )
 
     @property

@@ -19,7 +19,7 @@ from stir_train.distill.terms import needs_teacher
 from stir_train.distill.validation import validation_loss
 from stir_train.distributed.engine import TrainEngine
 from stir_train.errors import StageError
-from stir_train.generation.backend import previewing
+from stir_train.generation.controller import previewing
 from stir_train.models.lora import Student
 from stir_train.runtime.answerers import control_spec, controller_for
 from stir_train.runtime.context import RunContext

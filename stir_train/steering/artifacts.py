@@ -9,12 +9,12 @@ import torch
 from stir_train.config.stages import ControlPointConfig, UtilityConfig
 from stir_train.config.steering import SteeringConfig
 from stir_train.errors import ArtifactError
+from stir_train.generation.controller import Controller
 from stir_train.models.blocks import resolve_depth
 from stir_train.models.identity import ModelIdentity
 from stir_train.models.value_head import ValueHead
 from stir_train.steering.interface import (
     ControllerInputs,
-    SteeringController,
     make_controller,
 )
 from stir_train.stores.steering import SteeringStore, open_steering
@@ -53,7 +53,7 @@ class SteeringArtifacts:
         *,
         device: torch.device,
         basis: ControlBasis | None = None,
-    ) -> SteeringController:
+    ) -> Controller:
         """The controller that settings describe, over the run's basis or another.
 
         Raises:

@@ -8,7 +8,7 @@ previews' gain. ``none`` is a controller over no entries.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from stir_train.config.stages import UtilityConfig
@@ -20,19 +20,22 @@ from stir_train.config.steering import (
     SimilaritySteering,
 )
 from stir_train.errors import ArtifactError, StageError
-from stir_train.generation.backend import ControlBatch, ImpulseBatch, Proposal, no_impulses
+from stir_train.generation.controller import ControlBatch, Decision, Proposal
 from stir_train.generation.noise import row_keys, uniforms
 from stir_train.models.value_head import ValueHead
 from stir_train.steering.controls import empty_basis
 from stir_train.steering.interface import ControllerInputs
 from stir_train.steering.scoring import Retrieved, Retriever
-from stir_train.types.steering import ControlBasis, SteeringDecision
+from stir_train.types.places import Place
+from stir_train.types.steering import ControlBasis
 
 DEFAULT_UTILITY = UtilityConfig()
 
 
 class BasisController:
-    """A `Controller` over one block of a control basis; logs every decision."""
+    """A `Controller` over one block of a control basis."""
+
+    place: Place = "control_point"
 
     def __init__(
         self,
@@ -63,7 +66,6 @@ class BasisController:
         if isinstance(config, JudgedSteering) and head is not None:
             self.reads = tuple(head.reads.tolist())
         self.config, self._utility = config, utility
-        self.decisions: list[SteeringDecision] = []
         device = device or torch.device("cpu")
         self._rows = (basis.blocks == block).nonzero()[:, 0]
         self._acts = len(self._rows) > 0
@@ -76,45 +78,36 @@ class BasisController:
         self._retriever = Retriever(
             self._basis, center_keys=config.center_keys, num_nearest=config.num_nearest
         )
-        self._pending: tuple[Retrieved, Tensor, Tensor] | None = None
 
-    def reset(self) -> None:
-        """Empty the log."""
-        self.decisions.clear()
-        self._pending = None
-
-    def decide(self, states: Float[Tensor, "R W"], batch: ControlBatch) -> ImpulseBatch:
-        """Choose impulses from the states alone (``similarity`` and ``value``)."""
-        own = self._own(states)
+    def decide(self, states: Float[Tensor, "R W"], batch: ControlBatch) -> Decision | None:
+        """Choose from the states alone (``similarity`` and ``value``); None without entries."""
         if not self._acts:
-            return no_impulses(own)
-        found, strengths = self._retrieve(own, batch)
-        scores, null = self._scores(states, batch, found, strengths)
-        return self._choose(own, batch, found, strengths, scores, null)
+            return None
+        considered = self.propose(states, batch)
+        return _best(considered, considered.scores)
 
     def propose(self, states: Float[Tensor, "R W"], batch: ControlBatch) -> Proposal:
-        """Retrieve what to preview, at the preview strength."""
+        """Retrieve and score what could be added, and say what to preview of it."""
         found, strengths = self._retrieve(self._own(states), batch)
-        self._pending = found, strengths, states
-        shown = strengths
-        assert isinstance(self.config, PreviewingSteering)
-        if self.config.preview_strength is not None:
-            shown = torch.full_like(strengths, self.config.preview_strength)
-        deltas = self._basis.directions[found.entries] * shown[..., None]
-        return Proposal(deltas=deltas, valid=found.valid)
+        directions = self._basis.directions[found.entries]
+        deltas = directions * strengths[..., None]
+        scores, null_scores = self._scores(states, batch, found, deltas)
+        config = self.config
+        shown = config.preview_strength if isinstance(config, PreviewingSteering) else None
+        return Proposal(
+            previews=deltas if shown is None else directions * shown,
+            deltas=deltas,
+            candidates=self._rows[found.entries],
+            strengths=strengths,
+            scores=torch.where(found.valid, scores, -torch.inf),
+            valid=found.valid,
+            null_scores=null_scores,
+        )
 
-    def commit(
-        self, states: Float[Tensor, "R W"], batch: ControlBatch, gains: Float[Tensor, "R L"]
-    ) -> ImpulseBatch:
-        """Choose impulses, given the previews' gains."""
-        assert self._pending is not None, "propose() comes before commit()"
-        found, strengths, proposed = self._pending
-        assert proposed.shape == states.shape, "commit() is for the rows of the last propose()"
-        self._pending = None
-        scores, null = self._scores(states, batch, found, strengths)
+    def commit(self, proposal: Proposal, gains: Float[Tensor, "R L"]) -> Decision:
+        """Decide, given the previews' gains."""
         assert isinstance(self.config, PreviewingSteering)
-        scores = scores + self.config.preview_weight * gains
-        return self._choose(self._own(states), batch, found, strengths, scores, null)
+        return _best(proposal, proposal.scores + self.config.preview_weight * gains)
 
     def _own(self, states: Float[Tensor, "R W"]) -> Float[Tensor, "R D"]:
         """Of the states that it reads, those of the block that it steers."""
@@ -170,12 +163,12 @@ class BasisController:
         states: Float[Tensor, "R W"],
         batch: ControlBatch,
         found: Retrieved,
-        strengths: Float[Tensor, "R L"],
+        deltas: Float[Tensor, "R L D"],
     ) -> tuple[Float[Tensor, "R L"], Float[Tensor, "R"]]:
         """What every candidate scores, and what it has to beat."""
         config = self.config
         if isinstance(config, JudgedSteering):
-            return self._value_scores(config, states, batch, found, strengths)
+            return self._value_scores(config, states, batch, found, deltas)
         assert isinstance(config, AffinitySteering)
         weight = config.similarity_weight
         null = (weight * found.null_affinity).clamp_min(config.min_score)
@@ -187,11 +180,10 @@ class BasisController:
         states: Float[Tensor, "R W"],
         batch: ControlBatch,
         found: Retrieved,
-        strengths: Float[Tensor, "R L"],
+        deltas: Float[Tensor, "R L D"],
     ) -> tuple[Float[Tensor, "R L"], Float[Tensor, "R"]]:
         """Predicted gain of every candidate: the members' mean less their spread, in one call."""
         assert self._head is not None
-        deltas = self._basis.directions[found.entries] * strengths[..., None]
         gain = self._head.gain_bound(
             states,
             deltas,
@@ -209,59 +201,24 @@ class BasisController:
             gain = torch.where(sure[:, None], -torch.inf, gain)
         return gain, null
 
-    def _choose(
-        self,
-        states: Float[Tensor, "R D"],
-        batch: ControlBatch,
-        found: Retrieved,
-        strengths: Float[Tensor, "R L"],
-        scores: Float[Tensor, "R L"],
-        null: Float[Tensor, "R"],
-    ) -> ImpulseBatch:
-        """Take the best-scored candidate where it is strictly above the null."""
-        scores = torch.where(found.valid, scores, -torch.inf)
-        best, column = scores.max(1)
-        fires: Bool[Tensor, "R"] = best > null
-        entry = found.entries.gather(1, column[:, None])[:, 0]
-        strength = strengths.gather(1, column[:, None])[:, 0]
-        fires = fires & (strength > 0)
-        strength = torch.where(fires, strength, 0.0)
-        chosen = torch.where(fires, self._rows[entry], -1)
-        deltas = torch.zeros_like(states)
-        if bool(fires.any()):
-            deltas = self._basis.directions[entry] * strength[:, None]
-        self._log(batch, found, scores, null, chosen, strength)
-        return ImpulseBatch(fires=fires, deltas=deltas, entries=chosen, strengths=strength)
 
-    def _log(
-        self,
-        batch: ControlBatch,
-        found: Retrieved,
-        scores: Tensor,
-        null: Tensor,
-        chosen: Tensor,
-        strength: Tensor,
-    ) -> None:
-        rows = self._rows[found.entries].tolist()
-        valid, score_lists = found.valid.tolist(), scores.tolist()
-        nulls, picks, used = null.tolist(), chosen.tolist(), strength.tolist()
-        points = batch.points.tolist()
-        for i, prompt_id in enumerate(batch.prompt_ids):
-            kept = [j for j, is_valid in enumerate(valid[i]) if is_valid]
-            self.decisions.append(
-                SteeringDecision(
-                    prompt_id=prompt_id,
-                    sample=batch.samples[i],
-                    point=points[i],
-                    token_index=batch.token_indices[i],
-                    block=self.block,
-                    candidates=tuple(rows[i][j] for j in kept),
-                    scores=tuple(score_lists[i][j] for j in kept),
-                    null_score=nulls[i],
-                    chosen=picks[i],
-                    strength=used[i],
-                )
-            )
+def _best(considered: Proposal, scores: Float[Tensor, "R L"]) -> Decision:
+    """Take the best-scored candidate where it is strictly above the null."""
+    scores = torch.where(considered.valid, scores, -torch.inf)
+    best, column = scores.max(1)
+    rows = torch.arange(len(column), device=column.device)
+    strengths = considered.strengths[rows, column]
+    fires = (best > considered.null_scores) & (strengths > 0)
+    return Decision(
+        fires=fires,
+        deltas=torch.where(fires[:, None], considered.deltas[rows, column], 0.0),
+        chosen=torch.where(fires, considered.candidates[rows, column], -1),
+        strengths=torch.where(fires, strengths, 0.0),
+        candidates=considered.candidates,
+        scores=scores,
+        valid=considered.valid,
+        null_scores=considered.null_scores,
+    )
 
 
 def make_basis_controller(inputs: ControllerInputs) -> BasisController:

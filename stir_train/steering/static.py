@@ -7,9 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stir_train.config.steering import StaticSteering
-from stir_train.generation.backend import ControlBatch, ImpulseBatch, no_impulses
+from stir_train.generation.controller import ControlBatch, Decision
 from stir_train.steering.interface import ControllerInputs
-from stir_train.types.steering import ControlBasis, SteeringDecision
+from stir_train.types.places import Place
+from stir_train.types.steering import ControlBasis
 
 
 class StaticController:
@@ -20,47 +21,25 @@ class StaticController:
     it wins needs none of them.
     """
 
+    place: Place = "control_point"
+
     def __init__(
         self, basis: ControlBasis, config: StaticSteering, *, block: int, device: torch.device
     ) -> None:
         self.block = block
         self.reads: tuple[int, ...] = (block,)
-        self.decisions: list[SteeringDecision] = []
         self._strength = config.strength
         self._direction = mean_direction(basis, block).to(device)
 
-    def reset(self) -> None:
-        """Empty the log."""
-        self.decisions.clear()
-
-    def decide(self, states: Float[Tensor, "R D"], batch: ControlBatch) -> ImpulseBatch:
-        """Steer every row alike; the logged entry is -1, for a vector that is in no basis."""
-        impulses = no_impulses(states)
+    def decide(
+        self,
+        states: Float[Tensor, "R D"],
+        batch: ControlBatch,  # noqa: ARG002 - the protocol's
+    ) -> Decision | None:
+        """Steer every row alike, by a vector that is in no basis; None without corrections."""
         if not bool(self._direction.any()):
-            return impulses
-        num_rows = states.shape[0]
-        points = batch.points.tolist()
-        for i, prompt_id in enumerate(batch.prompt_ids):
-            self.decisions.append(
-                SteeringDecision(
-                    prompt_id=prompt_id,
-                    sample=batch.samples[i],
-                    point=points[i],
-                    token_index=batch.token_indices[i],
-                    block=self.block,
-                    candidates=(),
-                    scores=(),
-                    null_score=0.0,
-                    chosen=-1,
-                    strength=self._strength,
-                )
-            )
-        return ImpulseBatch(
-            fires=torch.ones(num_rows, dtype=torch.bool, device=states.device),
-            deltas=(self._strength * self._direction).expand(num_rows, -1),
-            entries=impulses.entries,
-            strengths=torch.full((num_rows,), self._strength, device=states.device),
-        )
+            return None
+        return Decision.same_everywhere(self._direction, self._strength, num_rows=len(states))
 
 
 def make_static_controller(inputs: ControllerInputs) -> StaticController:

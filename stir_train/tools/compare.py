@@ -10,7 +10,7 @@ from rich.table import Table
 
 from stir_train.artifacts.atomic import write_text
 from stir_train.evals.comparison_page import render_comparison
-from stir_train.evals.tables import BASELINE, change, share
+from stir_train.evals.tables import BASELINE, change
 from stir_train.stores.results import load_run_results
 from stir_train.types.results import MethodMetrics, Results
 
@@ -93,6 +93,6 @@ def _figures(method: MethodMetrics, label: str) -> tuple[str, ...]:
         f"{method.tokens_mean:.1f}",
         "" if is_baseline else tokens,
         f"{method.forward_passes_mean:.1f}",
-        share(method.truncated_rate),
-        share(method.no_marker_rate),
+        f"{method.truncated_rate:.1%}",
+        f"{method.no_marker_rate:.1%}",
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from stir_train.distributed.launch import usable_cores
 
@@ -39,9 +40,8 @@ def run_doctor(console: Console) -> bool:
     for column in ("what", "works", "detail"):
         table.add_column(column)
     for check in checks:
-        mark = (
-            "[green]yes[/]" if check.works else "[red]no[/]" if check.required else "[yellow]no[/]"
-        )
+        color = "green" if check.works else "red" if check.required else "yellow"
+        mark = Text("yes" if check.works else "no", style=color)
         table.add_row(check.name, mark, check.detail)
     console.print(table)
     return all(check.works for check in checks if check.required)

@@ -15,6 +15,7 @@ from stir_train.export.adapter import ADAPTER_DIRECTORY, ADAPTER_FILES, save_mer
 from stir_train.export.card import Card, render_card
 from stir_train.export.vector import save_gguf_vector, save_lm_eval_vector
 from stir_train.models.load import load_model, unsharded
+from stir_train.monitoring.console import good
 from stir_train.runtime.context import RunContext
 from stir_train.steering.static import mean_direction
 from stir_train.stores.reports import load_report
@@ -39,7 +40,7 @@ def run_export(context: RunContext, target: Path, *, form: Format) -> None:
         how = _export_student(context, target, merged=form == "merged")
     else:
         how = _export_vector(context, target, form)
-    context.console.print(f"[green]✓[/] wrote {target}; load it with {how}", soft_wrap=True)
+    context.console.print(good(f"wrote {target}; load it with {how}"), soft_wrap=True)
 
 
 def _export_student(context: RunContext, target: Path, *, merged: bool) -> str:

@@ -65,6 +65,7 @@ def grade_file(
                     "extracted": grade.extracted,
                     "correct": grade.correct,
                     "reason": grade.reason,
+                    "had_marker": grade.had_marker,
                 }
                 output.write(json.dumps(graded, ensure_ascii=False) + "\n")
     return reasons

@@ -12,6 +12,7 @@ from stir_train.artifacts.run_dir import MANIFEST, STAGE_FILE, RunDir, StageDir
 from stir_train.artifacts.tensors import load_tensors
 from stir_train.config.pipeline import STAGE_NAMES
 from stir_train.config.run import RunConfig
+from stir_train.data.chat import chat_lines
 from stir_train.data.duplicates import near_duplicates
 from stir_train.data.prompts import cut_splits, render_prompts, require_disjoint
 from stir_train.errors import ArtifactError
@@ -42,11 +43,12 @@ def describe_data(config: RunConfig, console: Console) -> None:
         console.print(
             f"  {pair.similarity:.0%} alike: {pair.first_split} {_short(pair.first)} / "
             f"{pair.second_split} {_short(pair.second)}",
-            markup=False,
         )
+    for line in chat_lines(config.task, tokenizer):
+        console.print(line, markup=False)
     example = splits["harvest"][0]
-    console.print(f"gold answer: {example.answer}\nprompt:", markup=False)
-    console.print(example.text, markup=False)
+    console.print(f"gold answer: {example.answer}\nprompt:")
+    console.print(example.text)
 
 
 def describe_path(path: Path, console: Console) -> None:
@@ -62,12 +64,12 @@ def describe_path(path: Path, console: Console) -> None:
     elif path.suffix == ".safetensors" and path.is_file():
         tensors, metadata = load_tensors(path)
         for name, tensor in tensors.items():
-            console.print(f"{name}: {tuple(tensor.shape)} {tensor.dtype}", markup=False)
+            console.print(f"{name}: {tuple(tensor.shape)} {tensor.dtype}")
         for key, value in metadata.items():
-            console.print(f"  {key}: {value[:100]}", markup=False)
+            console.print(f"  {key}: {value[:100]}")
     elif path.suffix == ".parquet" and path.is_file():
         file = pq.ParquetFile(path)
-        console.print(f"{file.metadata.num_rows} rows\n{file.schema_arrow}", markup=False)
+        console.print(f"{file.metadata.num_rows} rows\n{file.schema_arrow}")
     else:
         raise ArtifactError(
             f"{path} is no run directory (config.yaml), stage directory ({STAGE_FILE}), "
@@ -92,16 +94,15 @@ def _describe_stage(stage: StageDir, console: Console) -> None:
     manifest = stage.require_complete()
     for name in manifest["files"]:
         stage.file(name)
-    console.print(f"{stage.name}: complete, schema {manifest['schema']}", markup=False)
-    console.print(f"figures: {_figures(manifest['summary'])}", markup=False)
-    console.print("made from:", markup=False)
+    console.print(f"{stage.name}: complete, schema {manifest['schema']}")
+    console.print(f"figures: {_figures(manifest['summary'])}")
+    console.print("made from:")
     for source, fingerprint in manifest["sources"].items():
-        console.print(f"  {source}: {fingerprint[:16]}", markup=False)
+        console.print(f"  {source}: {fingerprint[:16]}")
     total = sum(entry["bytes"] for entry in manifest["files"].values())
     console.print(
         f"{len(manifest['files'])} files, {total:,} bytes, every checksum right "
         f"({stage.path / MANIFEST})",
-        markup=False,
     )
 
 

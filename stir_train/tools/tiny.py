@@ -19,7 +19,7 @@ from stir_train.data.prompts import render_prompts
 from stir_train.distributed.engine import PlainEngine
 from stir_train.distributed.world import alone
 from stir_train.generation.backend import GenerationRequest, SamplingParams
-from stir_train.generation.engine import DecodeEngine
+from stir_train.generation.transformers.engine import DecodeEngine
 from stir_train.models.load import load_model
 from stir_train.monitoring.console import progress
 from stir_train.tasks.families import HELD_OUT_POOL, embedded_family

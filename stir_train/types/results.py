@@ -33,6 +33,7 @@ class MethodMetrics:
         extra_tokens_mean: Generated tokens that were discarded.
         forward_passes_mean: Model calls that each completion took part in.
         truncated_rate: Completions that the token budget cut off.
+        no_marker_rate: Completions without an answer where the task asks for it (`task.answer_marker`).
         no_answer_rate: Completions from which the grader extracted no answer.
         checker_failure_rate: Answers whose checker timed out or crashed; counted as wrong.
         intervention_rate: Impulses per control point.
@@ -41,7 +42,6 @@ class MethodMetrics:
         delta_tokens_fraction: Mean tokens relative to the baseline's, less one.
         mcnemar_p: Two-sided exact McNemar test of ``wins`` against ``losses``.
         wins, losses: Problems that only the method, or only the baseline, solves.
-        no_marker_rate: Completions without the task's answer marker; None if the task has none.
     """
 
     name: str
@@ -52,6 +52,7 @@ class MethodMetrics:
     extra_tokens_mean: float
     forward_passes_mean: float
     truncated_rate: float
+    no_marker_rate: float
     no_answer_rate: float
     checker_failure_rate: float
     intervention_rate: float
@@ -65,7 +66,6 @@ class MethodMetrics:
     mcnemar_p: float
     wins: int
     losses: int
-    no_marker_rate: float | None = None
 
 
 @dataclass(frozen=True, config=STRICT)

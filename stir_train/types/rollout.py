@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from stir_train.types.places import Place
+
 CHECKER_FAILURES = ("timed out", "crashed")
 """Reasons of a grade that say nothing about the answer."""
 
@@ -54,19 +56,22 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Impulse:
-    """One committed injection: ``h[block] += strength * direction`` at one token.
+    """One committed injection: ``h[block] += strength * direction`` at the tokens of its place.
 
     Attributes:
-        token_index: Index in the completion of the control-point token that carried it.
+        token_index: Index in the completion of the control-point token at which it was decided; -1 is the
+            prompt's last token.
         block: 0-based decoder block.
         entry: Row of the control basis, or -1 for a vector that is in no basis.
         strength: The multiplier of the entry's direction.
+        place: That token alone, or others too; see `tokens_of`.
     """
 
     token_index: int
     block: int
     entry: int
     strength: float
+    place: Place = "control_point"
 
 
 @dataclass(frozen=True)
@@ -110,11 +115,19 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Grade:
-    """A grader's word on one completion; ``extracted`` is empty when no answer was found."""
+    """A grader's word on one completion.
+
+    Attributes:
+        correct: Whether it answers as the gold answer does.
+        extracted: The answer found; empty when there was none.
+        reason: Why, in a word or two.
+        had_marker: Whether an answer stands where the task asked for it (`task.answer_marker`).
+    """
 
     correct: bool
     extracted: str
     reason: str
+    had_marker: bool = False
 
 
 @dataclass(frozen=True)

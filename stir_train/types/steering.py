@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from stir_train.types.places import Place
 from stir_train.types.utility import Utility
 
 UNSTEERED = -1
@@ -194,7 +195,7 @@ class ControlBasis:
 
 @dataclass(frozen=True)
 class SteeringDecision:
-    """What a controller saw and did at one control point of one row.
+    """What a controller saw and did at one control point of one row; point 0 is the prompt's end.
 
     Attributes:
         prompt_id, sample, point, token_index: Where.
@@ -204,6 +205,7 @@ class SteeringDecision:
         null_score: The score of doing nothing.
         chosen: Basis row injected, or -1.
         strength: Multiplier injected; 0 when nothing was.
+        place: At which tokens from there on.
     """
 
     prompt_id: str
@@ -216,6 +218,7 @@ class SteeringDecision:
     null_score: float
     chosen: int
     strength: float
+    place: Place = "control_point"
 
 
 @dataclass(frozen=True)

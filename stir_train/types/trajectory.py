@@ -60,13 +60,6 @@ class CapturedStates:
         labels = tuple(label for part in parts for label in part.labels)
         return CapturedStates(labels, parts[0].blocks, torch.cat([part.states for part in parts]))
 
-    def select(self, kept: Sequence[bool]) -> CapturedStates:
-        """The rows under a mask, one value a row."""
-        labels = tuple(label for label, keep in zip(self.labels, kept, strict=True) if keep)
-        return CapturedStates(
-            labels, self.blocks, self.states[torch.tensor(kept, dtype=torch.bool)]
-        )
-
     def at_block(self, block: int) -> Float[Tensor, "R D"]:
         """The states of one block.
 

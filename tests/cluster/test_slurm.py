@@ -142,6 +142,16 @@ def test_one_command_queues_the_pipeline_and_it_ends_complete(alone: Path, tmp_p
     assert shown.count("done") == 10
 
 
+def test_a_directory_of_any_name_is_written_to_and_no_other(tmp_path: Path) -> None:
+    directory = tmp_path / "it's 50%j #x"
+    directory.mkdir()
+    run = _submit(directory, _site(directory, options={"comment": 'a # "b"'}), "rollout")
+    _until_over(run)
+    assert (run / "rollouts" / "complete").is_file()
+    (log,) = (run / "logs" / "slurm").glob("*.out")
+    assert log.name == f"rollout-{submitted_jobs(RunDir(run))[0].job_id}.out"
+
+
 def test_asked_to_stop_in_harvest_and_in_distillation_it_requeues_and_ends_the_same(
     alone: Path, tmp_path: Path
 ) -> None:

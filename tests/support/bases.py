@@ -15,7 +15,7 @@ from stir_train.data.problems import SourceProblem
 from stir_train.data.prompts import render_prompts
 from stir_train.distributed.world import alone
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
-from stir_train.generation.engine import DecodeEngine
+from stir_train.generation.transformers.engine import DecodeEngine
 from stir_train.harvest.contrast import contrast_rollouts
 from stir_train.models.load import load_model
 from stir_train.models.value_head import ValueHead

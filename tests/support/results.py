@@ -17,6 +17,7 @@ BASE = MethodMetrics(
     extra_tokens_mean=0.0,
     forward_passes_mean=70.0,
     truncated_rate=0.0,
+    no_marker_rate=0.0,
     no_answer_rate=0.0,
     checker_failure_rate=0.0,
     intervention_rate=0.0,

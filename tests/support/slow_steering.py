@@ -1,19 +1,25 @@
-"""The obvious way to steer: rebuild every prefix from nothing, with the impulses recorded so far."""
+"""The obvious way to steer: rebuild every prefix from nothing, with everything recorded so far."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from stir_train.data.control_points import ControlPointAutomaton
-from stir_train.generation.backend import ControlBatch, ImpulseBatch, SamplingParams
+from stir_train.generation.backend import SamplingParams
+from stir_train.generation.control_hook import Ask, Sites
+from stir_train.generation.controller import ControlBatch, Controller, Decision, previewing
+from stir_train.generation.decisions import records_of
 from stir_train.models.hooks import block_hooks
 from stir_train.models.load import LoadedModel
-from stir_train.steering.controller import BasisController
 from stir_train.types.rollout import Prompt
+from stir_train.types.steering import SteeringDecision
+
+Cells = dict[tuple[int, int], list[Tensor]]
+"""What is added, by block and position."""
 
 
 @dataclass
@@ -22,59 +28,89 @@ class SlowSteering:
 
     loaded: LoadedModel
     automaton: ControlPointAutomaton
-    controller: BasisController
+    controllers: Sequence[Controller]
     sampling: SamplingParams
     max_points: int
+    decisions: list[SteeringDecision] = field(default_factory=list)
 
     def run(self, prompt: Prompt) -> list[int]:
-        """Return the completion; decisions are in the controller's log."""
+        """Return the completion; the decisions are kept."""
         completion: list[int] = []
-        impulses: dict[int, Tensor] = {}
+        cells: Cells = {}
+        held: dict[int, Tensor] = {}
+        start = len(prompt.token_ids)
         while len(completion) < self.sampling.max_new_tokens:
+            at = start + len(completion) - 1
             points = self.automaton.find(completion)
-            at_point = points and points[-1] == len(completion) - 1
-            if at_point and len(points) <= self.max_points:
-                self._decide(prompt, completion, impulses, len(points))
-            logits, _ = self._forward(prompt, completion, impulses)
+            at_point = bool(points) and points[-1] == len(completion) - 1
+            for i, controller in enumerate(self.controllers):
+                if controller.place == "segment" and at_point:
+                    held.pop(i, None)
+                if i in held:
+                    cells.setdefault((controller.block, at), []).append(held[i])
+            # One after the other, from below: what lies below is there when a block is read.
+            for i in sorted(range(len(self.controllers)), key=lambda i: self.controllers[i].block):
+                asked = self.controllers[i]
+                point = self._point(asked, completion, len(points) if at_point else 0)
+                if point is None:
+                    continue
+                chosen = self._decide(prompt, completion, cells, (asked, point))
+                if chosen is None or not bool(chosen.fires[0]):
+                    continue
+                for position in range(0 if asked.place == "every_token" else at, at + 1):
+                    cells.setdefault((asked.block, position), []).append(chosen.deltas[0])
+                if asked.place in ("segment", "everywhere", "every_token"):
+                    held[i] = chosen.deltas[0]
+            logits, _ = self._forward(prompt, completion, cells)
             completion.append(int(logits.argmax()))
             if completion[-1] in self.sampling.stop_token_ids:
                 break
         return completion
 
+    def _point(self, asked: Controller, completion: list[int], reached: int) -> int | None:
+        """The control point at which a controller is asked now, if it is."""
+        if asked.place in ("prompt_end", "everywhere", "every_token"):
+            return None if completion else 0
+        return reached if 0 < reached <= self.max_points else None
+
     def _decide(
-        self, prompt: Prompt, completion: list[int], impulses: dict[int, Tensor], point: int
-    ) -> None:
-        _, states = self._forward(prompt, completion, impulses)
-        state = torch.cat([states[block] for block in self.controller.reads])
+        self, prompt: Prompt, completion: list[int], cells: Cells, asked: tuple[Controller, int]
+    ) -> Decision | None:
+        controller, point = asked
+        at = len(prompt.token_ids) + len(completion) - 1
+        # What this controller's own block adds here is not shown to it.
+        before = {k: v for k, v in cells.items() if k != (controller.block, at)}
+        _, states = self._forward(prompt, completion, before)
+        state = torch.cat([states[block] for block in controller.reads])[None]
         batch = ControlBatch(
             (prompt.prompt_id,), (0,), torch.tensor([point]), (len(completion) - 1,)
         )
-        if not self.controller.preview_tokens:
-            chosen: ImpulseBatch = self.controller.decide(state[None], batch)
+        proposer = previewing(controller)
+        if proposer is None:
+            chosen = controller.decide(state, batch)
         else:
-            proposal = self.controller.propose(state[None], batch)
-            null = self._preview(prompt, completion, impulses, None)
+            proposal = proposer.propose(state, batch)
+            place, tokens = (controller.block, at), proposer.preview_tokens
+            null = self._preview(prompt, completion, cells, tokens)
             gains = [
-                self._preview(prompt, completion, impulses, delta) - null if ok else -torch.inf
-                for delta, ok in zip(proposal.deltas[0], proposal.valid[0].tolist(), strict=True)
+                self._preview(prompt, completion, {**cells, place: [delta]}, tokens) - null
+                if ok
+                else -torch.inf
+                for delta, ok in zip(proposal.previews[0], proposal.valid[0].tolist(), strict=True)
             ]
-            chosen = self.controller.commit(state[None], batch, torch.tensor([gains]))
-        if bool(chosen.fires[0]):
-            impulses[len(completion) - 1] = chosen.deltas[0]
+            chosen = proposer.commit(proposal, torch.tensor([gains]))
+        if chosen is not None:
+            here = torch.tensor([0])
+            ask = Ask(controller, Sites(here, here, batch), here, here)
+            self.decisions += [made for made, _ in records_of(ask, chosen)]
+        return chosen
 
     def _preview(
-        self,
-        prompt: Prompt,
-        completion: list[int],
-        impulses: dict[int, Tensor],
-        delta: Tensor | None,
+        self, prompt: Prompt, completion: list[int], cells: Cells, num_tokens: int
     ) -> float:
-        tried = dict(impulses)
-        if delta is not None:
-            tried[len(completion) - 1] = delta
         text, logprobs = list(completion), []
-        for _ in range(self.controller.preview_tokens):
-            logits, _ = self._forward(prompt, text, tried)
+        for _ in range(num_tokens):
+            logits, _ = self._forward(prompt, text, cells)
             best, token = logits.log_softmax(-1).max(-1)
             logprobs.append(float(best))
             text.append(int(token))
@@ -84,24 +120,25 @@ class SlowSteering:
 
     @torch.no_grad()
     def _forward(
-        self, prompt: Prompt, completion: list[int], impulses: dict[int, Tensor]
+        self, prompt: Prompt, completion: list[int], cells: Cells
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Last logits, and the last states of the blocks read, before the last position's impulse."""
-        start = len(prompt.token_ids)
+        """Last logits, and the last position's states before anything is added there."""
         seen: dict[int, Tensor] = {}
 
-        def read(block: int, states: Tensor) -> None:
+        def edit(block: int, states: Tensor) -> Tensor:
             seen[block] = states[0, -1].clone()
-
-        def edit(states: Tensor) -> Tensor:
-            read(self.controller.block, states)
             states = states.clone()
-            for index, delta in impulses.items():
-                states[0, start + index] += delta
+            for (where, position), deltas in cells.items():
+                if where == block:
+                    for delta in deltas:
+                        states[0, position] += delta
             return states
 
-        hooks = {block: partial(read, block) for block in self.controller.reads}
-        with block_hooks(self.loaded.blocks, {**hooks, self.controller.block: edit}):
+        hooks = {
+            block: lambda states, block=block: edit(block, states)
+            for block in range(len(self.loaded.blocks))
+        }
+        with block_hooks(self.loaded.blocks, hooks):
             output = self.loaded.model(
                 input_ids=torch.tensor([[*prompt.token_ids, *completion]]), use_cache=False
             )

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.generation.backend import GenerationRequest, SamplingParams
+from stir_train.generation.holds import Holds
 from stir_train.types.rollout import Impulse, Rollout
+from stir_train.types.steering import SteeringDecision
 
 
 @dataclass
@@ -20,7 +22,7 @@ class Row:
         index: Place in the caller's request order.
         request: What is being completed.
         control_points: Token indices so far.
-        impulses: Injected so far.
+        decisions, impulses: Decided and injected so far.
         forward_passes, preview_tokens: Cost so far.
         num_keys: Prompt and completion tokens fed or about to be fed.
     """
@@ -29,6 +31,7 @@ class Row:
     request: GenerationRequest
     num_keys: int
     control_points: list[int] = field(default_factory=list)
+    decisions: list[SteeringDecision] = field(default_factory=list)
     impulses: list[Impulse] = field(default_factory=list)
     forward_passes: int = 0
     preview_tokens: int = 0
@@ -46,6 +49,7 @@ class Slots:
         noise_key: ``Int[B]``.
         token_ids, logprobs: ``[B, max_new_tokens]``, the completions.
         seen: ``Bool[B V]``, for the repetition penalty; None without one.
+        holds: What is added to rows until something ends it.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Slots:
         self.noise_key = integers(num_slots)
         self.token_ids = integers(num_slots, sampling.max_new_tokens)
         self.logprobs = torch.zeros(num_slots, sampling.max_new_tokens, device=device)
+        self.holds = Holds(num_slots, device)
         self.seen: Tensor | None = None
         if sampling.repetition_penalty != 1:
             self.seen = torch.zeros((num_slots, vocab_size), dtype=torch.bool, device=device)
@@ -83,6 +88,7 @@ class Slots:
         self.position[slot] = len(prompt) + len(prefix) - 1
         self.count[slot] = len(prefix)
         self.noise_key[slot] = noise_key
+        self.holds.release(slot)
         if automaton is not None:
             self.automaton_state[slot] = _read_prefix(automaton, row)
         if prefix:
@@ -134,6 +140,7 @@ class Slots:
         if movers:
             for register in self._registers():
                 register[holes] = register[movers]
+            self.holds.move(movers, holes)
         return movers, holes
 
     def _registers(self) -> list[Tensor]:

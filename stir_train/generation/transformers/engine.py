@@ -14,21 +14,26 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from stir_train.distributed.collective_forward import CollectiveForward
 from stir_train.errors import DataError, StageError
 from stir_train.generation.backend import (
-    Controller,
+    Ability,
     ControlSpec,
     GenerationRequest,
     GenerationResult,
     SamplingParams,
     TokenListener,
 )
-from stir_train.generation.decoding import Decoding, DecodingCall
-from stir_train.generation.slot_cache import SlotCache
-from stir_train.generation.slot_forward import SlotForward
+from stir_train.generation.controller import Steering, controllers_of, previewing
+from stir_train.generation.transformers.decoding import Decoding, DecodingCall
+from stir_train.generation.transformers.slot_cache import SlotCache
+from stir_train.generation.transformers.slot_forward import SlotForward
 from stir_train.models.load import LoadedModel
+from stir_train.types.places import PLACES_AT_PROMPT
 
 
 class DecodeEngine:
-    """A `GenerationBackend` over a transformers model."""
+    """A `GenerationBackend` over a transformers model in this process; it can do everything."""
+
+    name = "transformers"
+    abilities = frozenset(Ability)
 
     def __init__(
         self, loaded: LoadedModel, *, max_rows: int, max_cache_tokens: int | None = None
@@ -62,17 +67,16 @@ class DecodeEngine:
         *,
         seed: int,
         control: ControlSpec | None = None,
-        controller: Controller | None = None,
+        controller: Steering | None = None,
         listener: TokenListener | None = None,
     ) -> GenerationResult:
         """Complete every request. Out of memory, it starts again with half the rows, if alone.
 
         Raises:
             DataError: If a prompt and its token budget do not fit the model's context.
-            StageError: If a controller comes without control points.
+            StageError: If a controller lacks what it needs to act at its place.
         """
-        if controller is not None and control is None:
-            raise StageError("a controller needs to know where control points are")
+        _check_places(requests, control, controller)
         self._check_lengths(requests, sampling)
         call = DecodingCall(requests, sampling, seed, control, controller, listener)
         edited = frozenset(p.block for request in requests for p in request.planned)
@@ -82,7 +86,7 @@ class DecodeEngine:
                 self._cache = SlotCache(max_rows)
             run = Decoding(self._loaded, self._forward, self._cache, call)
             try:
-                with run.tap.attached(self._loaded.blocks, edited):
+                with run.hook.attached(self._loaded.blocks, edited):
                     while run.admit() or run.slots.rows:
                         run.step()
                 return run.result()
@@ -95,8 +99,6 @@ class DecodeEngine:
             self._cache = None
             clear_device_cache(garbage_collection=True)
             self._max_rows //= 2
-            if controller is not None:
-                controller.reset()
 
     def _rows_within_budget(
         self, requests: Sequence[GenerationRequest], sampling: SamplingParams
@@ -121,4 +123,32 @@ class DecodeEngine:
                     f"prompt {request.prompt.prompt_id}: {len(request.prompt.token_ids)} tokens and "
                     f"generation.max_new_tokens={sampling.max_new_tokens} exceed the model's context "
                     f"of {self._loaded.max_tokens}; lower the budget or drop the prompt"
+                )
+
+
+def _check_places(
+    requests: Sequence[GenerationRequest], control: ControlSpec | None, steering: Steering | None
+) -> None:
+    """Refuse what would silently not be steered, or not as asked."""
+    controllers = controllers_of(steering)
+    at_points = [c for c in controllers if c.place not in PLACES_AT_PROMPT]
+    if at_points and control is None:
+        raise StageError("a controller needs to know where control points are")
+    if (proposer := previewing(steering)) is not None:
+        if len(controllers) > 1:
+            raise StageError("a controller that previews acts alone, not beside others")
+        if proposer.place != "control_point":
+            raise StageError(
+                f"a controller that previews acts at control points, not at place {proposer.place!r}"
+            )
+    for controller in controllers:
+        if controller.place not in ("everywhere", "every_token"):
+            continue
+        for request in requests:
+            planned = {(p.place, p.block) for p in request.planned}
+            if request.prefix_token_ids and (controller.place, controller.block) not in planned:
+                raise StageError(
+                    f"prompt {request.prompt.prompt_id}: a controller at place {controller.place!r} is "
+                    "asked at the prompt's end, which a completion that is continued has behind it; "
+                    "plan what it held there"
                 )

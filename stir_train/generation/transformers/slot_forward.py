@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from stir_train.errors import ModelError
-from stir_train.generation.slot_cache import SlotCache
+from stir_train.generation.transformers.slot_cache import SlotCache
 from stir_train.models.load import LoadedModel
 
 FULL, SLIDING = "full_attention", "sliding_attention"

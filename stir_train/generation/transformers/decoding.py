@@ -10,31 +10,42 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stir_train.generation.backend import (
-    ControlBatch,
-    Controller,
     ControlSpec,
     GenerationCost,
     GenerationRequest,
     GenerationResult,
     SamplingParams,
     TokenListener,
-    previewing,
 )
-from stir_train.generation.control_tap import (
-    ControlTap,
-    Edits,
+from stir_train.generation.control_hook import (
+    Ask,
+    ControlHook,
     PassPlan,
+    PassRecord,
+    Sites,
+    asks_at_points,
     side_by_side,
     stack_states,
 )
+from stir_train.generation.controller import (
+    ControlBatch,
+    Decision,
+    Steering,
+    controllers_of,
+    previewing,
+)
+from stir_train.generation.decisions import records_of
 from stir_train.generation.noise import row_keys, uniforms
-from stir_train.generation.preview import ForkPoint, Previewer
 from stir_train.generation.sampling import next_tokens
-from stir_train.generation.slot_cache import SlotCache
-from stir_train.generation.slot_forward import SlotForward
-from stir_train.generation.slots import Row, Slots
+from stir_train.generation.transformers.prefix_plan import hold_planned, prefill_plan
+from stir_train.generation.transformers.preview import ForkPoint, Previewer
+from stir_train.generation.transformers.slot_cache import SlotCache
+from stir_train.generation.transformers.slot_forward import SlotForward
+from stir_train.generation.transformers.slots import Row, Slots
 from stir_train.models.load import LoadedModel
-from stir_train.types.rollout import Impulse, Rollout
+from stir_train.types.places import PROMPT_END
+from stir_train.types.rollout import Rollout
+from stir_train.types.steering import SteeringDecision
 from stir_train.types.trajectory import CapturedStates, StateLabel
 
 PREFILL_TOKENS = 1 << 14
@@ -49,7 +60,7 @@ class DecodingCall:
     sampling: SamplingParams
     seed: int
     control: ControlSpec | None
-    controller: Controller | None
+    controller: Steering | None
     listener: TokenListener | None
 
 
@@ -70,14 +81,18 @@ class Decoding:
     ) -> None:
         max_rows = cache.num_slots
         requests, sampling = call.requests, call.sampling
-        control, controller = call.control, call.controller
+        control = call.control
         self.listener = call.listener
         self.device = loaded.device
         self.forward, self.sampling = forward, sampling
-        self.control, self.controller = control, controller
+        self.control, self.controllers = control, controllers_of(call.controller)
         self.automaton = None if control is None else control.automaton.to(self.device)
         self.capture_blocks = () if control is None else control.capture_blocks
-        self.tap = ControlTap(controller, self.capture_blocks)
+        self.proposer = previewing(call.controller)
+        # What previews is shown captured states; the others are asked inside the pass.
+        shown = () if self.proposer is None else self.proposer.reads
+        self.asked = () if self.proposer is not None else self.controllers
+        self.hook = ControlHook(self.asked, (*self.capture_blocks, *shown))
         self.max_rows = max_rows
         self.slots = Slots(max_rows, sampling, vocab_size=loaded.vocab_size, device=self.device)
         self.cache = cache  # kept from call to call: what it holds is stale, and never read
@@ -86,14 +101,14 @@ class Decoding:
         self.keys = row_keys(call.seed, [(r.prompt.prompt_id, r.sample) for r in requests]).tolist()
         self.queue = _prefill_groups(requests, max_rows)
         self.rollouts: list[Rollout | None] = [None] * len(requests)
+        self.decisions: list[list[SteeringDecision]] = [[] for _ in requests]
         self.captured = _Captured()
         self.cost = GenerationCost()
         self.previewer: Previewer | None = None
-        self.proposer = previewing(controller)
         if self.proposer is not None:
             self.previewer = Previewer(
                 forward,
-                self.tap,
+                self.hook,
                 block=self.proposer.block,
                 num_tokens=self.proposer.preview_tokens,
                 stop_token_ids=sampling.stop_token_ids,
@@ -138,11 +153,12 @@ class Decoding:
         last = torch.tensor([len(context) - 1 for context in contexts], device=self.device)
         positions = torch.arange(width, device=self.device).expand(len(groups), width)
         staging = SlotCache(len(groups), growth_tokens=1)
-        self.tap.plan = PassPlan(edits=self._planned_edits(groups))
-        logits = self.forward(
-            staging, token_ids.to(self.device), positions, num_keys=width, columns=last
-        )
-        self.tap.plan = PassPlan()
+        leading = [self.requests[group[0]] for group in groups]
+        plan = prefill_plan(leading, self.asked, self.automaton, self.device)
+        with self.hook.carrying_out(plan) as record:
+            logits = self.forward(
+                staging, token_ids.to(self.device), positions, num_keys=width, columns=last
+            )
         self.cost.forward_passes += 1
         self.cost.prefill_passes += 1
         self.cost.token_forwards += sum(map(len, contexts))
@@ -152,28 +168,15 @@ class Decoding:
                 row = Row(index, self.requests[index], len(contexts[i]))
                 row.forward_passes = 1
                 opened.append(self.slots.open(row, self.keys[index], self.automaton))
+                hold_planned(self.slots.holds, opened[-1], row.request, self.automaton)
                 sources.append(i)
         slots, rows = self._tensor(opened), self._tensor(sources)
         self.cache.copy_rows(staging, rows, slots, width)
+        requests = [self.slots.rows[slot].request for slot in opened]
+        for ask, decision in record.decided:
+            of_samples, made, told = _for_every_sample(ask, decision, requests, sources)
+            self._record(of_samples, made, slots[self._tensor(told)])
         self._sample(slots, logits[rows])
-
-    def _planned_edits(self, groups: list[list[int]]) -> tuple[Edits, ...]:
-        """The impulses to replay in a prefill pass, one `Edits` a block."""
-        found: dict[int, list[tuple[int, int, Tensor]]] = {}
-        for i, group in enumerate(groups):
-            request = self.requests[group[0]]
-            for impulse in request.planned:
-                column = len(request.prompt.token_ids) + impulse.token_index
-                found.setdefault(impulse.block, []).append((i, column, impulse.delta))
-        return tuple(
-            Edits(
-                block,
-                self._tensor([row for row, _, _ in items]),
-                self._tensor([column for _, column, _ in items]),
-                torch.stack([delta for _, _, delta in items]).to(self.device),
-            )
-            for block, items in found.items()
-        )
 
     # -- decoding ------------------------------------------------------------------------------
 
@@ -183,37 +186,42 @@ class Decoding:
         tokens, positions = self.slots.next_token[:num_rows], self.slots.position[:num_rows]
         num_keys = self.slots.num_keys
         plan = self._plan_control(tokens)
-        self.tap.plan = plan
-        logits = self.forward(self.cache, tokens[:, None], positions[:, None], num_keys=num_keys)
-        self.tap.plan = PassPlan()
+        with self.hook.carrying_out(plan) as record:
+            logits = self.forward(
+                self.cache, tokens[:, None], positions[:, None], num_keys=num_keys
+            )
         self.cost.forward_passes += 1
         self.cost.token_forwards += num_rows
         for row in self.slots.rows:
             row.forward_passes += 1
-        if plan.batch is not None and plan.rows is not None:
+        if plan.captures is not None:
+            rows = plan.captures.rows
             if self.capture_blocks:
-                self._keep_states(plan, tokens)
+                self._keep_states(plan.captures, record, tokens)
             if self.previewer is not None:
-                at = ForkPoint(plan.rows, tokens[plan.rows], positions[plan.rows], num_keys)
-                self._preview(plan, at, logits)
-            self._record_impulses(plan)
+                at = ForkPoint(rows, tokens[rows], positions[rows], num_keys)
+                self._preview(plan.captures, record, at, logits)
+        for ask, decision in record.decided:
+            self._record(ask, decision, ask.sites.rows)
         self._sample(torch.arange(num_rows, device=self.device), logits)
 
     def _plan_control(self, tokens: Int[Tensor, "B"]) -> PassPlan:
         """Advance the automaton and list the rows whose token is a control point."""
-        if self.automaton is None or self.control is None:
-            return PassPlan()
         num_rows = len(tokens)
-        state, hits = self.automaton.step(self.slots.automaton_state[:num_rows], tokens)
-        self.slots.automaton_state[:num_rows] = state
         active: list[int] = []
-        for slot in hits.nonzero()[:, 0].tolist():
-            row = self.slots.rows[slot]
-            row.control_points.append(row.num_keys - 1 - len(row.request.prompt.token_ids))
-            if len(row.control_points) <= self.control.max_points:
-                active.append(slot)
-        if not active or not (self.capture_blocks or self.controller):
-            return PassPlan()
+        if self.automaton is not None and self.control is not None:
+            state, hits = self.automaton.step(self.slots.automaton_state[:num_rows], tokens)
+            self.slots.automaton_state[:num_rows] = state
+            reached = hits.nonzero()[:, 0]
+            self.slots.holds.end_segments(reached)
+            for slot in reached.tolist():
+                row = self.slots.rows[slot]
+                row.control_points.append(row.num_keys - 1 - len(row.request.prompt.token_ids))
+                if len(row.control_points) <= self.control.max_points:
+                    active.append(slot)
+        edits = self.slots.holds.edits(num_rows)
+        if not active or not (self.capture_blocks or self.controllers):
+            return PassPlan(edits=edits)
         rows = [self.slots.rows[slot] for slot in active]
         batch = ControlBatch(
             prompt_ids=tuple(row.request.prompt.prompt_id for row in rows),
@@ -221,14 +229,14 @@ class Decoding:
             points=self._tensor([len(row.control_points) for row in rows]),
             token_indices=tuple(row.control_points[-1] for row in rows),
         )
-        decides = self.controller is not None and self.previewer is None
-        return PassPlan(rows=self._tensor(active), batch=batch, decide=decides)
+        columns = self._tensor([0] * len(active))
+        sites = Sites(self._tensor(active), columns, batch)
+        return PassPlan(sites, asks_at_points(self.asked, sites, columns), edits)
 
-    def _keep_states(self, plan: PassPlan, tokens: Int[Tensor, "B"]) -> None:
-        assert plan.rows is not None
-        self.captured.states.append(stack_states(plan.states, self.capture_blocks))
-        fed = tokens[plan.rows].tolist()
-        for i, slot in enumerate(plan.rows.tolist()):
+    def _keep_states(self, sites: Sites, record: PassRecord, tokens: Int[Tensor, "B"]) -> None:
+        self.captured.states.append(stack_states(record.states, self.capture_blocks))
+        fed = tokens[sites.rows].tolist()
+        for i, slot in enumerate(sites.rows.tolist()):
             row = self.slots.rows[slot]
             self.captured.owners.append(row.index)
             self.captured.labels.append(
@@ -241,39 +249,37 @@ class Decoding:
                 )
             )
 
-    def _preview(self, plan: PassPlan, at: ForkPoint, logits: Float[Tensor, "B V"]) -> None:
+    def _preview(
+        self, sites: Sites, record: PassRecord, at: ForkPoint, logits: Float[Tensor, "B V"]
+    ) -> None:
         """Preview the proposed candidates and commit what the controller then chooses."""
         assert self.proposer is not None
         assert self.previewer is not None
-        assert plan.batch is not None
-        states = side_by_side(plan.states, self.proposer.reads)
-        proposal = self.proposer.propose(states, plan.batch)
+        states = side_by_side(record.states, self.proposer.reads)
+        proposal = self.proposer.propose(states, sites.batch)
         gains, spent = self.previewer.gains(self.cache, at, proposal, self.cost)
-        impulses = self.proposer.commit(states, plan.batch, gains)
-        plan.impulses = impulses
-        fired = impulses.fires.nonzero()[:, 0]
+        decision = self.proposer.commit(proposal, gains)
+        record.decided.append((Ask(self.proposer, sites, sites.columns, sites.columns), decision))
+        fired = decision.fires.nonzero()[:, 0]
         if len(fired):
             chosen = at.select(fired)
             logits[chosen.slots] = self.previewer.commit(
-                self.cache, chosen, impulses.deltas[fired], self.cost
+                self.cache, chosen, decision.deltas[fired], self.cost
             )
-        previewed, fires = proposal.valid.any(1).tolist(), impulses.fires.tolist()
+        previewed, fires = proposal.valid.any(1).tolist(), decision.fires.tolist()
         for i, slot in enumerate(at.slots.tolist()):
             row = self.slots.rows[slot]
             row.preview_tokens += int(spent[i])
             row.forward_passes += previewed[i] * self.proposer.preview_tokens + fires[i]
 
-    def _record_impulses(self, plan: PassPlan) -> None:
-        if plan.impulses is None or plan.rows is None or self.controller is None:
-            return
-        impulses = plan.impulses
-        fired = impulses.fires.nonzero()[:, 0]
-        entries, strengths = impulses.entries[fired].tolist(), impulses.strengths[fired].tolist()
-        for i, slot in enumerate(plan.rows[fired].tolist()):
+    def _record(self, ask: Ask, decision: Decision, slots: Int[Tensor, "R"]) -> None:
+        """Write down what was decided for the rows in some slots, and hold what is to be held."""
+        self.slots.holds.hold_decided(ask, decision, slots)
+        for slot, (made, impulse) in zip(slots.tolist(), records_of(ask, decision), strict=True):
             row = self.slots.rows[slot]
-            row.impulses.append(
-                Impulse(row.control_points[-1], self.controller.block, entries[i], strengths[i])
-            )
+            self.decisions[row.index].append(made)
+            if impulse is not None:
+                row.impulses.append(impulse)
 
     def _sample(self, slots: Int[Tensor, "R"], logits: Float[Tensor, "R V"]) -> None:
         """Choose each row's next token, and close the rows that are finished."""
@@ -304,7 +310,8 @@ class Decoding:
         """Everything, in request order."""
         rollouts = tuple(rollout for rollout in self.rollouts if rollout is not None)
         assert len(rollouts) == len(self.requests), "every request ends with a rollout"
-        return GenerationResult(rollouts, self._captured_states(), self.cost)
+        decisions = tuple(made for of_request in self.decisions for made in of_request)
+        return GenerationResult(rollouts, self._captured_states(), self.cost, decisions)
 
     def _captured_states(self) -> CapturedStates | None:
         if not self.capture_blocks:
@@ -341,3 +348,31 @@ def _prefill_groups(requests: Sequence[GenerationRequest], max_rows: int) -> lis
             -(len(requests[group[0]].prompt.token_ids) + len(requests[group[0]].prefix_token_ids))
         ),
     )
+
+
+def _for_every_sample(
+    ask: Ask, decision: Decision, requests: Sequence[GenerationRequest], rows: Sequence[int]
+) -> tuple[Ask, Decision, list[int]]:
+    """A decision about prompts, told for each of the samples that share them.
+
+    Args:
+        ask: With one row a prompt.
+        decision: The same.
+        requests: The samples.
+        rows: The row of the pass that each of them shares.
+
+    Returns:
+        The same with one row a sample, and which samples: those that were asked about.
+    """
+    place = {row: i for i, row in enumerate(ask.sites.rows.tolist())}
+    told = [i for i, row in enumerate(rows) if row in place]
+    index = torch.tensor([place[rows[i]] for i in told], device=ask.sites.rows.device)
+    batch = ControlBatch(
+        prompt_ids=tuple(requests[i].prompt.prompt_id for i in told),
+        samples=tuple(requests[i].sample for i in told),
+        points=ask.sites.batch.points[index],
+        token_indices=(PROMPT_END,) * len(told),
+    )
+    sites = Sites(ask.sites.rows[index], ask.sites.columns[index], batch)
+    one_a_sample = Decision(**{name: value[index] for name, value in vars(decision).items()})
+    return Ask(ask.controller, sites, ask.first[index], ask.last[index]), one_a_sample, told

@@ -13,10 +13,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from stir_train.generation.backend import GenerationCost, Proposal
-from stir_train.generation.control_tap import ControlTap, Edits, PassPlan
-from stir_train.generation.slot_cache import SlotCache
-from stir_train.generation.slot_forward import SlotForward
+from stir_train.generation.backend import GenerationCost
+from stir_train.generation.control_hook import ControlHook, Edits, PassPlan
+from stir_train.generation.controller import Proposal
+from stir_train.generation.transformers.slot_cache import SlotCache
+from stir_train.generation.transformers.slot_forward import SlotForward
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Previewer:
     def __init__(
         self,
         forward: SlotForward,
-        tap: ControlTap,
+        hook: ControlHook,
         *,
         block: int,
         num_tokens: int,
@@ -56,7 +57,7 @@ class Previewer:
         max_rows: int,
     ) -> None:
         self._forward = forward
-        self._tap = tap
+        self._hook = hook
         self._block = block
         self._num_tokens = num_tokens
         self._stop = torch.tensor(list(stop_token_ids), dtype=torch.long)
@@ -77,8 +78,8 @@ class Previewer:
         if not len(previewed):
             return gains, spent
         # Column 0 is the null preview: the same fork without an impulse.
-        zero = torch.zeros_like(proposal.deltas[:, :1])
-        deltas = torch.cat([zero, proposal.deltas], 1)
+        zero = torch.zeros_like(proposal.previews[:, :1])
+        deltas = torch.cat([zero, proposal.previews], 1)
         wanted = torch.cat([torch.ones_like(proposal.valid[:, :1]), proposal.valid], 1)
         per_fork = max(1, self._max_rows // (num_candidates + 1))
         for part in previewed.split(per_fork):
@@ -118,7 +119,6 @@ class Previewer:
             alive = alive & ~torch.isin(tokens, stop)
             if step == self._num_tokens or not bool(alive.any()):
                 break
-            self._tap.plan = PassPlan()
             logits = self._forward(
                 fork,
                 tokens[:, None],
@@ -139,11 +139,10 @@ class Previewer:
     ) -> Float[Tensor, "F V"]:
         rows = torch.arange(len(deltas), device=deltas.device)
         edit = Edits(self._block, rows, torch.zeros_like(rows), deltas)
-        self._tap.plan = PassPlan(edits=(edit,))
-        logits = self._forward(
-            fork, at.tokens[:, None], at.positions[:, None], num_keys=at.num_keys
-        )
-        self._tap.plan = PassPlan()
+        with self._hook.carrying_out(PassPlan(edits=(edit,))):
+            logits = self._forward(
+                fork, at.tokens[:, None], at.positions[:, None], num_keys=at.num_keys
+            )
         _count_preview(cost, len(deltas))
         return logits
 
