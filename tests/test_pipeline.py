@@ -76,12 +76,12 @@ def test_wandb_holds_what_is_promised(finished: Path) -> None:
         for item in record.summary.update:
             summary["/".join(item.nested_key) or item.key] = item.value_json
     promised = (
-        "rollouts/correct_rate rollouts/truncated_rate rollouts/tokens_per_second "
-        "rollouts/queue_depth rollouts/eta_seconds rollouts/state_norm harvest/num_contrasts basis/logdet/4 "
-        "basis/spectrum/4 basis/coverage/kept validation/mean_uplift value/block_4/loss "
-        "value/auroc_block_4 value/ece_block_4 tune/intervention_rate steered/strength steered/gain_over_null "
-        "adapter/loss adapter/loss/sequence adapter/loss/logits adapter/grad_norm adapter/learning_rate adapter/memory_gib adapter/eta_seconds eval/greedy/accuracy "
-        "eval/stir/tokens_mean eval/methods/path report/page/path"
+        "rollout/correct_rate rollout/truncated_rate rollout/tokens_per_second "
+        "rollout/queue_depth rollout/eta_seconds rollout/state_norm harvest/num_contrasts basis/logdet/4 "
+        "basis/spectrum/4 basis/coverage/kept validate/mean_uplift value/block_4/loss "
+        "value/auroc_block_4 value/ece_block_4 tune/intervention_rate steer/strength steer/gain_over_null "
+        "distill/loss distill/loss/sequence distill/loss/logits distill/grad_norm distill/learning_rate distill/memory_gib distill/eta_seconds evaluate/greedy/accuracy "
+        "evaluate/stir/tokens_mean evaluate/methods/path report/page/path"
     )
     assert set(promised.split()) <= history
     assert {"seed", "git_sha", "rollout"} <= set(settings)
@@ -185,7 +185,7 @@ def test_other_settings_or_a_damaged_file_stop_with_what_to_do(
     for verb, *options in (("value",), ("tune",), ("value", "--redo"), ("generate", *prompt)):
         other = run_smoke(copy, "control_points.max_points=3", *options, verb=verb)
         assert other.returncode == 1
-        assert "rollouts was made with other settings" in " ".join(other.stderr.split())
+        assert "rollout was made with other settings" in " ".join(other.stderr.split())
         assert "control_points.max_points: 8 then, 3 now" in other.stderr
     assert (copy / "smoke" / "value" / "complete").exists(), "nothing was thrown away"
     shard = next((copy / "smoke" / "rollout").glob("states-*.safetensors"))
