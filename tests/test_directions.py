@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from stir_train.generation.engine import DecodeEngine
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -39,12 +40,12 @@ from stir_train.directions.gradients import (
 from stir_train.directions.output_head import OutputHead
 from stir_train.errors import ArtifactError, ModelError, StageError
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
-from stir_train.generation.engine import DecodeEngine
 from stir_train.generation.sampling import kept_tokens
 from stir_train.models.blocks import find_blocks
 from stir_train.models.hooks import block_hooks
 from stir_train.models.load import LoadedModel, load_model
-from stir_train.types.directions import PLACES, Place, PlacedVector, RolloutGradients
+from stir_train.types.directions import PLACES, PlacedVector, RolloutGradients
+from stir_train.types.places import Place
 from stir_train.types.rollout import Grade, GradedRollout, Impulse, Prompt, Rollout
 from tests.support import gradient_ranks, tiny_models
 from tests.support.ranks import outputs, run_ranks

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 import torch
 
-from stir_train.config.stages import SteeringConfig
+from stir_train.config.steering import PreviewSteering, SimilaritySteering
 from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.errors import ConfigError, StageError
 from stir_train.generation.backend import (
@@ -54,7 +54,7 @@ STEERING: dict[str, tuple[Controller, ...]] = {
         FixedVector("segment", 1, _vector(3)),
         BasisController(
             bases.basis(),
-            SteeringConfig(mode="similarity", strength=0.75),
+            SimilaritySteering(strength=0.75),
             block=bases.BLOCK,
         ),
     ),
@@ -228,7 +228,7 @@ def test_a_backend_is_opened_by_name_and_refuses_what_it_cannot_do(loaded: Loade
     assert abilities_of(backend.name) == backend.abilities == frozenset(Ability)
     with pytest.raises(ConfigError, match="'other' is none of transformers"):
         open_backend("other", loaded, Limits(max_rows=2))
-    previews = BasisController(bases.basis(), SteeringConfig(mode="preview"), block=bases.BLOCK)
+    previews = BasisController(bases.basis(), PreviewSteering(), block=bases.BLOCK)
     needs = abilities_for((previews, FixedVector("everywhere", 1, _vector(1))))
     assert needs == {
         Ability.ACT_AT_CONTROL_POINTS,

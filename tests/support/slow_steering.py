@@ -15,6 +15,7 @@ from stir_train.generation.controller import ControlBatch, Controller, Decision,
 from stir_train.generation.decisions import records_of
 from stir_train.models.hooks import block_hooks
 from stir_train.models.load import LoadedModel
+from stir_train.types.places import HELD_PLACES
 from stir_train.types.rollout import Prompt
 from stir_train.types.steering import SteeringDecision
 
@@ -57,10 +58,10 @@ class SlowSteering:
                 chosen = self._decide(prompt, completion, cells, (asked, point))
                 if chosen is None or not bool(chosen.fires[0]):
                     continue
-                for position in range(0 if asked.place == "every_token" else at, at + 1):
+                start_at = 0 if asked.place == "every_token" else at
+                for position in range(start_at, at + 1):
                     cells.setdefault((asked.block, position), []).append(chosen.deltas[0])
-                if asked.place in ("segment", "everywhere", "every_token"):
-                    held[i] = chosen.deltas[0]
+                held |= {i: chosen.deltas[0]} if asked.place in HELD_PLACES else {}
             logits, _ = self._forward(prompt, completion, cells)
             completion.append(int(logits.argmax()))
             if completion[-1] in self.sampling.stop_token_ids:
