@@ -9,6 +9,7 @@ from datetime import date, datetime, time
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+import jinja2.ext
 import jinja2.meta
 import jinja2.nodes
 
