@@ -44,7 +44,8 @@ from stir_train.generation.sampling import kept_tokens
 from stir_train.models.blocks import find_blocks
 from stir_train.models.hooks import block_hooks
 from stir_train.models.load import LoadedModel, load_model
-from stir_train.types.directions import PLACES, Place, PlacedVector, RolloutGradients
+from stir_train.types.directions import PLACES, PlacedVector, RolloutGradients
+from stir_train.types.places import Place
 from stir_train.types.rollout import Grade, GradedRollout, Impulse, Prompt, Rollout
 from tests.support import gradient_ranks, tiny_models
 from tests.support.ranks import outputs, run_ranks

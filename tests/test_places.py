@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 import torch
 
-from stir_train.config.stages import SteeringConfig
+from stir_train.config.steering import PreviewSteering, SimilaritySteering
 from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.errors import ConfigError, StageError
 from stir_train.generation.backend import (
@@ -38,7 +38,7 @@ PLACES: tuple[Place, ...] = get_args(Place)
 MAX_POINTS = 3
 
 
-def _vector(seed: int, norm: float = 4.0) -> torch.Tensor:
+def _vector(seed: int, norm: float = 60.0) -> torch.Tensor:
     vector = torch.randn(64, generator=torch.Generator().manual_seed(seed))
     return norm * vector / vector.norm()
 
@@ -54,7 +54,7 @@ STEERING: dict[str, tuple[Controller, ...]] = {
         FixedVector("segment", 1, _vector(3)),
         BasisController(
             bases.basis(),
-            SteeringConfig(mode="similarity", strength=0.75),
+            SimilaritySteering(strength=0.75),
             block=bases.BLOCK,
         ),
     ),
@@ -79,7 +79,9 @@ def test_engine_generate_and_one_pass_equal_rebuilding_every_prefix(
     assert [r.token_ids for r in result.rollouts] == [tuple(slow.run(p)) for p in some]
     assert _places(result.decisions) == _places(slow.decisions)
     plain = engine.generate(requests, sampling, seed=0, control=control)
-    assert [r.token_ids for r in result.rollouts] != [r.token_ids for r in plain.rollouts]
+    assert all(
+        a.logprobs != b.logprobs for a, b in zip(result.rollouts, plain.rollouts, strict=True)
+    )
     # Nothing costs a pass of its own: a prefill for the first token, then a pass a token.
     assert [r.forward_passes for r in result.rollouts] == [
         len(r.token_ids) for r in result.rollouts
@@ -154,7 +156,7 @@ def test_held_vectors_are_recorded_once_and_leave_the_blocks_below_alone(
         before = plain.states.states[[i for i, _ in same]]
         after = held.states.states[[j for _, j in same]]
         assert torch.equal(before[:, :3], after[:, :3])  # read before anything is added in a block
-        assert torch.equal(before[:, 3], after[:, 3]) == (place == "segment")
+        assert not torch.equal(before[:, 3], after[:, 3])
 
 
 def test_a_continued_completion_goes_on_under_what_its_plan_holds(
@@ -228,7 +230,7 @@ def test_a_backend_is_opened_by_name_and_refuses_what_it_cannot_do(loaded: Loade
     assert abilities_of(backend.name) == backend.abilities == frozenset(Ability)
     with pytest.raises(ConfigError, match="'other' is none of transformers"):
         open_backend("other", loaded, Limits(max_rows=2))
-    previews = BasisController(bases.basis(), SteeringConfig(mode="preview"), block=bases.BLOCK)
+    previews = BasisController(bases.basis(), PreviewSteering(), block=bases.BLOCK)
     needs = abilities_for((previews, FixedVector("everywhere", 1, _vector(1))))
     assert needs == {
         Ability.ACT_AT_CONTROL_POINTS,

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from stir_train.directions.advantages import Advantages
 from stir_train.errors import StageError
-from stir_train.types.directions import PLACES, DirectionSet, Place, RolloutGradients
+from stir_train.types.directions import PLACES, DirectionSet, RolloutGradients
+from stir_train.types.places import Place
 
 NUM_PERMUTATIONS = 200
 NUM_SPLITS = 10

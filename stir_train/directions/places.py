@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stir_train.types.directions import Place
+from stir_train.types.places import Place
 from stir_train.types.rollout import Rollout
 
 

@@ -67,17 +67,27 @@ class Decision:
             strength: Multiplier.
             num_rows: ``R``.
         """
-        device = vector.device
-        nothing = torch.zeros((num_rows, 0), device=device)
+        strengths = torch.full((num_rows,), float(strength), device=vector.device)
+        return Decision.unscored((strength * vector).expand(num_rows, -1), strengths)
+
+    @staticmethod
+    def unscored(deltas: Float[Tensor, "R D"], strengths: Float[Tensor, "R"]) -> Decision:
+        """Add vectors that are in no basis and were compared with nothing.
+
+        Args:
+            deltas: What is added, multiplied already.
+            strengths: The multipliers, for the record; a row with 0 is left alone.
+        """
+        nothing = torch.zeros((len(deltas), 0), device=deltas.device)
         return Decision(
-            fires=torch.full((num_rows,), strength != 0, device=device),
-            deltas=(strength * vector).expand(num_rows, -1),
-            chosen=torch.full((num_rows,), -1, device=device),
-            strengths=torch.full((num_rows,), float(strength), device=device),
+            fires=strengths != 0,
+            deltas=deltas,
+            chosen=torch.full((len(deltas),), -1, device=deltas.device),
+            strengths=strengths,
             candidates=nothing.long(),
             scores=nothing,
             valid=nothing.bool(),
-            null_scores=torch.zeros(num_rows, device=device),
+            null_scores=torch.zeros(len(deltas), device=deltas.device),
         )
 
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stir_train.types.places import Place
 from stir_train.types.trajectory import StateLabel
 
-Place = Literal["prompt_end", "control_point", "segment", "everywhere"]
-"""Which tokens a vector is added at: the prompt's last one; every control point; every token from the
-first control point on; the prompt's last one and every token after it."""
-PLACES: tuple[Place, ...] = get_args(Place)
+PLACES: tuple[Place, ...] = ("prompt_end", "control_point", "segment", "everywhere")
+"""The places at which gradients are summed. Of ``every_token`` there is none: it would take a backward
+pass through the whole prompt, which all samples share."""
 
 
 @dataclass(frozen=True)

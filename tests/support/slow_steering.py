@@ -15,6 +15,7 @@ from stir_train.generation.controller import ControlBatch, Controller, Decision,
 from stir_train.generation.decisions import records_of
 from stir_train.models.hooks import block_hooks
 from stir_train.models.load import LoadedModel
+from stir_train.types.places import HELD_PLACES
 from stir_train.types.rollout import Prompt
 from stir_train.types.steering import SteeringDecision
 
@@ -43,11 +44,7 @@ class SlowSteering:
             at = start + len(completion) - 1
             points = self.automaton.find(completion)
             at_point = bool(points) and points[-1] == len(completion) - 1
-            for i, controller in enumerate(self.controllers):
-                if controller.place == "segment" and at_point:
-                    held.pop(i, None)
-                if i in held:
-                    cells.setdefault((controller.block, at), []).append(held[i])
+            self._go_on(held, cells, at, at_point=at_point)
             # One after the other, from below: what lies below is there when a block is read.
             for i in sorted(range(len(self.controllers)), key=lambda i: self.controllers[i].block):
                 asked = self.controllers[i]
@@ -57,15 +54,23 @@ class SlowSteering:
                 chosen = self._decide(prompt, completion, cells, (asked, point))
                 if chosen is None or not bool(chosen.fires[0]):
                     continue
-                for position in range(0 if asked.place == "every_token" else at, at + 1):
+                start_at = 0 if asked.place == "every_token" else at
+                for position in range(start_at, at + 1):
                     cells.setdefault((asked.block, position), []).append(chosen.deltas[0])
-                if asked.place in ("segment", "everywhere", "every_token"):
-                    held[i] = chosen.deltas[0]
+                held |= {i: chosen.deltas[0]} if asked.place in HELD_PLACES else {}
             logits, _ = self._forward(prompt, completion, cells)
             completion.append(int(logits.argmax()))
             if completion[-1] in self.sampling.stop_token_ids:
                 break
         return completion
+
+    def _go_on(self, held: dict[int, Tensor], cells: Cells, at: int, *, at_point: bool) -> None:
+        """Add what is still held at the position that is fed next."""
+        for i, controller in enumerate(self.controllers):
+            if controller.place == "segment" and at_point:
+                held.pop(i, None)
+            if i in held:
+                cells.setdefault((controller.block, at), []).append(held[i])
 
     def _point(self, asked: Controller, completion: list[int], reached: int) -> int | None:
         """The control point at which a controller is asked now, if it is."""
