@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from stir_train.generation.engine import DecodeEngine
 
 from stir_train.config.inputs import ModelConfig
 from stir_train.config.learning import DistillConfig, ObjectiveConfig
@@ -22,7 +23,6 @@ from stir_train.distill.samples import collate
 from stir_train.distill.terms import make_terms
 from stir_train.errors import ConfigError
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
-from stir_train.generation.engine import DecodeEngine
 from stir_train.models.lora import make_whole_student
 from stir_train.steering.interface import ControllerInputs, make_controller
 from stir_train.steering.static import mean_direction

@@ -9,8 +9,10 @@ from datetime import date, datetime, time
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+import jinja2.ext
 import jinja2.meta
 import jinja2.nodes
+import jinja2.parser
 
 from stir_train.config.inputs import TaskConfig
 from stir_train.errors import DataError
