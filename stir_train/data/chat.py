@@ -12,6 +12,7 @@ import jinja2
 import jinja2.ext
 import jinja2.meta
 import jinja2.nodes
+import jinja2.parser
 
 from stir_train.config.inputs import TaskConfig
 from stir_train.errors import DataError
