@@ -15,6 +15,7 @@ from stir_train.artifacts.run_dir import RunDir
 from stir_train.artifacts.tables import load_table
 from stir_train.evals.metrics import compare_to_baseline
 from stir_train.types.rollout import GradedRollout
+from stir_train.types.utility import Utility
 
 
 def answers(run: Path, method: str) -> list[GradedRollout]:
@@ -45,7 +46,7 @@ def main() -> None:
             [pair[1] for pair in flipped],
             [pair[0] for pair in flipped],
             num_resamples=arguments.resamples,
-            price_per_token=0.001,
+            utility=Utility(token_price=1.0, max_new_tokens=1000),
         )
         gains["accuracy"] += found.delta_accuracy_ci95[0] > 0
         gains["fewer tokens"] += found.delta_tokens_ci95[1] < 0

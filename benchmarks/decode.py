@@ -381,7 +381,7 @@ def against_published(device: str, quick: bool) -> None:
             print(
                 f"                 {mode:9}  token-forwards {forwards:8}  "
                 f"{loop.token_forwards / forwards:5.1f}x fewer   wall {their_seconds / seconds:5.1f}x "
-                f"faster   decisions {len(controller.decisions)}"
+                f"faster   decisions {len(result.decisions)}"
             )
 
 

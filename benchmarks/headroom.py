@@ -28,7 +28,7 @@ from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
 from stir_train.generation.backend import ControlSpec, GenerationRequest, PlannedImpulse
 from stir_train.monitoring.console import make_console
-from stir_train.recipes.tune import controller_for
+from stir_train.runtime.answerers import controller_for
 from stir_train.runtime.attempt import open_run
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import grade_rollouts, sampling_params

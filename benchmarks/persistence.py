@@ -22,7 +22,6 @@ from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
 from stir_train.config.steering import ValueSteering
 from stir_train.generation.backend import (
-    ControlBatch,
     ControlSpec,
     GenerationRequest,
     PlannedImpulse,
@@ -84,6 +83,8 @@ class Segmenter:
             token_indices=tuple(c.length - 1 for c in courses),
         )
         found = self.controller.decide(states, batch)
+        if found is None:  # it holds no entries
+            return
         for row, course in enumerate(courses):
             earlier = course.impulses if self.keeps else ()
             here = PlannedImpulse(course.length - 1, self.controller.block, found.deltas[row])

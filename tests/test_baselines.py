@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import suppress
-from typing import get_args
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from stir_train.baselines import fractional
@@ -21,17 +21,20 @@ from stir_train.baselines.interface import AnsweringContext, HarvestData, NotApp
 from stir_train.baselines.nowait import KEYWORDS, NoWait
 from stir_train.baselines.pairs import right_and_wrong, shortest_and_longest_right
 from stir_train.baselines.reading import read
-from stir_train.baselines.registry import BASELINES
+from stir_train.baselines.registry import load_baseline, load_baselines
 from stir_train.baselines.representation import RepresentationControl
 from stir_train.baselines.seal import Seal, is_execution
 from stir_train.baselines.self_consistency import SelfConsistency, Vote, elect
-from stir_train.config.stages import BaselineName
+from stir_train.config.baselines import BASELINES as SHIPPED
+from stir_train.config.stages import BaselinesConfig
+from stir_train.errors import ConfigError
 from stir_train.generation.backend import GenerationRequest
 from stir_train.models.load import LoadedModel
 from stir_train.types.rollout import Prompt, Rollout
 from tests.support import bases
 
 BLOCKS = (3, bases.BLOCK)
+BASELINES = load_baselines(tuple(SHIPPED))
 Prepared = dict[str, dict[str, torch.Tensor]]
 
 
@@ -55,7 +58,7 @@ def _tokens(rollouts: list[Rollout]) -> list[tuple[int, ...]]:
 def test_every_method_has_a_name_a_grid_and_learns_without_touching_the_model(
     harvest: HarvestData, prepared: Prepared
 ) -> None:
-    assert tuple(BASELINES) == get_args(BaselineName)
+    assert [method.name for method in BASELINES.values()] == list(SHIPPED)
     with pytest.raises(NotApplicable, match="no words"):  # the embedded model does not know them
         BASELINES["fractional-reasoning"].prepare(harvest)
     assert set(prepared) == set(BASELINES) - {"fractional-reasoning"}
@@ -63,6 +66,44 @@ def test_every_method_has_a_name_a_grid_and_learns_without_touching_the_model(
         assert all(torch.isfinite(t).all() for t in tensors.values()), name
         settings = BASELINES[name].settings(BLOCKS)
         assert len({label_of(setting) for setting in settings}) == len(settings) > 0, name
+
+
+class Own(NoWait):
+    """A method of the user's own."""
+
+    name = "own-words"
+
+
+Again = Own
+
+
+class Unnamed(NoWait):
+    """A method that would hide one of ours in the table."""
+
+    name = "stir-words"
+
+
+def test_a_method_of_ones_own_is_named_by_its_import_path() -> None:
+    path = f"{__name__}:Own"
+    config = BaselinesConfig(methods=("nowait", path))
+    assert config.imported == {"baselines.methods.0": path}
+    own = load_baselines(config.names)
+    assert {given: method.name for given, method in own.items()} == {
+        "nowait": "nowait",
+        path: "own-words",
+    }
+    assert BaselinesConfig(methods="all").imported == {}
+
+
+def test_what_is_no_method_is_refused_with_what_would_be() -> None:
+    with pytest.raises(ValidationError, match="did you mean 'seal'"):
+        BaselinesConfig(methods=("seel",))
+    with pytest.raises(ConfigError, match="is no baseline; it needs `name`"):
+        load_baseline("pathlib:Path")
+    with pytest.raises(ConfigError, match="calls itself 'stir-words'"):
+        load_baseline(f"{__name__}:Unnamed")
+    with pytest.raises(ConfigError, match="two methods call themselves 'own-words'"):
+        load_baselines((f"{__name__}:Own", f"{__name__}:Again"))
 
 
 def test_a_vote_takes_the_first_sample_of_the_majority_and_counts_every_token() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from stir_train.stores.results import load_run_results
 from tests.support.commands import stir_train
 from tests.support.smoke import run_smoke
 
@@ -75,11 +76,11 @@ def test_generations_start_from_the_last_student_and_the_test_split_comes_last(
     assert "nothing is left to learn" in done.stderr
     assert not (run / "generation-2/distill").exists()
     assert not (run / "generation-1/evaluate").exists(), "the test split is for the end"
-    results = json.loads((run / "test/results.json").read_text())
-    rows = {row["name"]: row for row in results["methods"]}
+    results = load_run_results(run, "test")
+    rows = {row.name: row.metrics for row in results.methods}
     assert list(rows) == ["greedy", "generation-1"]
-    assert results["chosen"] == "generation-1"
-    assert rows[results["chosen"]]["accuracy"] > rows["greedy"]["accuracy"]
+    assert results.chosen == "generation-1"
+    assert rows[results.chosen].accuracy > rows["greedy"].accuracy
     order = [json.loads(line)["stage"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert max(i for i, stage in enumerate(order) if stage.startswith("tune-")) < min(
         i for i, stage in enumerate(order) if stage.startswith("test-")
@@ -87,4 +88,4 @@ def test_generations_start_from_the_last_student_and_the_test_split_comes_last(
     again = run_smoke(tmp_path, *settings, verb="iterate")
     assert again.returncode == 0, again.stderr
     assert "rollouts," not in again.stderr, "everything was there"
-    assert json.loads((run / "test/results.json").read_text()) == results
+    assert load_run_results(run, "test") == results

@@ -19,11 +19,13 @@ from stir_train.artifacts.tables import load_table
 from stir_train.basis.validate import Injection, mean_gain
 from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
+from stir_train.config.steering import RetrievingSteering
 from stir_train.stores.interventions import InterventionStore
 from stir_train.stores.rollouts import RolloutStore
-from stir_train.tools.compare import result_rows
+from stir_train.tools.compare import read_results, result_rows
 from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import Intervention
+from stir_train.types.utility import Utility
 from tests.support.commands import stir_train
 from tests.support.smoke import PYTHON, STAGES, digests, run_smoke, smoke_arguments
 from tests.support.wandb_records import read_records
@@ -74,12 +76,12 @@ def test_wandb_holds_what_is_promised(finished: Path) -> None:
         for item in record.summary.update:
             summary["/".join(item.nested_key) or item.key] = item.value_json
     promised = (
-        "rollouts/correct_rate rollouts/truncated_rate rollouts/tokens_per_second "
-        "rollouts/queue_depth rollouts/eta_seconds rollouts/state_norm harvest/num_contrasts basis/logdet/4 "
-        "basis/spectrum/4 basis/coverage/kept validation/mean_uplift value/block_4/loss "
-        "value/auroc_block_4 value/ece_block_4 tune/intervention_rate steered/strength steered/gain_over_null "
-        "adapter/loss adapter/loss/sequence adapter/loss/logits adapter/grad_norm adapter/learning_rate adapter/memory_gib adapter/eta_seconds eval/greedy/accuracy "
-        "eval/stir/tokens_mean eval/methods/path report/page/path"
+        "rollout/correct_rate rollout/truncated_rate rollout/tokens_per_second "
+        "rollout/queue_depth rollout/eta_seconds rollout/state_norm harvest/num_contrasts basis/logdet/4 "
+        "basis/spectrum/4 basis/coverage/kept validate/mean_uplift value/block_4/loss "
+        "value/auroc_block_4 value/ece_block_4 tune/intervention_rate steer/strength steer/gain_over_null "
+        "distill/loss distill/loss/sequence distill/loss/logits distill/grad_norm distill/learning_rate distill/memory_gib distill/eta_seconds evaluate/greedy/accuracy "
+        "evaluate/stir/tokens_mean evaluate/methods/path report/page/path"
     )
     assert set(promised.split()) <= history
     assert {"seed", "git_sha", "rollout"} <= set(settings)
@@ -89,18 +91,21 @@ def test_wandb_holds_what_is_promised(finished: Path) -> None:
 
 
 def test_results_are_complete_and_consistent(finished: Path) -> None:
-    results = json.loads((finished / "smoke" / "evaluate" / "results.json").read_text())
-    assert results["num_items"] == 24
-    assert results["test_openings"] == 1
-    rows = {row["name"]: row for row in results["methods"]}
-    assert rows["control-empty-basis"]["delta_accuracy_ci95"] == [0.0, 0.0]
-    assert rows["control-empty-basis"]["tokens_mean"] == rows["greedy"]["tokens_mean"]
+    results = read_results(finished / "smoke")
+    assert results.num_items == 24
+    assert results.test_openings == 1
+    rows = {row.name: row.metrics for row in results.methods}
+    assert rows["control-empty-basis"].delta_accuracy_ci95 == (0.0, 0.0)
+    assert rows["control-empty-basis"].tokens_mean == rows["greedy"].tokens_mean
     for row in rows.values():
-        total = row["committed_tokens_mean"] + row["extra_tokens_mean"]
-        assert row["tokens_mean"] == pytest.approx(total)
-        low, high = row["accuracy_ci95"]
-        assert low <= row["accuracy"] <= high
-    assert rows["stir"]["chosen_on"] == "tune"
+        total = row.committed_tokens_mean + row.extra_tokens_mean
+        assert row.tokens_mean == pytest.approx(total)
+        low, high = row.accuracy_ci95
+        assert low <= row.accuracy <= high
+    stir = results.find("stir")
+    assert stir is not None
+    assert stir.chosen_on == "tune"
+    assert stir.steering is not None
     page = (finished / "smoke" / "report" / "report.html").read_text()
     assert "http://" not in page
     assert "https://" not in page
@@ -120,12 +125,12 @@ def test_every_export_is_written_where_it_was_asked_for(finished: Path, tmp_path
         assert {path.name for path in target.iterdir()} == files
         assert str(target) in done.stderr
     card = (tmp_path / "lora" / "README.md").read_text()
-    results = json.loads((finished / "smoke" / "evaluate" / "results.json").read_text())
-    for row in results["methods"]:
-        if row["name"] in ("greedy", "stir", "lora-student"):
-            assert f"| {row['name']} | {100 * row['accuracy']:.1f} |" in card
+    results = read_results(finished / "smoke")
+    for row in results.methods:
+        if row.name in ("greedy", "stir", "lora-student"):
+            assert f"| {row.name} | {100 * row.metrics.accuracy:.1f} |" in card
     assert RunDir(finished / "smoke").stage("distill").fingerprint()[:16] in card
-    assert "lora-rejection" in {student["name"] for student in results["students"]}
+    assert "lora-rejection" in {student.name for student in results.students}
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -148,8 +153,7 @@ def test_the_adapter_is_two_files_that_plain_peft_loads(finished: Path) -> None:
 
 @pytest.mark.parametrize("method", ["stir", "lora-student"])
 def test_a_prompt_is_answered_and_decisions_are_shown(finished: Path, method: str) -> None:
-    table = json.loads((finished / "smoke" / "evaluate" / "results.json").read_text())
-    assert method in {row["name"] for row in table["methods"]}
+    assert read_results(finished / "smoke").find(method) is not None
     question = "a3, b4, c1, d9: ones sum, exam\\n"
     answered = run_smoke(finished, "--method", method, "--prompt", question, verb="generate")
     assert answered.returncode == 0, answered.stderr
@@ -181,7 +185,7 @@ def test_other_settings_or_a_damaged_file_stop_with_what_to_do(
     for verb, *options in (("value",), ("tune",), ("value", "--redo"), ("generate", *prompt)):
         other = run_smoke(copy, "control_points.max_points=3", *options, verb=verb)
         assert other.returncode == 1
-        assert "rollouts was made with other settings" in " ".join(other.stderr.split())
+        assert "rollout was made with other settings" in " ".join(other.stderr.split())
         assert "control_points.max_points: 8 then, 3 now" in other.stderr
     assert (copy / "smoke" / "value" / "complete").exists(), "nothing was thrown away"
     shard = next((copy / "smoke" / "rollout").glob("states-*.safetensors"))
@@ -270,8 +274,7 @@ def test_validation_goes_on_with_the_block_whose_controller_did_best(finished: P
         single = mean_gain(
             alone,
             Injection(block, 3.0),
-            token_price=config.utility.token_price,
-            max_new_tokens=config.generation.max_new_tokens,
+            Utility(config.utility.token_price, config.generation.max_new_tokens),
         )
         return gained, single
 
@@ -294,22 +297,24 @@ def test_other_methods_and_other_tasks_join_the_comparison(finished: Path, tmp_p
     assert done.returncode == 0, done.stderr
     assert "2 other methods tuned over 11 settings" in done.stderr
     assert "outside the harvest: 16 problems of sums" in done.stderr
-    results = json.loads((tmp_path / "smoke/evaluate/results.json").read_text())
-    rows = {row["name"]: row for row in results["methods"]}
-    assert rows["nowait"]["chosen_on"] == rows["thinkedit"]["chosen_on"] == "tune"
-    assert set(rows["thinkedit"]["settings"]) == {"against", "heads"}
-    assert rows["variant-shut"]["chosen_on"] == "tune, then changed"
-    assert rows["stir"]["intervention_rate"] > rows["variant-shut"]["intervention_rate"] == 0
-    assert rows["variant-first"]["settings"]["first_point_only"] is True
-    (sums,) = results["out_of_domain"]
-    assert [row["name"] for row in sums["methods"]] == [
+    results = read_results(tmp_path / "smoke")
+    rows = {row.name: row for row in results.methods}
+    assert rows["nowait"].chosen_on == rows["thinkedit"].chosen_on == "tune"
+    assert set(rows["thinkedit"].setting or {}) == {"against", "heads"}
+    assert rows["variant-shut"].chosen_on == "tune, then changed"
+    rates = {name: row.metrics.intervention_rate for name, row in rows.items()}
+    assert rates["stir"] > rates["variant-shut"] == 0
+    assert isinstance(rows["variant-first"].steering, RetrievingSteering)
+    assert rows["variant-first"].steering.first_point_only is True
+    (sums,) = results.out_of_domain
+    assert [row.name for row in sums.methods] == [
         "greedy",
         "stir",
         "lora-student",
         "lora-rejection",
     ]
-    assert [row["name"] for row in results["sampled"]] == [row["name"] for row in sums["methods"]]
-    assert set(results["sampled"][0]["pass_at"]) == {"1", "2"}
+    assert [row.name for row in results.sampled] == [row.name for row in sums.methods]
+    assert set(results.sampled[0].pass_at) == {1, 2}
     compared = [row[:2] for row in result_rows([tmp_path / "smoke"])]
     assert ("smoke on sums", "stir") in compared
     page = (tmp_path / "smoke/report/report.html").read_text()
@@ -317,10 +322,13 @@ def test_other_methods_and_other_tasks_join_the_comparison(finished: Path, tmp_p
     assert "Outside the harvest: sums" in page
     assert "thinkedit-" in page
     # The model's weights were edited and put back: greedy answers are what they were.
-    before = json.loads((finished / "smoke/evaluate/results.json").read_text())
-    kept = ("accuracy", "tokens_mean")
-    greedy = next(row for row in before["methods"] if row["name"] == "greedy")
-    assert [rows["greedy"][key] for key in kept] == [greedy[key] for key in kept]
+    before = read_results(finished / "smoke").find("greedy")
+    assert before is not None
+    after = rows["greedy"].metrics
+    assert (after.accuracy, after.tokens_mean) == (
+        before.metrics.accuracy,
+        before.metrics.tokens_mean,
+    )
     status = stir_train("status", str(tmp_path / "smoke"))
     assert status.stderr.count("done") == len(STAGES) + 1
 

@@ -38,7 +38,7 @@ PLACES: tuple[Place, ...] = get_args(Place)
 MAX_POINTS = 3
 
 
-def _vector(seed: int, norm: float = 4.0) -> torch.Tensor:
+def _vector(seed: int, norm: float = 60.0) -> torch.Tensor:
     vector = torch.randn(64, generator=torch.Generator().manual_seed(seed))
     return norm * vector / vector.norm()
 
@@ -79,7 +79,9 @@ def test_engine_generate_and_one_pass_equal_rebuilding_every_prefix(
     assert [r.token_ids for r in result.rollouts] == [tuple(slow.run(p)) for p in some]
     assert _places(result.decisions) == _places(slow.decisions)
     plain = engine.generate(requests, sampling, seed=0, control=control)
-    assert [r.token_ids for r in result.rollouts] != [r.token_ids for r in plain.rollouts]
+    assert all(
+        a.logprobs != b.logprobs for a, b in zip(result.rollouts, plain.rollouts, strict=True)
+    )
     # Nothing costs a pass of its own: a prefill for the first token, then a pass a token.
     assert [r.forward_passes for r in result.rollouts] == [
         len(r.token_ids) for r in result.rollouts
@@ -154,7 +156,7 @@ def test_held_vectors_are_recorded_once_and_leave_the_blocks_below_alone(
         before = plain.states.states[[i for i, _ in same]]
         after = held.states.states[[j for _, j in same]]
         assert torch.equal(before[:, :3], after[:, :3])  # read before anything is added in a block
-        assert torch.equal(before[:, 3], after[:, 3]) == (place == "segment")
+        assert not torch.equal(before[:, 3], after[:, 3])
 
 
 def test_a_continued_completion_goes_on_under_what_its_plan_holds(

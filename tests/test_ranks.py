@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from stir_train.tools.compare import read_results
 from tests.support.ranks import outputs, run_ranks, start_ranks
 
 SUPPORT = Path(__file__).parent / "support"
@@ -166,11 +167,8 @@ def test_any_number_of_ranks_gives_equal_artifacts(alone: Path, tmp_path: Path, 
     )
     assert max(float((one[k] - other[k]).abs().max()) for k in one) < ROUNDING
     results = [
-        {
-            m["name"]: m["accuracy"]
-            for m in json.loads((p / "eval/results.json").read_text())["methods"]
-        }
-        for p in (alone, run)
+        {row.name: row.metrics.accuracy for row in read_results(path).methods}
+        for path in (alone, run)
     ]
     assert results[0] == results[1]
     chunks = [item for item in _work_log(run) if item[0] in ("rollout", "steer")]

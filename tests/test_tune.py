@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
-
+from stir_train.answering.methods import settings_label
 from stir_train.config.run import RunConfig
 from stir_train.config.stages import TuneConfig
 from stir_train.config.steering import JudgedSteering, ValueSteering
+from stir_train.evals.choice import choose
 from stir_train.evals.metrics import compare_to_baseline
-from stir_train.recipes.tune import Trial, choose, split_by_halving, trial_name
-from stir_train.types.rollout import Grade, GradedRollout, Prompt, Rollout
+from stir_train.types.results import SteeringTrial
+from stir_train.types.rollout import Grade, GradedRollout, Rollout
+from stir_train.types.utility import Utility
 
 BUDGET = 100
 
@@ -26,29 +27,15 @@ def _answers(correct: list[bool], tokens: int) -> list[GradedRollout]:
     ]
 
 
-def _trial(strength: float, correct: list[bool], tokens: int, greedy: list[bool]) -> Trial:
+def _trial(strength: float, correct: list[bool], tokens: int, greedy: list[bool]) -> SteeringTrial:
     metrics = compare_to_baseline(
         f"value-{strength}",
         _answers(correct, tokens),
         _answers(greedy, 50),
         num_resamples=2000,
-        price_per_token=0.5 / BUDGET,
+        utility=Utility(0.5, BUDGET),
     )
-    return Trial(ValueSteering(strength=strength, depth=0.6), metrics, len(correct))
-
-
-@pytest.mark.parametrize(("count", "halvings"), [(300, 0), (300, 1), (300, 2), (7, 3), (1, 2)])
-def test_halving_cuts_every_problem_once_and_doubles_what_was_seen(
-    count: int, halvings: int
-) -> None:
-    prompts = [Prompt(str(i), "", "", (1,), "") for i in range(count)]
-    parts = split_by_halving(prompts, halvings)
-    assert [p for part in parts for p in part] == prompts
-    assert all(len(part) > 0 for part in parts)
-    seen = len(parts[0])
-    for part in parts[1:]:
-        assert abs(len(part) - seen) <= 1
-        seen += len(part)
+    return SteeringTrial(ValueSteering(strength=strength, depth=0.6), metrics, len(correct))
 
 
 def test_the_most_useful_setting_without_a_likely_loss_is_chosen() -> None:
@@ -83,7 +70,7 @@ def test_every_setting_of_a_grid_is_tried_once_under_a_name_of_its_own() -> None
     )
     grid = config.tried_settings
     assert len(grid) == 2 * (2 * 2 * 2 * 2 * 2) + 2 * 2
-    assert len({trial_name(settings) for settings in grid}) == len(grid)
+    assert len({settings_label(settings) for settings in grid}) == len(grid)
     # More candidates than the nearest entries could not be offered.
     assert {(s.num_candidates, s.num_nearest) for s in grid if isinstance(s, JudgedSteering)} == {
         (4, 8),

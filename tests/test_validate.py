@@ -25,6 +25,7 @@ from stir_train.harvest.contrast import contrast_rollouts
 from stir_train.models.load import LoadedModel
 from stir_train.types.rollout import Prompt
 from stir_train.types.steering import UNSTEERED, Candidates, ControlBasis, Intervention
+from stir_train.types.utility import Utility
 from stir_train.value.targets import build_intervened
 from tests.support import bases
 
@@ -230,7 +231,7 @@ def test_uplifts_are_paired_priced_and_shrunk() -> None:
         _trial(1, False, 60),
         _trial(1, False, 100, improvable=False),
     ]
-    uplifts = entry_uplifts(trials, 3, token_price=PRICE, max_new_tokens=BUDGET)
+    uplifts = entry_uplifts(trials, 3, Utility(PRICE, BUDGET))
     assert [u.count for u in uplifts] == [2, 1, 0]
     assert uplifts[0].mean == pytest.approx((1.0 + 0.9) / 2)
     assert uplifts[1].mean == 0
@@ -244,9 +245,9 @@ def test_uplifts_are_paired_priced_and_shrunk() -> None:
 def test_entries_that_cannot_help_are_given_up() -> None:
     harmful = [_trial(0, False, 60 + i) for i in range(8)]
     helpful = [_trial(1, i % 2 == 0, 60, strength=3.0) for i in range(8)]
-    uplifts = entry_uplifts(harmful + helpful, 3, token_price=PRICE, max_new_tokens=BUDGET)
+    uplifts = entry_uplifts(harmful + helpful, 3, Utility(PRICE, BUDGET))
     assert still_promising(uplifts).tolist() == [False, True, True]
-    gain = partial(mean_gain, harmful + helpful, token_price=PRICE, max_new_tokens=BUDGET)
+    gain = partial(mean_gain, harmful + helpful, utility=Utility(PRICE, BUDGET))
     assert gain(Injection(bases.BLOCK, 3.0)) == pytest.approx(0.5)
     assert gain(Injection(bases.BLOCK, 2.0)) == 0
     assert gain(Injection(3, 1.0)) == 0

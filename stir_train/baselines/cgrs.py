@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stir_train.baselines.editing import biased, forbidding, token_ids_of_words
 from stir_train.baselines.interface import (
+    EDITS,
     AnsweringContext,
     HarvestData,
     NotApplicable,
@@ -43,6 +44,7 @@ class Cgrs:
     """Certainty-guided suppression of triggers."""
 
     name = "cgrs"
+    needs = EDITS
 
     def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """Which tokens are triggers."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stir_train.baselines.editing import adding
-from stir_train.baselines.interface import AnsweringContext, HarvestData, Parameters, Setting
+from stir_train.baselines.interface import EDITS, AnsweringContext, HarvestData, Parameters, Setting
 from stir_train.baselines.pairs import shortest_and_longest_right
 from stir_train.baselines.reading import Reading, block_outputs, read
 from stir_train.models.hooks import block_hooks
@@ -32,6 +32,7 @@ class SteeredCompression:
     """Concise minus verbose, as strong as a KL budget allows."""
 
     name = "steered-compression"
+    needs = EDITS
 
     def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """The vector of every block and its strength for every budget."""

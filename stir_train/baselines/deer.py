@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stir_train.baselines.editing import token_ids_of_words
 from stir_train.baselines.interface import (
+    EDITS,
     AnsweringContext,
     HarvestData,
     NotApplicable,
@@ -34,6 +35,7 @@ class Deer:
     """Try an answer at every monitor word."""
 
     name = "deer"
+    needs = EDITS
 
     def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """Which tokens are monitor words."""

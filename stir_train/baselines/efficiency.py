@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stir_train.baselines.editing import adding
-from stir_train.baselines.interface import AnsweringContext, HarvestData, Parameters, Setting
+from stir_train.baselines.interface import EDITS, AnsweringContext, HarvestData, Parameters, Setting
 from stir_train.baselines.pairs import shortest_and_longest_right
 from stir_train.baselines.reading import block_outputs, read
 from stir_train.types.rollout import Prompt, Rollout
@@ -25,6 +25,7 @@ class EfficiencySteering:
     """Short minus long, at every decoded token."""
 
     name = "efficiency-steering"
+    needs = EDITS
 
     def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """The vector of every block."""

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stir_train.baselines.interface import (
+    EDITS,
     AnsweringContext,
     HarvestData,
     NotApplicable,
@@ -46,6 +47,7 @@ class FractionalReasoning:
     """Several fractions of more reasoning, and a vote."""
 
     name = "fractional-reasoning"
+    needs = EDITS
 
     def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """One unit direction a block, ``Float[L D]``."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from stir_train.generation.backend import (
+    Ability,
     ControlSpec,
     GenerationBackend,
     GenerationRequest,
@@ -25,6 +26,10 @@ Setting = Mapping[str, float | int | str]
 """One point of a method's grid, JSON-ready."""
 Parameters = Mapping[str, Tensor]
 """What a method took from the harvest problems, by name."""
+STEERS = frozenset({Ability.ACT_AT_CONTROL_POINTS})
+"""Of a method that steers at control points."""
+EDITS = frozenset({Ability.EDIT_WEIGHTS})
+"""Of a method that hooks the model's modules or changes its weights."""
 
 
 class NotApplicable(Exception):  # noqa: N818 - a finding, not an error
@@ -103,10 +108,17 @@ class AnsweringContext:
         return list(made.rollouts)
 
 
+@runtime_checkable
 class Baseline(Protocol):
-    """One method."""
+    """One method.
+
+    Attributes:
+        name: Its row of the results, and its directory.
+        needs: What it needs the generation backend to be able to do.
+    """
 
     name: str
+    needs: frozenset[Ability]
 
     def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """Learn from harvest problems.

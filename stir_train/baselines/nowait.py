@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stir_train.baselines.editing import biased, forbidding, token_ids_of_words
 from stir_train.baselines.interface import (
+    EDITS,
     AnsweringContext,
     HarvestData,
     NotApplicable,
@@ -49,6 +50,7 @@ class NoWait:
     """Forbid the keywords."""
 
     name = "nowait"
+    needs = EDITS
 
     def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """Which tokens are forbidden."""

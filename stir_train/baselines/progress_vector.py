@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stir_train.baselines.editing import biased
-from stir_train.baselines.interface import AnsweringContext, HarvestData, Parameters, Setting
+from stir_train.baselines.interface import EDITS, AnsweringContext, HarvestData, Parameters, Setting
 from stir_train.baselines.reading import read
 from stir_train.types.rollout import Prompt, Rollout
 
@@ -26,6 +26,7 @@ class ProgressVector:
     """Towards the end, at every token."""
 
     name = "progress-vector"
+    needs = EDITS
 
     def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """The regression, and the bias that it comes to."""

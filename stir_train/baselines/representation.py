@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stir_train.baselines.editing import adding
-from stir_train.baselines.interface import AnsweringContext, HarvestData, Parameters, Setting
+from stir_train.baselines.interface import EDITS, AnsweringContext, HarvestData, Parameters, Setting
 from stir_train.baselines.pairs import right_and_wrong
 from stir_train.baselines.reading import block_outputs, read
 from stir_train.types.rollout import Prompt, Rollout
@@ -25,6 +25,7 @@ class RepresentationControl:
     """One vector at every token."""
 
     name = "representation-control"
+    needs = EDITS
 
     def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """Mean and first principal component of right-minus-wrong, per block."""

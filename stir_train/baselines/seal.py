@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stir_train.baselines.interface import (
+    STEERS,
     AnsweringContext,
     HarvestData,
     NotApplicable,
@@ -57,6 +58,7 @@ class Seal:
     """Away from reflection and transition, at every control point."""
 
     name = "seal"
+    needs = STEERS
 
     def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """The vector of every block, from the states that the harvest captured."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from stir_train.baselines.interface import AnsweringContext, HarvestData, Parameters, Setting
-from stir_train.generation.backend import GenerationRequest, SamplingParams
+from stir_train.generation.backend import Ability, GenerationRequest, SamplingParams
 from stir_train.types.rollout import Prompt, Rollout
 
 TEMPERATURE, TOP_P = 0.8, 0.95
@@ -30,6 +30,7 @@ class SelfConsistency:
     """Majority of samples."""
 
     name = "self-consistency"
+    needs = frozenset[Ability]()
 
     def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:  # noqa: ARG002 - the interface's
         """Nothing is parameters."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from stir_train.baselines.editing import edited
 from stir_train.baselines.interface import (
+    EDITS,
     AnsweringContext,
     HarvestData,
     NotApplicable,
@@ -38,6 +39,7 @@ class Steer2Edit:
     """Edit heads and neurons along a direction, each by its own gain."""
 
     name = "steer2edit"
+    needs = EDITS
 
     def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """Per block, what goes into both output maps and the directions at their outputs."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from stir_train.baselines.editing import edited
 from stir_train.baselines.interface import (
+    EDITS,
     AnsweringContext,
     HarvestData,
     NotApplicable,
@@ -38,6 +39,7 @@ class ThinkEdit:
     """Project a direction out of the heads that write it."""
 
     name = "thinkedit"
+    needs = EDITS
 
     def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """Directions ``Float[L D]`` and, of either side, every head's score ``Float[L H]``."""

@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stir_train.types.reports import BlockDiagnostics, PointYield
 from stir_train.types.steering import Contrasts, ControlBasis
 
 WEAK_CONTRAST = 0.05
 UNSTABLE_COSINE = 0.3
-
-
-@dataclass(frozen=True)
-class BlockDiagnostics:
-    """What one block's contrasts look like.
-
-    Attributes:
-        block: 0-based.
-        relative_norm: Median of ``|v| / |mean state|`` over contrasts.
-        raw_cosine, centred_cosine: Mean cosine between keys, before and after centring.
-        coherence: Mean cosine of directions with their mean: 1 is one shared vector, 0 none.
-        split_half: Cosine between the mean directions of two halves of the prompts, per point
-            averaged; low values mean that the vectors are noise.
-    """
-
-    block: int
-    relative_norm: float
-    raw_cosine: float
-    centred_cosine: float
-    coherence: float
-    split_half: float
 
 
 def diagnose(candidates: Contrasts, block: int) -> tuple[BlockDiagnostics, Float[Tensor, "C"]]:
@@ -80,12 +58,12 @@ def warnings_of(candidates: Contrasts, blocks: list[BlockDiagnostics]) -> list[s
     return found
 
 
-def points_yield(candidates: Contrasts, basis: ControlBasis) -> list[tuple[int, int, float]]:
-    """(point, contrasts found, corrections kept in a block on average) per control point."""
+def points_yield(candidates: Contrasts, basis: ControlBasis) -> list[PointYield]:
+    """Contrasts found and corrections kept, per control point."""
     corrections = basis.points[~basis.is_anchor]
     num_blocks = len(candidates.blocks)
     return [
-        (
+        PointYield(
             point,
             int((candidates.points == point).sum()),
             int((corrections == point).sum()) / num_blocks,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from stir_train.basis.validate import Injection, mean_gain
 from stir_train.generation.backend import GenerationRequest, PlannedImpulse
 from stir_train.stores.interventions import InterventionData
+from stir_train.types.reports import InjectionUplift
 from stir_train.types.rollout import GradedRollout, Impulse, Prompt, RolloutOutcome
 from stir_train.types.steering import ControlBasis, Intervention, PlannedTrial
+from stir_train.types.utility import Utility
 
 LONG = 1.25
 """A right rollout is long when it takes this many times the shortest right sample."""
@@ -97,9 +98,7 @@ def better_blocks(
     answers: Mapping[Injection, Sequence[RolloutOutcome]],
     greedy: Sequence[RolloutOutcome],
     trials: Sequence[Intervention],
-    *,
-    token_price: float,
-    max_new_tokens: int,
+    utility: Utility,
 ) -> list[int]:
     """The better half of the blocks, best first: those whose controllers gain most so far.
 
@@ -111,18 +110,17 @@ def better_blocks(
         answers: How problems ended under the controller of each block and strength.
         greedy: How the same problems, and maybe more after them, ended without.
         trials: Those so far, which tell where early heads do not dare to steer at all.
-        token_price: What a whole token budget is worth in accuracy.
-        max_new_tokens: The budget.
+        utility: What an answer is worth.
     """
 
-    def utility(outcome: RolloutOutcome) -> float:
-        return outcome.correct - token_price * outcome.num_tokens / max_new_tokens
+    def worth(outcome: RolloutOutcome) -> float:
+        return utility.of(float(outcome.correct), float(outcome.num_tokens))
 
     def score(injection: Injection) -> tuple[float, float]:
         # Where early heads do harm, later ones will know better; greedy returns have no noise.
         pairs = zip(answers[injection], greedy, strict=False)
-        gained = sum(max(0.0, utility(steered) - utility(plain)) for steered, plain in pairs)
-        alone = mean_gain(trials, injection, token_price=token_price, max_new_tokens=max_new_tokens)
+        gained = sum(max(0.0, worth(steered) - worth(plain)) for steered, plain in pairs)
+        alone = mean_gain(trials, injection, utility)
         return gained, alone
 
     best = {
@@ -133,28 +131,26 @@ def better_blocks(
     return order[: (len(order) + 1) // 2]
 
 
-def injection_report(
-    trials: Sequence[Intervention], *, token_price: float, max_new_tokens: int
-) -> list[dict[str, Any]]:
+def injection_uplifts(trials: Sequence[Intervention], utility: Utility) -> list[InjectionUplift]:
     """Uplift by block and strength, where there was something to gain and where there was not."""
     rows = []
-    for injection in sorted({(t.block, t.strength) for t in trials}):
+    for block, strength in sorted({(t.block, t.strength) for t in trials}):
         for improvable in (True, False):
             values = [
-                t.uplift(token_price, max_new_tokens)
+                t.uplift(utility)
                 for t in trials
-                if (t.block, t.strength) == injection and t.improvable is improvable
+                if (t.block, t.strength) == (block, strength) and t.improvable is improvable
             ]
             if values:
                 rows.append(
-                    {
-                        "block": injection[0],
-                        "strength": injection[1],
-                        "improvable": improvable,
-                        "count": len(values),
-                        "mean_uplift": sum(values) / len(values),
-                        "helped": sum(v > 0 for v in values) / len(values),
-                        "harmed": sum(v < 0 for v in values) / len(values),
-                    }
+                    InjectionUplift(
+                        block=block,
+                        strength=strength,
+                        improvable=improvable,
+                        count=len(values),
+                        mean_uplift=sum(values) / len(values),
+                        helped=sum(v > 0 for v in values) / len(values),
+                        harmed=sum(v < 0 for v in values) / len(values),
+                    )
                 )
     return rows

@@ -20,7 +20,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stir_train.stores.interventions import InterventionData
+from stir_train.types.reports import EntryUplift
 from stir_train.types.steering import UNSTEERED, ControlBasis, Intervention, PlannedTrial
+from stir_train.types.utility import Utility
 
 NEAREST = 8
 """Of the entries drawn at random half are of this many most similar ones, half of all."""
@@ -72,26 +74,6 @@ class Injection:
 
     block: int
     strength: float
-
-
-@dataclass(frozen=True)
-class EntryUplift:
-    """What trials say of one entry, over states that had something to gain.
-
-    Attributes:
-        entry: Row of the basis.
-        count: Trials.
-        mean: Mean return with the impulse minus without it.
-        low, high: 95 % interval of the mean; infinite without two trials.
-        shrunken: The mean, shrunk towards the mean of all entries.
-    """
-
-    entry: int
-    count: int
-    mean: float
-    low: float
-    high: float
-    shrunken: float
 
 
 def pool_of(data: InterventionData) -> StatePool:
@@ -155,15 +137,13 @@ def plan_trials(
 def entry_uplifts(
     trials: Sequence[Intervention],
     num_entries: int,
-    *,
-    token_price: float,
-    max_new_tokens: int,
+    utility: Utility,
 ) -> list[EntryUplift]:
     """Summarise the trials of every entry at states that had something to gain."""
     values: list[list[float]] = [[] for _ in range(num_entries)]
     for trial in trials:
         if trial.improvable:
-            values[trial.entry].append(trial.uplift(token_price, max_new_tokens))
+            values[trial.entry].append(trial.uplift(utility))
     everything = [value for entry in values for value in entry]
     overall = sum(everything) / len(everything) if everything else 0.0
     return [_summarise(entry, own, overall) for entry, own in enumerate(values)]
@@ -174,15 +154,13 @@ def still_promising(uplifts: Sequence[EntryUplift]) -> Bool[Tensor, "K"]:
     return torch.tensor([u.count < MIN_TRIALS or u.high > 0 for u in uplifts])
 
 
-def mean_gain(
-    trials: Sequence[Intervention], injection: Injection, *, token_price: float, max_new_tokens: int
-) -> float:
+def mean_gain(trials: Sequence[Intervention], injection: Injection, utility: Utility) -> float:
     """What a perfect gate would gain by an injection's trials, where there was something to gain.
 
     Greedy returns have no noise, so the positive part of an uplift is not a lucky draw.
     """
     gains = [
-        max(0.0, trial.uplift(token_price, max_new_tokens))
+        max(0.0, trial.uplift(utility))
         for trial in trials
         if trial.improvable
         and (trial.block, trial.strength) == (injection.block, injection.strength)

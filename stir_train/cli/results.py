@@ -18,7 +18,7 @@ def verify(config: ConfigPath, overrides: Overrides = None) -> None:
     """Reload a finished run's adapter in a fresh process and compare its logits."""
     with opened(config, overrides or []) as context:
         from stir_train.monitoring.console import good
-        from stir_train.recipes.distill import run_verify
+        from stir_train.tools.verify import run_verify
 
         result = run_verify(context)
         context.console.print(

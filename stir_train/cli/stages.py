@@ -94,13 +94,13 @@ def run(
 def iterate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Run generations, each from the last one's student, while the tune split improves."""
     settings = load(config, overrides or [])
-    from stir_train.recipes.result_tables import results_table
+    from stir_train.evals.tables import results_table
     from stir_train.runtime.iterate import run_iterate
 
     out = console()
     results = run_iterate(settings, out, sys.argv)
     out.print(results_table(results))
-    out.print(f"chosen on the tune split: {results['chosen']}")
+    out.print(f"chosen on the tune split: {results.chosen}")
 
 
 @app.command()

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
 from stir_train.config.base import Fraction, FrozenConfig, NonNegativeFloat
+from stir_train.config.baselines import BASELINES, require_baseline
+from stir_train.config.import_path import is_import_path
 from stir_train.config.inputs import TaskConfig
 from stir_train.config.steering import SteeringMode
-
-BaselineName = Literal[
-    "self-consistency",
-    "seal",
-    "steered-compression",
-    "fractional-reasoning",
-    "representation-control",
-    "efficiency-steering",
-    "nowait",
-    "cgrs",
-    "deer",
-    "progress-vector",
-    "thinkedit",
-    "steer2edit",
-]
 
 
 class ControlPointConfig(FrozenConfig):
@@ -186,15 +173,22 @@ class TuneConfig(FrozenConfig):
 class BaselinesConfig(FrozenConfig):
     """Other methods beside ours, each tuned on the same split."""
 
-    methods: tuple[BaselineName, ...] | Literal["all"] = ()
-    """Which; none by default. Each says in its docstring what is its paper's and what our choice."""
+    methods: tuple[Annotated[str, AfterValidator(require_baseline)], ...] | Literal["all"] = ()
+    """Which, by shipped name or by import path (`package.module:Name`); none by default, and `all` are the
+    shipped ones. Each says in its docstring what is its paper's and what our choice."""
     num_halvings: Annotated[int, Field(ge=0, le=6)] = 1
     """How often the worse half of each method's settings is given up; see `tune.num_halvings`."""
 
     @property
-    def names(self) -> tuple[BaselineName, ...]:
-        """The methods asked for, in order."""
-        return get_args(BaselineName) if self.methods == "all" else self.methods
+    def names(self) -> tuple[str, ...]:
+        """The methods asked for, in order: shipped names and import paths."""
+        return tuple(BASELINES) if self.methods == "all" else self.methods
+
+    @property
+    def imported(self) -> dict[str, str]:
+        """Methods of the user's own."""
+        own = [name for name in self.names if is_import_path(name)]
+        return {f"baselines.methods.{number}": path for number, path in enumerate(own)}
 
 
 class OutOfDomainConfig(FrozenConfig):

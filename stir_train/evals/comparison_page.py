@@ -5,31 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
 
 from stir_train.evals.frontier import frontier
 from stir_train.evals.intervals import describe_interval
 from stir_train.evals.report import page_environment
+from stir_train.types.results import MethodMetrics, Results
 
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A run's name, its ``results.json``, and its frontier as an inline image."""
+    """A run's name, its results, and its frontier as an inline image."""
 
     name: str
-    results: Mapping[str, Any]
+    results: Results
     figure: str
 
 
-def render_comparison(results: Mapping[str, Mapping[str, Any]]) -> str:
+def render_comparison(results: Mapping[str, Results]) -> str:
     """Render the page; it needs no other file and no network.
 
     Args:
-        results: ``results.json`` by the run's name.
+        results: By the run's name.
     """
-    runs = [ComparedRun(name, found, frontier(found["methods"])) for name, found in results.items()]
-    methods = dict.fromkeys(row["name"] for run in runs for row in run.results["methods"])
-    by_method = {method: [_row(run.results, method) for run in runs] for method in methods}
+    runs = [
+        ComparedRun(name, found, frontier([row.metrics for row in found.methods]))
+        for name, found in results.items()
+    ]
+    methods = dict.fromkeys(row.name for run in runs for row in run.results.methods)
+    by_method = {method: [_figures(run.results, method) for run in runs] for method in methods}
     template = resources.files("stir_train.evals").joinpath("comparison.html.j2")
     return (
         page_environment()
@@ -43,16 +46,16 @@ def render_comparison(results: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def warnings_of(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def warnings_of(results: Mapping[str, Results]) -> list[str]:
     """What keeps figures of different runs from being put side by side."""
     found = []
     items: dict[str, dict[str, list[str]]] = {}
     for name, result in results.items():
-        by_items = items.setdefault(result["task"], {})
-        by_items.setdefault(result["items_sha256"], []).append(name)
-        if result.get("test_openings", 1) > 1:
+        by_items = items.setdefault(result.task, {})
+        by_items.setdefault(result.items_sha256, []).append(name)
+        if result.test_openings > 1:
             found.append(
-                f"{name}: its test split was opened for {result['test_openings']} choices; intervals "
+                f"{name}: its test split was opened for {result.test_openings} choices; intervals "
                 "are honest for the first alone"
             )
     for task, by_items in items.items():
@@ -62,5 +65,6 @@ def warnings_of(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def _row(results: Mapping[str, Any], method: str) -> Mapping[str, Any] | None:
-    return next((row for row in results["methods"] if row["name"] == method), None)
+def _figures(results: Results, method: str) -> MethodMetrics | None:
+    row = results.find(method)
+    return None if row is None else row.metrics

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 from matplotlib.transforms import Bbox
 
 from stir_train.evals.plots import GRID, new_figure, png
+from stir_train.types.results import MethodMetrics
 
-Row = Mapping[str, Any]
+Row = MethodMetrics
 
 
 class Kind(NamedTuple):
@@ -49,15 +50,15 @@ def frontier(methods: Sequence[Row]) -> str:
     greedy decoding are named first, and others where there is room.
     """
     figure, axes = new_figure(8.6, 5.2)
-    kinds = {row["name"]: _kind(row["name"]) for row in methods}
+    kinds = {row.name: _kind(row.name) for row in methods}
     for order, kind in enumerate(reversed(KINDS), start=2):  # ours on top
-        members = [row for row in methods if kinds[row["name"]] == kind]
+        members = [row for row in methods if kinds[row.name] == kind]
         if members:
             _draw(axes, members, kind, order)
-    best = undominated([row for row in methods if kinds[row["name"]] != VARIANTS])
+    best = undominated([row for row in methods if kinds[row.name] != VARIANTS])
     axes.step(
-        [row["tokens_mean"] for row in best],
-        [100 * row["accuracy"] for row in best],
+        [row.tokens_mean for row in best],
+        [100 * row.accuracy for row in best],
         where="post",
         color="#2563eb",
         linewidth=1,
@@ -76,7 +77,7 @@ def frontier(methods: Sequence[Row]) -> str:
     figure.legend(
         handles[::-1], labels[::-1], fontsize=8, loc="outside upper center", ncols=6, frameon=False
     )
-    first = [row for row in methods if row["name"] in ("greedy", "stir")]
+    first = [row for row in methods if row.name in ("greedy", "stir")]
     figure.draw_without_rendering()  # where things stand is known from here on
     _name(axes, [*first, *best, *methods])
     return png(figure)
@@ -88,8 +89,8 @@ def undominated(methods: Sequence[Row]) -> list[Row]:
     In order of tokens; of equals the first.
     """
     kept: list[Row] = []
-    for row in sorted(methods, key=lambda row: (row["tokens_mean"], -row["accuracy"])):
-        if not kept or row["accuracy"] > kept[-1]["accuracy"]:
+    for row in sorted(methods, key=lambda row: (row.tokens_mean, -row.accuracy)):
+        if not kept or row.accuracy > kept[-1].accuracy:
             kept.append(row)
     return kept
 
@@ -99,10 +100,10 @@ def _kind(name: str) -> Kind:
 
 
 def _draw(axes: Axes, rows: Sequence[Row], kind: Kind, order: int) -> None:
-    low, high = zip(*(row["accuracy_ci95"] for row in rows), strict=True)
-    accuracies = [row["accuracy"] for row in rows]
+    low, high = zip(*(row.accuracy_ci95 for row in rows), strict=True)
+    accuracies = [row.accuracy for row in rows]
     axes.errorbar(
-        [row["tokens_mean"] for row in rows],
+        [row.tokens_mean for row in rows],
         [100 * a for a in accuracies],
         yerr=[
             [100 * (a - bound) for a, bound in zip(accuracies, low, strict=True)],
@@ -120,7 +121,7 @@ def _draw(axes: Axes, rows: Sequence[Row], kind: Kind, order: int) -> None:
 
 def _name(axes: Axes, rows: Sequence[Row]) -> None:
     """Name points in this order, each once, where its label covers no other and no point."""
-    places = {row["name"]: (row["tokens_mean"], 100 * row["accuracy"]) for row in rows}
+    places = {row.name: (row.tokens_mean, 100 * row.accuracy) for row in rows}
     points = axes.transData.transform(list(places.values()))
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in points]
     named: set[tuple[float, float]] = set()

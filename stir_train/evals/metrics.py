@@ -3,48 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from stir_train.errors import StageError
 from stir_train.evals.intervals import bootstrap_interval, mcnemar_p, ratio_change_interval
+from stir_train.types.results import MethodMetrics
 from stir_train.types.rollout import CHECKER_FAILURES, GradedRollout
-
-
-@dataclass(frozen=True)
-class MethodMetrics:
-    """A row of the results table. Accuracy deltas are fractions; token deltas are relative.
-
-    Attributes:
-        tokens_mean: Every generated token, previews included.
-        committed_tokens_mean: Tokens of the completion itself.
-        extra_tokens_mean: Preview tokens thrown away.
-        forward_passes_mean: Model calls each item took part in.
-        checker_failure_rate: Answers whose checker timed out or crashed; counted as wrong.
-        intervention_rate: Impulses per control point reached.
-        utility: Mean of ``1[correct] - token_price * tokens / max_new_tokens``.
-    """
-
-    name: str
-    accuracy: float
-    accuracy_ci95: tuple[float, float]
-    tokens_mean: float
-    committed_tokens_mean: float
-    extra_tokens_mean: float
-    forward_passes_mean: float
-    truncated_rate: float
-    no_answer_rate: float
-    checker_failure_rate: float
-    intervention_rate: float
-    utility: float
-    delta_accuracy: float
-    delta_accuracy_ci95: tuple[float, float]
-    delta_tokens_fraction: float
-    delta_tokens_ci95: tuple[float, float]
-    delta_utility: float
-    delta_utility_ci95: tuple[float, float]
-    mcnemar_p: float
-    wins: int
-    losses: int
+from stir_train.types.utility import Utility
 
 
 def compare_to_baseline(
@@ -53,9 +17,16 @@ def compare_to_baseline(
     baseline: Sequence[GradedRollout],
     *,
     num_resamples: int,
-    price_per_token: float,
+    utility: Utility,
 ) -> MethodMetrics:
-    """Compute a method's row; ``price_per_token`` is in accuracy, for the utility.
+    """Compute a method's figures, paired with a baseline's.
+
+    Args:
+        name: The method.
+        method: Its answers.
+        baseline: Answers to the same problems, in the same order.
+        num_resamples: Bootstrap resamples of problems.
+        utility: What an answer is worth.
 
     Raises:
         StageError: If the two did not answer the same items in the same order.
@@ -67,9 +38,9 @@ def compare_to_baseline(
     tokens = [float(g.rollout.total_tokens) for g in method]
     base_tokens = [float(g.rollout.total_tokens) for g in baseline]
     differences = [a - b for a, b in zip(right, base, strict=True)]
-    utility = [a - price_per_token * t for a, t in zip(right, tokens, strict=True)]
-    base_utility = [a - price_per_token * t for a, t in zip(base, base_tokens, strict=True)]
-    utility_gains = [a - b for a, b in zip(utility, base_utility, strict=True)]
+    worth = [utility.of(a, t) for a, t in zip(right, tokens, strict=True)]
+    base_worth = [utility.of(a, t) for a, t in zip(base, base_tokens, strict=True)]
+    utility_gains = [a - b for a, b in zip(worth, base_worth, strict=True)]
     wins, losses = differences.count(1.0), differences.count(-1.0)
     points = sum(len(g.rollout.control_points) for g in method)
     impulses = sum(len(g.rollout.impulses) for g in method)
@@ -82,10 +53,11 @@ def compare_to_baseline(
         extra_tokens_mean=_mean([float(g.rollout.preview_tokens) for g in method]),
         forward_passes_mean=_mean([float(g.rollout.forward_passes) for g in method]),
         truncated_rate=_mean([float(g.rollout.truncated) for g in method]),
+        no_marker_rate=_mean([float(not g.grade.had_marker) for g in method]),
         no_answer_rate=_mean([float(not g.grade.extracted) for g in method]),
         checker_failure_rate=_mean([float(g.grade.reason in CHECKER_FAILURES) for g in method]),
         intervention_rate=impulses / points if points else 0.0,
-        utility=_mean(utility),
+        utility=_mean(worth),
         delta_utility=_mean(utility_gains),
         delta_utility_ci95=bootstrap_interval(utility_gains, num_resamples=num_resamples),
         delta_accuracy=_mean(differences),
@@ -95,6 +67,13 @@ def compare_to_baseline(
         mcnemar_p=mcnemar_p(wins, losses),
         wins=wins,
         losses=losses,
+    )
+
+
+def mean_utility(answers: Sequence[GradedRollout], utility: Utility) -> float:
+    """Mean utility of answers, every generated token counted."""
+    return _mean(
+        [utility.of(float(g.grade.correct), float(g.rollout.total_tokens)) for g in answers]
     )
 
 

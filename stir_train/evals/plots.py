@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib
 
@@ -14,16 +13,28 @@ matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from stir_train.types.reports import BlockDiagnostics, PointYield, ReliabilityBin
+
 COLORS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#4b5563", "#be185d")
 GRID = "#e5e7eb"
 
 
-def points_yield(points: Sequence[tuple[int, int, float]]) -> str:
+def points_yield(points: Sequence[PointYield]) -> str:
     """Contrasts found and corrections kept at each control point."""
     figure, axes = new_figure()
-    positions = [point for point, _, _ in points]
-    axes.bar([p - 0.2 for p in positions], [n for _, n, _ in points], 0.4, label="contrasts found")
-    axes.bar([p + 0.2 for p in positions], [n for _, _, n in points], 0.4, label="corrections kept")
+    positions = [found.point for found in points]
+    axes.bar(
+        [p - 0.2 for p in positions],
+        [found.num_contrasts for found in points],
+        0.4,
+        label="contrasts found",
+    )
+    axes.bar(
+        [p + 0.2 for p in positions],
+        [found.kept_per_block for found in points],
+        0.4,
+        label="corrections kept",
+    )
     axes.set_xlabel("control point")
     axes.set_ylabel("count")
     axes.legend(fontsize=8, frameon=False)
@@ -56,7 +67,7 @@ def curves(series: Mapping[str, Sequence[float]], xlabel: str, ylabel: str) -> s
     return png(figure)
 
 
-def cosines(blocks: Sequence[Mapping[str, Any]]) -> str:
+def cosines(blocks: Sequence[BlockDiagnostics]) -> str:
     """Key cosines raw and centred, direction coherence and split-half agreement, per block."""
     figure, axes = new_figure(6.4, 3.2)
     names = {
@@ -67,21 +78,21 @@ def cosines(blocks: Sequence[Mapping[str, Any]]) -> str:
     }
     for i, (key, label) in enumerate(names.items()):
         xs = [j + 0.2 * (i - 1.5) for j in range(len(blocks))]
-        axes.bar(xs, [b[key] for b in blocks], 0.18, color=COLORS[i], label=label)
-    axes.set_xticks(range(len(blocks)), [f"block {b['block']}" for b in blocks])
+        axes.bar(xs, [getattr(b, key) for b in blocks], 0.18, color=COLORS[i], label=label)
+    axes.set_xticks(range(len(blocks)), [f"block {b.block}" for b in blocks])
     axes.axhline(0, color="black", linewidth=0.6)
     axes.set_ylabel("mean cosine")
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return png(figure)
 
 
-def reliability(bins: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def reliability(bins: Mapping[int, Sequence[ReliabilityBin]]) -> str:
     """Observed against predicted P(correct) on held-out prompts, per block."""
     figure, axes = new_figure(4.2, 3.6)
     axes.plot([0, 1], [0, 1], color="#9ca3af", linewidth=1, linestyle="--")
     for i, (block, rows) in enumerate(bins.items()):
-        xs = [row["mean_predicted"] for row in rows]
-        ys = [row["mean_observed"] for row in rows]
+        xs = [row.mean_predicted for row in rows]
+        ys = [row.mean_observed for row in rows]
         axes.plot(xs, ys, "o-", markersize=4, color=COLORS[i % len(COLORS)], label=f"block {block}")
     axes.set_xlabel("predicted P(correct)")
     axes.set_ylabel("observed")

@@ -6,17 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from itertools import pairwise
-from typing import Any
 
 from jinja2 import Environment, StrictUndefined, select_autoescape
 
 from stir_train.evals import plots
 from stir_train.evals.frontier import frontier
 from stir_train.evals.intervals import describe_change
+from stir_train.types.reports import BasisReport, ValidationReport, ValueReport
+from stir_train.types.results import Results, TuneReport
 from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import SteeringDecision
 
 NUM_EXAMPLES = 4
+PAGE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class ReportData:
 
     Attributes:
         title: Run name.
-        results: ``results.json``.
+        results: The held-out comparison.
         basis, validation, value, tune: The stages' own reports.
         summaries: Stage name to summary figures.
         decisions: The steered method's decisions on the test items.
@@ -45,12 +47,12 @@ class ReportData:
     """
 
     title: str
-    results: Mapping[str, Any]
-    basis: Mapping[str, Any]
-    validation: Mapping[str, Any]
-    value: Mapping[str, Any]
-    tune: Mapping[str, Any]
-    summaries: Mapping[str, Mapping[str, Any]]
+    results: Results
+    basis: BasisReport
+    validation: ValidationReport
+    value: ValueReport
+    tune: TuneReport
+    summaries: Mapping[str, Mapping[str, float | str]]
     decisions: Sequence[SteeringDecision]
     wins: Sequence[Example]
     losses: Sequence[Example]
@@ -63,26 +65,28 @@ def render_report(data: ReportData) -> str:
     environment = page_environment()
     template = resources.files("stir_train.evals").joinpath("report.html.j2").read_text("utf-8")
     figures = {
-        "frontier": frontier(data.results["methods"]),
-        "yield": plots.points_yield(data.basis["points"]),
-        "quality": plots.histogram({"quality": data.basis["quality"]}, "quality of a contrast"),
+        "frontier": frontier([row.metrics for row in data.results.methods]),
+        "yield": plots.points_yield(data.basis.points),
+        "quality": plots.histogram({"quality": data.basis.quality}, "quality of a contrast"),
         "norms": plots.histogram(
-            {f"block {b}": v for b, v in data.basis["norms"].items()}, "norm of a direction"
+            {f"block {b}": v for b, v in data.basis.norms.items()}, "norm of a direction"
         ),
-        "cosines": plots.cosines(data.basis["blocks"]),
+        "cosines": plots.cosines(data.basis.blocks),
         "logdet": plots.curves(
-            {f"block {b}": v for b, v in data.basis["logdet"].items()}, "entries picked", "log det"
+            {f"block {b}": v for b, v in data.basis.logdet.items()}, "entries picked", "log det"
         ),
         "uplift": plots.histogram(
-            {"entries": [entry["mean"] for entry in data.validation["entries"]]},
+            {"entries": [entry.mean for entry in data.validation.entries]},
             "mean uplift of an entry",
             ylabel="entries",
         ),
-        "reliability": plots.reliability({b: r["reliability"] for b, r in data.value.items()}),
+        "reliability": plots.reliability({b: r.reliability for b, r in data.value.blocks.items()}),
         "interventions": plots.interventions(_by_point(data.decisions)),
     }
     return environment.from_string(template).render(
-        data=data, figures=figures, verdict=describe_change
+        data=data,
+        figures=figures,
+        verdict=describe_change,
     )
 
 

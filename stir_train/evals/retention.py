@@ -2,41 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from stir_train.evals.intervals import bootstrap_interval, ratio_change_interval
+from stir_train.types.results import StudentComparison
 from stir_train.types.rollout import GradedRollout
-
-Interval = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class StudentComparison:
-    """A student beside its teacher and beside another student, on the same items.
-
-    Attributes:
-        name, other: The two students.
-        retention_accuracy: ``(student - base) / (teacher - base)``; None where the teacher's gain is
-            not clear of zero, and there is nothing to retain.
-        retention_tokens: The same of the tokens saved.
-        delta_accuracy: This student's accuracy less the other's, with its paired interval.
-        delta_tokens_fraction: Its tokens relative to the other's, less one.
-    """
-
-    name: str
-    other: str
-    retention_accuracy: float | None
-    retention_tokens: float | None
-    delta_accuracy: float
-    delta_accuracy_ci95: Interval
-    delta_tokens_fraction: float
-    delta_tokens_ci95: Interval
-
-    def as_dict(self) -> dict[str, object]:
-        """The fields as JSON-ready values."""
-        return dataclasses.asdict(self)
 
 
 def compare_students(

@@ -5,36 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 from stir_train.evals.intervals import bootstrap_interval
+from stir_train.types.results import SampledMetrics
 from stir_train.types.rollout import GradedRollout
-
-
-@dataclass(frozen=True)
-class SampledMetrics:
-    """A method's samples of the test items; deltas are paired, against greedy decoding's model.
-
-    Attributes:
-        name: The method.
-        num_samples: ``n``, of every item.
-        average: avg@n, the mean over samples.
-        pass_at: pass@k by ``k``: 1, 2, 4, ... up to n.
-        majority: Share of items whose most frequent answer is right, ties to the first.
-        tokens_mean: Of one sample.
-    """
-
-    name: str
-    num_samples: int
-    average: float
-    average_ci95: tuple[float, float]
-    delta_average: float
-    delta_average_ci95: tuple[float, float]
-    pass_at: dict[int, float]
-    majority: float
-    majority_ci95: tuple[float, float]
-    tokens_mean: float
 
 
 def pass_at(num_samples: int, num_right: int, k: int) -> float:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+
+from stir_train.types.results import Interval, MethodMetrics
 
 TEMPLATE = """\
 ---
@@ -27,7 +28,7 @@ controller and costs a forward pass a token, as the base does.
 | method | accuracy | points gained | tokens | tokens, % |
 |---|---:|---:|---:|---:|
 {% for row in card.methods -%}
-| {{ row.name }} | {{ percent(row.accuracy) }} | {{ change(row, "delta_accuracy", "delta_accuracy_ci95") }} | {{ "%.1f" | format(row.tokens_mean) }} | {{ change(row, "delta_tokens_fraction", "delta_tokens_ci95") }} |
+| {{ row.name }} | {{ percent(row.accuracy) }} | {{ change(row, row.delta_accuracy, row.delta_accuracy_ci95) }} | {{ "%.1f" | format(row.tokens_mean) }} | {{ change(row, row.delta_tokens_fraction, row.delta_tokens_ci95) }} |
 {% endfor %}
 `greedy` is the base, `stir` the steered base, `lora-student` this.
 {% if card.test_openings > 1 %}
@@ -74,7 +75,7 @@ class Card:
     num_samples: int
     num_tokens: int
     lineage: Mapping[str, str]
-    methods: Sequence[Mapping[str, Any]] = ()
+    methods: Sequence[MethodMetrics] = ()
     num_items: int = 0
     test_openings: int = 1
 
@@ -91,8 +92,8 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def _change(row: Mapping[str, Any], key: str, interval: str) -> str:
-    if row["name"] == "greedy":
+def _change(row: MethodMetrics, value: float, interval: Interval) -> str:
+    if row.name == "greedy":
         return ""
-    low, high = row[interval]
-    return f"{100 * row[key]:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    low, high = interval
+    return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"

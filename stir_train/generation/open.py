@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from stir_train.errors import ConfigError
 from stir_train.generation.backend import Ability, GenerationBackend
 from stir_train.generation.transformers.engine import DecodeEngine
 from stir_train.models.load import LoadedModel
-
-BACKENDS: dict[str, type[DecodeEngine]] = {DecodeEngine.name: DecodeEngine}
-"""By their value of ``generation.backend``."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,7 @@ def open_backend(name: str, loaded: LoadedModel, limits: Limits) -> GenerationBa
         ConfigError: If there is no backend of that name.
         ModelError: If the backend cannot run the model.
     """
-    return _backend(name)(
-        loaded, max_rows=limits.max_rows, max_cache_tokens=limits.max_cache_tokens
-    )
+    return _backend(name).start(loaded, limits)
 
 
 def abilities_of(name: str) -> frozenset[Ability]:
@@ -47,7 +43,21 @@ def abilities_of(name: str) -> frozenset[Ability]:
     return _backend(name).abilities
 
 
-def _backend(name: str) -> type[DecodeEngine]:
+def _start_transformers(loaded: LoadedModel, limits: Limits) -> GenerationBackend:
+    return DecodeEngine(loaded, max_rows=limits.max_rows, max_cache_tokens=limits.max_cache_tokens)
+
+
+@dataclass(frozen=True)
+class _Backend:
+    abilities: frozenset[Ability]
+    start: Callable[[LoadedModel, Limits], GenerationBackend]
+
+
+BACKENDS = {DecodeEngine.name: _Backend(DecodeEngine.abilities, _start_transformers)}
+"""By their value of ``generation.backend``."""
+
+
+def _backend(name: str) -> _Backend:
     if name not in BACKENDS:
         raise ConfigError(f"generation.backend: {name!r} is none of {', '.join(sorted(BACKENDS))}")
     return BACKENDS[name]

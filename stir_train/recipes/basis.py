@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 import torch
 
 from stir_train.artifacts.run_dir import StageDir
@@ -13,8 +10,9 @@ from stir_train.basis.select import BlockSelection, select_basis
 from stir_train.monitoring.console import caution
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.stores.contrasts import ContrastStore
-from stir_train.stores.report_file import save_report
+from stir_train.stores.reports import save_report
 from stir_train.stores.steering import save_basis
+from stir_train.types.reports import BasisReport, BlockDiagnostics, PointYield
 from stir_train.types.steering import ControlBasis
 
 DIAGNOSED_CONTRASTS = 20_000
@@ -35,22 +33,23 @@ def _finish(context: RunContext, stage: StageDir, selections: list[BlockSelectio
     candidates = ContrastStore(context.stage("harvest")).head(DIAGNOSED_CONTRASTS)
     basis = ControlBasis.concatenate([selection.basis for selection in selections])
     save_basis(stage, basis, context.resources.described.identity)
-    diagnostics, norms = [], {}
+    diagnostics: list[BlockDiagnostics] = []
+    norms: dict[int, tuple[float, ...]] = {}
     for block in candidates.blocks:
         found, norms_of_block = diagnose(candidates, block)
         diagnostics.append(found)
-        norms[str(block)] = norms_of_block.tolist()
+        norms[block] = tuple(norms_of_block.tolist())
     warnings = warnings_of(candidates, diagnostics)
     coverage = points_yield(candidates, basis)
-    report: dict[str, Any] = {
-        "blocks": [dataclasses.asdict(d) for d in diagnostics],
-        "warnings": warnings,
-        "points": coverage,
-        "quality": candidates.quality.tolist(),
-        "norms": norms,
-        "logdet": {_selection_name(s): s.selection.logdet for s in selections},
-        "objective": {_selection_name(s): s.selection.objective for s in selections},
-    }
+    report = BasisReport(
+        blocks=tuple(diagnostics),
+        warnings=tuple(warnings),
+        points=tuple(coverage),
+        quality=tuple(candidates.quality.tolist()),
+        norms=norms,
+        logdet={_selection_name(s): s.selection.logdet for s in selections},
+        objective={_selection_name(s): s.selection.objective for s in selections},
+    )
     save_report(stage, report)
     _log_basis(context, selections, coverage)
     for warning in warnings:
@@ -64,19 +63,21 @@ def _finish(context: RunContext, stage: StageDir, selections: list[BlockSelectio
 def _log_basis(
     context: RunContext,
     selections: list[BlockSelection],
-    coverage: list[tuple[int, int, float]],
+    coverage: list[PointYield],
 ) -> None:
     """The curve of the log-determinant, the spectrum of the keys, and what each point got."""
-    for found in selections:
-        name = _selection_name(found)
-        for pick, logdet in enumerate(found.selection.logdet, start=1):
+    for selection in selections:
+        name = _selection_name(selection)
+        for pick, logdet in enumerate(selection.selection.logdet, start=1):
             context.metrics.log("basis", {f"logdet/{name}": logdet}, step=pick)
-        for place, value in enumerate(torch.linalg.svdvals(found.basis.keys).tolist(), start=1):
+        for place, value in enumerate(torch.linalg.svdvals(selection.basis.keys).tolist(), start=1):
             context.metrics.log("basis", {f"spectrum/{name}": value}, step=place)
-    for point, num_found, num_kept in coverage:
-        context.metrics.log(
-            "basis", {"coverage/contrasts": num_found, "coverage/kept": num_kept}, step=point
-        )
+    for found in coverage:
+        figures = {
+            "coverage/contrasts": found.num_contrasts,
+            "coverage/kept": found.kept_per_block,
+        }
+        context.metrics.log("basis", figures, step=found.point)
 
 
 def _selection_name(selection: BlockSelection) -> str:

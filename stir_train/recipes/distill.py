@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.config.deepspeed import deepspeed_config
 from stir_train.distill.objective import DistillLoss
+from stir_train.distill.plan import StudentSpec, mean_tokens, plan_students
 from stir_train.distributed.engine import TrainEngine, open_engine, peak_memory_gib
 from stir_train.export.adapter import ADAPTER_DIRECTORY, PROBES_FILE, save_adapter, save_probes
-from stir_train.export.verify import VerificationResult, verify_adapter
+from stir_train.export.verify import verify_adapter
 from stir_train.models.load import locate_model
 from stir_train.models.lora import Student, make_student, make_whole_student
 from stir_train.monitoring.console import progress
 from stir_train.monitoring.metrics import Pace
-from stir_train.recipes.student_plan import (
-    StudentSpec,
-    early_stopping,
-    mean_tokens,
-    plan_students,
-    student_batches,
-)
 from stir_train.runtime.context import Finish, Outcome, RunContext
+from stir_train.runtime.teaching import early_stopping, samples_of, student_batches
+from stir_train.stores.reports import load_record, save_record
 from stir_train.train.loop import FitPlan, FitResult, StepRecord, fit, warmup_then_cosine
+from stir_train.types.reports import StudentFigures
 
 NUM_PROBES, PROBE_TOKENS = 4, 48
 LOG_EVERY = 20
@@ -36,18 +32,17 @@ FIGURES_FILE = "figures.json"
 
 def run(context: RunContext, stage: StageDir) -> Finish:
     """Fine-tune LoRA on the chosen steered completions; export; verify in a fresh process."""
-    specs = plan_students(context)
+    specs = plan_students(context.config.distill, lambda objective: samples_of(context, objective))
     taught = [_teach(context, stage, spec) for spec in specs]
     return lambda: _finish(specs, taught)
 
 
-def _teach(context: RunContext, stage: StageDir, spec: StudentSpec) -> dict[str, Any]:
+def _teach(context: RunContext, stage: StageDir, spec: StudentSpec) -> StudentFigures:
     """Train one student, save and verify it, unless it is there; its figures, on every rank."""
     config, name = context.config, spec.name or "student"
     done = f"{spec.prefix}{FIGURES_FILE}"
     if context.world.on_main(f"{name} is there", lambda: stage.has(done)):
-        figures = context.world.on_main(name, lambda: json.loads((stage.path / done).read_text()))
-        return dict(figures)
+        return _shared(context, name, lambda: load_record(stage.path / done, StudentFigures))
     # A second copy: the run's own model stays the frozen base.
     student = make_student(
         config.model,
@@ -67,10 +62,16 @@ def _teach(context: RunContext, stage: StageDir, spec: StudentSpec) -> dict[str,
     student.model.train()
     fitted = _fit(context, stage, spec, student, engine)
     learnt = engine.parameters()
-    figures = context.world.on_main(
-        f"{name} distilled", lambda: _export_and_verify(context, stage, spec, learnt, fitted)
+    return _shared(
+        context,
+        f"{name} distilled",
+        lambda: _export_and_verify(context, stage, spec, learnt, fitted),
     )
-    return dict(figures)
+
+
+def _shared(context: RunContext, what: str, make: Callable[[], StudentFigures]) -> StudentFigures:
+    """Figures that rank 0 makes, on every rank."""
+    return StudentFigures(**context.world.on_main(what, lambda: dataclasses.asdict(make())))
 
 
 def _fit(
@@ -123,7 +124,7 @@ def _export_and_verify(
     spec: StudentSpec,
     learnt: dict[str, torch.Tensor],
     fitted: FitResult,
-) -> dict[str, Any]:
+) -> StudentFigures:
     """Put what was learnt on a fresh student, whole whatever the engine did to the other; save it."""
     config = context.config
     model = make_whole_student(config.model, config.distill, seed=config.seed).model
@@ -144,51 +145,29 @@ def _export_and_verify(
         gguf_file=gguf_file,
     )
     tail = fitted.losses[-LOG_EVERY:]
-    figures = {
-        "num_samples": len(spec.samples),
-        "num_steps": fitted.num_steps,
-        "num_tokens": round(
-            fitted.num_steps * config.distill.batch_size * mean_tokens(spec.samples)
-        ),
-        "final_loss": sum(tail) / len(tail),
-        "best_step": fitted.best_step or fitted.num_steps,
-        "num_tensors": verified.num_tensors,
-        "effect": verified.effect,
-        "reload_difference": verified.difference,
-    }
-    with stage.writing(f"{spec.prefix}{FIGURES_FILE}") as path:
-        path.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    num_tokens = fitted.num_steps * config.distill.batch_size * mean_tokens(spec.samples)
+    figures = StudentFigures(
+        num_samples=len(spec.samples),
+        num_steps=fitted.num_steps,
+        num_tokens=round(num_tokens),
+        final_loss=sum(tail) / len(tail),
+        best_step=fitted.best_step or fitted.num_steps,
+        num_tensors=verified.num_tensors,
+        effect=verified.effect,
+        reload_difference=verified.difference,
+    )
+    save_record(stage, f"{spec.prefix}{FIGURES_FILE}", figures)
     return figures
 
 
-def _finish(
-    specs: Sequence[StudentSpec],
-    taught: Sequence[dict[str, Any]],
-) -> Outcome:
+def _finish(specs: Sequence[StudentSpec], taught: Sequence[StudentFigures]) -> Outcome:
     own, *others = taught
-    summary = dict(own)
+    summary = dataclasses.asdict(own)
     for spec, figures in zip(specs[1:], others, strict=True):
-        summary |= {f"{spec.name}/{key}": value for key, value in figures.items()}
+        summary |= {f"{spec.name}/{k}": v for k, v in dataclasses.asdict(figures).items()}
     more = f"; also {', '.join(spec.name for spec in specs[1:])}" if others else ""
     return Outcome(
         summary,
-        f"{own['num_samples']} samples, {own['num_steps']} steps; reloaded in a fresh process: "
-        f"{own['num_tensors']} tensors, logits within {own['reload_difference']:.1e} of the "
-        f"trainer's{more}",
-    )
-
-
-def run_verify(context: RunContext) -> VerificationResult:
-    """Verify a finished run's adapter again."""
-    stage = context.stage("distill")
-    stage.require_complete()
-    for file in stage.files(ADAPTER_DIRECTORY):
-        assert file.is_file()
-    base_path, gguf_file = locate_model(context.config.model)
-    return verify_adapter(
-        base_path,
-        stage.path / ADAPTER_DIRECTORY,
-        stage.file(PROBES_FILE),
-        tolerance=context.config.distill.logit_tolerance,
-        gguf_file=gguf_file,
+        f"{own.num_samples} samples, {own.num_steps} steps; reloaded in a fresh process: "
+        f"{own.num_tensors} tensors, logits within {own.reload_difference:.1e} of the trainer's{more}",
     )

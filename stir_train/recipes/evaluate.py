@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from stir_train.artifacts.run_dir import StageDir
-from stir_train.config.pipeline import STAGE_NAMES
-from stir_train.data.prompts import require_unseen, split_sha256
-from stir_train.errors import StageError
-from stir_train.evals.metrics import MethodMetrics, compare_to_baseline
-from stir_train.evals.retention import StudentComparison, compare_students
-from stir_train.evals.sampled import compare_samples
-from stir_train.monitoring.console import caution, progress
-from stir_train.recipes.baselines import (
-    answering,
-)
-from stir_train.recipes.methods import (
+from stir_train.answering.methods import (
     GREEDY,
-    STEERED_METHOD,
+    PUBLISHED,
+    STEERED,
     STUDENT,
     Method,
-    build_methods,
-    merge_students,
+    published_rule,
+    student_label,
 )
-from stir_train.recipes.out_of_domain import (
-    is_deployable,
-    out_of_domain_job,
-    out_of_domain_prompts,
-    out_of_domain_results,
-)
-from stir_train.recipes.tune import (
-    price_per_token,
-)
+from stir_train.artifacts.run_dir import StageDir
+from stir_train.baselines.registry import load_baseline
+from stir_train.config.pipeline import STAGE_NAMES
+from stir_train.config.run import RunConfig
+from stir_train.config.steering import SteeringConfig, changed
+from stir_train.data.prompts import first_problems, render_prompts, require_unseen, split_sha256
+from stir_train.errors import StageError
+from stir_train.evals.retention import compare_students
+from stir_train.evals.sampled import compare_samples
+from stir_train.monitoring.console import caution, progress
+from stir_train.runtime.answerers import baseline_answerer, plain_answerer, steered_answerer
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.runtime.generation import (
     GenerationJob,
@@ -40,123 +33,201 @@ from stir_train.runtime.generation import (
     load_answers,
     sampling_params,
 )
-from stir_train.tools.compare import RESULTS_FILE
-from stir_train.types.rollout import GradedRollout
+from stir_train.runtime.problems import read_problems
+from stir_train.runtime.search import compare_in_run
+from stir_train.runtime.students import merge_students, student_answerer
+from stir_train.steering.controls import empty_basis, random_directions, shuffled_keys
+from stir_train.stores.reports import load_report
+from stir_train.stores.results import RESULTS_SCHEMA, save_results
+from stir_train.stores.steering import load_basis
+from stir_train.types.results import (
+    BaselinesReport,
+    MethodMetrics,
+    OutOfDomainResults,
+    Results,
+    SampledMetrics,
+    StudentComparison,
+    TuneReport,
+)
+from stir_train.types.rollout import GradedRollout, Prompt
+from stir_train.types.steering import ControlBasis
 
-RESULTS_SCHEMA = 4
+
+@dataclass(frozen=True)
+class Jobs:
+    """What one method is asked.
+
+    Attributes:
+        test: The test split.
+        out_of_domain: Other tasks, by name; empty for methods that nobody would deploy.
+        sampled: Samples of the test split, or None.
+    """
+
+    test: GenerationJob
+    out_of_domain: Mapping[str, GenerationJob]
+    sampled: GenerationJob | None
+
+    @property
+    def all(self) -> list[GenerationJob]:
+        """All of them."""
+        return [
+            self.test,
+            *self.out_of_domain.values(),
+            *([] if self.sampled is None else [self.sampled]),
+        ]
 
 
 def run(context: RunContext, stage: StageDir) -> Finish:
     """Answer the test split with every method and compare with greedy decoding."""
     config = context.config
-    outside = out_of_domain_prompts(context)  # may refuse its source, and then nothing was opened
+    others = out_of_domain_prompts(context)  # may refuse its source, and then nothing was opened
     openings = int(context.world.on_main("open the test split", lambda: _open_test(context)))
     methods = build_methods(context)
     if config.distill.enabled and config.model.sharding != "none":
         context.world.on_main("merge the students", lambda: merge_students(context))
-    jobs = {method.name: _job(context, method) for method in methods}
-    out_of_domain_jobs = {
-        (name, method.name): out_of_domain_job(context, name, prompts, method)
-        for name, prompts in outside.items()
-        for method in methods
-        if is_deployable(method)
-    }
-    sampled_jobs = {
-        method.name: _sampled_job(context, method)
-        for method in methods
-        if is_deployable(method) and config.evaluate.num_samples is not None
-    }
+    jobs = {method.name: _jobs(context, method, others) for method in methods}
     # Method by method: a student is loaded once.
-    everything = [
-        job
-        for method in methods
-        for job in (
-            jobs[method.name],
-            *(job for (_, name), job in out_of_domain_jobs.items() if name == method.name),
-            *(job for name, job in sampled_jobs.items() if name == method.name),
-        )
-    ]
+    everything = [job for asked in jobs.values() for job in asked.all]
     total = sum(len(job.prompts) * job.num_samples for job in everything)
     with progress(context.console, "evaluate", total, "problems") as advance:
         generate_jobs(context, stage, everything, advance)
-    asked = Asked(methods, jobs, out_of_domain_jobs, sampled_jobs, openings)
-    return lambda: _finish(context, stage, asked)
+    return lambda: _finish(context, stage, methods, jobs, openings)
 
 
-@dataclasses.dataclass(frozen=True)
-class Asked:
-    """What was asked of whom.
+def build_methods(context: RunContext) -> list[Method]:
+    """Greedy, the published rule, the tuned controller, its controls, baselines and students."""
+    config = context.config
+    basis, choice = context.steering.basis(), context.steering.choice()
+    selected, _ = load_basis(context.stage("basis"))
+    published = selected.select(~selected.saves_tokens)
 
-    Attributes:
-        methods: In the order of the table.
-        jobs: On the test split, by method.
-        out_of_domain: On other tasks, by task and method.
-        sampled: Samples of the test split, by method.
-        openings: Choices that the test split was opened for so far.
+    def steered(name: str, settings: SteeringConfig, used: ControlBasis, chosen: str) -> Method:
+        answerer = steered_answerer(context, settings, used)
+        return Method(name, answerer, chosen, settings, is_deployable=name == STEERED)
+
+    methods = [
+        Method(GREEDY, plain_answerer(context), "nothing", is_deployable=True),
+        steered(PUBLISHED, published_rule(), published, "published defaults"),
+        steered(STEERED, choice, basis, "tune"),
+    ]
+    if config.evaluate.controls:
+        methods += [
+            steered("control-empty-basis", choice, empty_basis(basis), "tune"),
+            steered(
+                "control-random-vectors",
+                choice,
+                random_directions(basis, seed=config.seed),
+                "tune",
+            ),
+            steered(
+                "control-shuffled-keys", choice, shuffled_keys(basis, seed=config.seed), "tune"
+            ),
+        ]
+    methods += [
+        steered(f"stir-{settings.mode}", settings, basis, "tune")
+        for settings in load_report(context.stage("tune"), TuneReport).best_of_each_mode()
+        if settings != choice
+    ]
+    methods += [
+        steered(f"variant-{name}", varied, basis, "tune, then changed")
+        for name, varied in _variants(context, choice).items()
+    ]
+    return [*methods, *_baselines(context), *_students(context)]
+
+
+def _baselines(context: RunContext) -> list[Method]:
+    """The baselines that apply, with their tuned settings."""
+    if not context.config.baselines.names:
+        return []
+    report = load_report(context.stage("baselines"), BaselinesReport)
+    return [
+        Method(
+            tuned.name,
+            baseline_answerer(context, load_baseline(tuned.path), tuned.chosen),
+            "tune",
+            baseline=tuned,
+        )
+        for tuned in report.methods
+    ]
+
+
+def _students(context: RunContext) -> list[Method]:
+    """The exported student and those trained beside it."""
+    if not context.config.distill.enabled:
+        return []
+    context.stage("distill").require_complete()
+    return [
+        Method(student_label(name), student_answerer(context, name), "harvest", is_deployable=True)
+        for name in ("", *context.config.distill.also)
+    ]
+
+
+def _variants(context: RunContext, choice: SteeringConfig) -> dict[str, SteeringConfig]:
+    """The chosen settings with some changed, by name; without those that the chosen mode lacks."""
+    variants = {}
+    for name, changes in context.config.evaluate.variants.items():
+        varied = changed(choice, changes)
+        if varied is None:
+            context.console.print(
+                f"  evaluate.variants.{name}: left out; the chosen mode {choice.mode} has no "
+                f"{', '.join(sorted(changes))}"
+            )
+            continue
+        variants[name] = varied
+    return variants
+
+
+def out_of_domain_prompts(context: RunContext) -> dict[str, list[Prompt]]:
+    """The problems of every task outside the harvest.
+
+    Raises:
+        DataError: If there are too few, or some went into the run.
     """
+    found = {}
+    for name, outside in context.config.evaluate.out_of_domain.items():
+        config: RunConfig = context.config.model_copy(update={"task": outside.task})
+        problems = first_problems(
+            read_problems(config), outside.num_problems, seed=config.splits.seed
+        )
+        tokenizer = context.resources.described.tokenizer
+        found[name] = render_prompts(problems, outside.task, tokenizer)
+        used = {
+            f"the run's {split} split": {p.prompt_id for p in context.splits[split]}
+            for split in ("harvest", "tune")
+        }
+        require_unseen(found[name], used)
+    return found
 
-    methods: list[Method]
-    jobs: dict[str, GenerationJob]
-    out_of_domain: dict[tuple[str, str], GenerationJob]
-    sampled: dict[str, GenerationJob]
-    openings: int
 
-
-def _job(context: RunContext, method: Method) -> GenerationJob:
-    """A method's answers to the test split."""
-    other = method.baseline
-    return GenerationJob(
-        prompts=context.splits["test"],
-        num_samples=1,
-        sampling=sampling_params(context, greedy=True),
-        make_controller=method.make_controller,
+def _jobs(context: RunContext, method: Method, others: Mapping[str, list[Prompt]]) -> Jobs:
+    """What a method answers."""
+    evaluate = context.config.evaluate
+    test = GenerationJob(
+        context.splits["test"],
+        method.answerer,
+        sampling_params(context, greedy=True),
         prefix=f"{method.name}/",
-        engine=method.engine,
-        answer=None if other is None else answering(context, other.name, other.setting),
     )
-
-
-def _sampled_job(context: RunContext, method: Method) -> GenerationJob:
-    """A method's samples of the test split, at the rollout temperature."""
-    return dataclasses.replace(
-        _job(context, method),
-        num_samples=context.config.evaluate.num_samples or 1,
+    if not method.is_deployable:
+        return Jobs(test, {}, None)
+    out_of_domain = {
+        name: dataclasses.replace(
+            test,
+            prompts=prompts,
+            prefix=f"out-of-domain/{name}/{method.name}/",
+            task=evaluate.out_of_domain[name].task,
+        )
+        for name, prompts in others.items()
+    }
+    if evaluate.num_samples is None:
+        return Jobs(test, out_of_domain, None)
+    sampled = dataclasses.replace(
+        test,
         sampling=sampling_params(context, greedy=False),
+        num_samples=evaluate.num_samples,
         prefix=f"sampled/{method.name}/",
     )
-
-
-def _compare_students(
-    context: RunContext, answers: dict[str, list[GradedRollout]]
-) -> list[StudentComparison]:
-    """Retention of every student; beside plain rejection sampling where that was trained too."""
-    config = context.config.distill
-    if not config.enabled:
-        return []
-    plain = [f"lora-{name}" for name, other in config.also.items() if other.samples == "plain"]
-    return compare_students(
-        answers,
-        [STUDENT, *(f"lora-{name}" for name in config.also)],
-        base=GREEDY,
-        teacher=STEERED_METHOD,
-        other=plain[0] if plain else GREEDY,
-        num_resamples=context.config.evaluate.num_bootstrap,
-    )
-
-
-def _shown(row: MethodMetrics) -> dict[str, float | str]:
-    """A method's row of the table on a dashboard."""
-    low, high = row.delta_accuracy_ci95
-    return {
-        "method": row.name,
-        "accuracy": row.accuracy,
-        "delta_accuracy": row.delta_accuracy,
-        "delta_accuracy_low": low,
-        "delta_accuracy_high": high,
-        "tokens_mean": row.tokens_mean,
-        "delta_tokens_fraction": row.delta_tokens_fraction,
-        "forward_passes_mean": row.forward_passes_mean,
-    }
+    return Jobs(test, out_of_domain, sampled)
 
 
 def _open_test(context: RunContext) -> int:
@@ -174,79 +245,113 @@ def _open_test(context: RunContext) -> int:
     return openings
 
 
-def _finish(context: RunContext, stage: StageDir, asked: Asked) -> Outcome:
-    answers = {name: load_answers(context, stage, job) for name, job in asked.jobs.items()}
+def _finish(
+    context: RunContext,
+    stage: StageDir,
+    methods: Sequence[Method],
+    jobs: Mapping[str, Jobs],
+    openings: int,
+) -> Outcome:
+    answers = {name: load_answers(context, stage, asked.test) for name, asked in jobs.items()}
     _require_null_is_greedy(answers)
-    rows = [
-        compare_to_baseline(
-            method.name,
-            answers[method.name],
-            answers[GREEDY],
-            num_resamples=context.config.evaluate.num_bootstrap,
-            price_per_token=price_per_token(context),
-        )
-        for method in asked.methods
-    ]
-    results = _results(context, asked.methods, rows, asked.openings)
-    results["students"] = [student.as_dict() for student in _compare_students(context, answers)]
-    samples = {name: load_answers(context, stage, job) for name, job in asked.sampled.items()}
-    results["sampled"] = [
-        dataclasses.asdict(
-            compare_samples(
-                name,
-                given,
-                samples[GREEDY],
-                num_resamples=context.config.evaluate.num_bootstrap,
-            )
-        )
-        for name, given in samples.items()
-    ]
-    results["out_of_domain"] = out_of_domain_results(context, stage, asked.out_of_domain)
-    with stage.writing(RESULTS_FILE) as path:
-        path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    rows = [compare_in_run(context, m.name, answers[m.name], answers[GREEDY]) for m in methods]
+    identity, test = context.resources.described.identity, context.splits["test"]
+    results = Results(
+        schema=RESULTS_SCHEMA,
+        model=identity.name,
+        model_sha256=identity.fingerprint(),
+        task=context.config.task.name,
+        split="test",
+        num_items=len(test),
+        items_sha256=split_sha256(test),
+        seeds=(context.config.seed,),
+        test_openings=openings,
+        methods=tuple(m.row(figures) for m, figures in zip(methods, rows, strict=True)),
+        students=tuple(_compare_students(context, answers)),
+        sampled=tuple(_compare_samples(context, stage, jobs)),
+        out_of_domain=tuple(_compare_out_of_domain(context, stage, jobs)),
+    )
+    save_results(stage, results)
     for row in rows:
-        context.metrics.log(
-            "evaluate",
-            {f"{row.name}/accuracy": row.accuracy, f"{row.name}/tokens_mean": row.tokens_mean},
-        )
+        figures = {f"{row.name}/accuracy": row.accuracy, f"{row.name}/tokens_mean": row.tokens_mean}
+        context.metrics.log("evaluate", figures)
     context.metrics.table("evaluate", "methods", [_shown(row) for row in rows])
     named = {row.name: row for row in rows}
-    steered = named[STEERED_METHOD]
+    greedy, steered = named[GREEDY].accuracy, named[STEERED].accuracy
     student = f", LoRA student {named[STUDENT].accuracy:.1%}" if STUDENT in named else ""
     return Outcome(
-        {"accuracy_greedy": named[GREEDY].accuracy, "accuracy_stir": steered.accuracy},
-        f"{len(context.splits['test'])} test problems: greedy {named[GREEDY].accuracy:.1%}, "
-        f"steered {steered.accuracy:.1%}{student}",
+        {"accuracy_greedy": greedy, "accuracy_stir": steered},
+        f"{len(test)} test problems: greedy {greedy:.1%}, steered {steered:.1%}{student}",
     )
 
 
-def _results(
-    context: RunContext, methods: list[Method], rows: list[MethodMetrics], openings: int
-) -> dict[str, object]:
-    described = [
-        {
-            **dataclasses.asdict(row),
-            "settings": m.described,
-            "label": m.label,
-            "chosen_on": m.chosen_on,
-        }
-        for m, row in zip(methods, rows, strict=True)
+def _compare_students(
+    context: RunContext, answers: Mapping[str, list[GradedRollout]]
+) -> list[StudentComparison]:
+    """Retention of every student; beside plain rejection sampling where that was trained too."""
+    config = context.config.distill
+    if not config.enabled:
+        return []
+    plain = [student_label(name) for name, other in config.also.items() if other.samples == "plain"]
+    return compare_students(
+        answers,
+        [student_label(name) for name in ("", *config.also)],
+        base=GREEDY,
+        teacher=STEERED,
+        other=plain[0] if plain else GREEDY,
+        num_resamples=context.config.evaluate.num_bootstrap,
+    )
+
+
+def _compare_samples(
+    context: RunContext, stage: StageDir, jobs: Mapping[str, Jobs]
+) -> list[SampledMetrics]:
+    """What sampling makes of the deployable methods."""
+    samples = {
+        name: load_answers(context, stage, asked.sampled)
+        for name, asked in jobs.items()
+        if asked.sampled is not None
+    }
+    num_resamples = context.config.evaluate.num_bootstrap
+    return [
+        compare_samples(name, given, samples[GREEDY], num_resamples=num_resamples)
+        for name, given in samples.items()
     ]
-    test = context.splits["test"]
+
+
+def _compare_out_of_domain(
+    context: RunContext, stage: StageDir, jobs: Mapping[str, Jobs]
+) -> list[OutOfDomainResults]:
+    """Per task outside the harvest, the deployable methods beside greedy decoding."""
+    results = []
+    for task, asked_of_greedy in jobs[GREEDY].out_of_domain.items():
+        answers = {
+            name: load_answers(context, stage, asked.out_of_domain[task])
+            for name, asked in jobs.items()
+            if task in asked.out_of_domain
+        }
+        rows = [compare_in_run(context, n, given, answers[GREEDY]) for n, given in answers.items()]
+        prompts = asked_of_greedy.prompts
+        results.append(OutOfDomainResults(task, len(prompts), split_sha256(prompts), tuple(rows)))
+    return results
+
+
+def _shown(row: MethodMetrics) -> dict[str, float | str]:
+    """A method's row of the table on a dashboard."""
+    low, high = row.delta_accuracy_ci95
     return {
-        "schema": RESULTS_SCHEMA,
-        "model": context.resources.described.identity.as_dict(),
-        "task": context.config.task.name,
-        "split": "test",
-        "num_items": len(test),
-        "items_sha256": split_sha256(test),
-        "seeds": [context.config.seed],
-        "test_openings": openings,
-        "methods": described,
+        "method": row.name,
+        "accuracy": row.accuracy,
+        "delta_accuracy": row.delta_accuracy,
+        "delta_accuracy_low": low,
+        "delta_accuracy_high": high,
+        "tokens_mean": row.tokens_mean,
+        "delta_tokens_fraction": row.delta_tokens_fraction,
+        "forward_passes_mean": row.forward_passes_mean,
     }
 
 
-def _require_null_is_greedy(answers: dict[str, list[GradedRollout]]) -> None:
+def _require_null_is_greedy(answers: Mapping[str, list[GradedRollout]]) -> None:
     """Steering with an empty basis must be plain greedy, token for token."""
     null = answers.get("control-empty-basis")
     if null is None:

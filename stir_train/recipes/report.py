@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from stir_train.answering.methods import GREEDY, STEERED
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.config.load import dump_config
-from stir_train.evals.report import ReportData, build_examples, render_report
-from stir_train.recipes.methods import GREEDY, STEERED_METHOD
-from stir_train.recipes.result_tables import load_results
+from stir_train.config.pipeline import STAGES
+from stir_train.evals.report import PAGE, ReportData, build_examples, render_report
 from stir_train.runtime.context import Finish, Outcome, RunContext
-from stir_train.stores.report_file import load_report
+from stir_train.stores.reports import load_report
+from stir_train.stores.results import load_results
 from stir_train.stores.rollouts import RolloutStore
-from stir_train.types.rollout import GradedRollout
-
-PAGE = "report.html"
+from stir_train.types.reports import BasisReport, ValidationReport, ValueReport
+from stir_train.types.results import TuneReport
 
 
 def run(context: RunContext, stage: StageDir) -> Finish:
@@ -22,20 +22,21 @@ def run(context: RunContext, stage: StageDir) -> Finish:
 
 def _write(context: RunContext, stage: StageDir) -> Outcome:
     evaluation = context.stage("evaluate")
-    greedy, steered = _answers(context, GREEDY), _answers(context, STEERED_METHOD)
+    rollouts = RolloutStore(evaluation)
+    greedy, steered = rollouts.read(GREEDY), rollouts.read(STEERED)
     questions = {p.prompt_id: (p.question, p.answer) for p in context.splits["test"]}
     wins, losses = build_examples(greedy, steered, questions, context.resources.described.decode)
-    decisions = RolloutStore(evaluation).decisions(STEERED_METHOD)
-    distilled = ("steer", "distill") if context.config.distill.enabled else ()
-    stages = ("rollout", "harvest", "basis", "validate", "value", "tune", *distilled, "evaluate")
+    decisions = rollouts.decisions(STEERED)
+    made = [found.name for found in STAGES if found.is_on(context.config)]
+    stages = [name for name in made if name != stage.name]
     page = render_report(
         ReportData(
             title=context.config.name,
-            results=load_results(context),
-            basis=load_report(context.stage("basis")),
-            validation=load_report(context.stage("validate")),
-            value=load_report(context.stage("value")),
-            tune=load_report(context.stage("tune")),
+            results=load_results(evaluation),
+            basis=load_report(context.stage("basis"), BasisReport),
+            validation=load_report(context.stage("validate"), ValidationReport),
+            value=load_report(context.stage("value"), ValueReport),
+            tune=load_report(context.stage("tune"), TuneReport),
             summaries={name: context.stage(name).summary() for name in stages},
             decisions=decisions,
             wins=wins,
@@ -48,7 +49,3 @@ def _write(context: RunContext, stage: StageDir) -> Outcome:
         path.write_text(page, encoding="utf-8")
     context.metrics.page("report", "page", page)
     return Outcome({"bytes": len(page)}, f"{stage.path / PAGE}")
-
-
-def _answers(context: RunContext, method: str) -> list[GradedRollout]:
-    return RolloutStore(context.stage("evaluate")).read(method)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.monitoring.console import progress
+from stir_train.runtime.answerers import plain_answerer
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.runtime.generation import GenerationJob, generate_jobs, sampling_params
 from stir_train.stores.rollouts import RolloutStore
@@ -12,10 +13,10 @@ from stir_train.stores.rollouts import RolloutStore
 def run(context: RunContext, stage: StageDir) -> Finish:
     """Sample, grade and capture states at every harvested block."""
     job = GenerationJob(
-        prompts=context.splits["harvest"],
+        context.splits["harvest"],
+        plain_answerer(context, capture_blocks=context.resources.captured_blocks),
+        sampling_params(context, greedy=False),
         num_samples=context.config.rollout.num_samples,
-        sampling=sampling_params(context, greedy=False),
-        capture_blocks=context.resources.captured_blocks,
     )
     total = len(job.prompts) * job.num_samples
     with progress(context.console, "rollouts", total, "rollouts") as advance:

@@ -12,13 +12,12 @@ import torch
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.basis.trials import (
     better_blocks,
-    injection_report,
+    injection_uplifts,
     intervention_of,
     shortest_right,
     trial_request,
 )
 from stir_train.basis.validate import (
-    EntryUplift,
     Guide,
     Injection,
     entry_uplifts,
@@ -32,6 +31,7 @@ from stir_train.distributed.leases import Note
 from stir_train.generation.backend import ControlSpec
 from stir_train.models.value_head import ValueHead
 from stir_train.monitoring.console import Advance, caution, progress
+from stir_train.runtime.answerers import plain_answerer, utility_of
 from stir_train.runtime.chunk_scheduler import make_missing
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.runtime.generation import (
@@ -52,11 +52,13 @@ from stir_train.stores.interventions import (
     selection_set,
     trials_file,
 )
-from stir_train.stores.report_file import save_report
+from stir_train.stores.reports import save_report
 from stir_train.stores.rollouts import RolloutStore, save_rollouts
 from stir_train.stores.states import save_states
 from stir_train.stores.steering import head_file, load_basis, load_head, save_basis, save_head
+from stir_train.types.reports import EntryUplift, ValidationReport
 from stir_train.types.steering import ControlBasis, Intervention, PlannedTrial
+from stir_train.types.utility import Utility
 from stir_train.value.examples import HeadData
 from stir_train.value.provisional import fit_provisional, guide_of
 
@@ -80,14 +82,9 @@ class _Validation:
     head_data: HeadData
 
     @property
-    def token_price(self) -> float:
-        """What a whole token budget is worth in accuracy."""
-        return self.context.config.utility.token_price
-
-    @property
-    def budget(self) -> int:
-        """The token budget."""
-        return self.context.config.generation.max_new_tokens
+    def utility(self) -> Utility:
+        """What an answer is worth."""
+        return utility_of(self.context.config)
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -96,12 +93,7 @@ class _Validation:
 
     def uplifts(self, trials: Sequence[Intervention]) -> list[EntryUplift]:
         """What trials say of every entry."""
-        return entry_uplifts(
-            trials,
-            len(self.basis),
-            token_price=self.token_price,
-            max_new_tokens=self.budget,
-        )
+        return entry_uplifts(trials, len(self.basis), self.utility)
 
 
 def run(context: RunContext, stage: StageDir) -> Finish:
@@ -125,7 +117,7 @@ def _finish(
     save_basis(stage, kept, context.resources.described.identity)
     num = int((~basis.is_anchor).sum())
     num_kept = int((~kept.is_anchor).sum())
-    gain = [t.uplift(config.utility.token_price, config.generation.max_new_tokens) for t in trials]
+    gain = [t.uplift(utility_of(config)) for t in trials]
     helped = sum(value > 0 for value in gain) / len(gain) if gain else 0.0
     return Outcome(
         {"num_trials": len(trials), "num_kept": num_kept, "helped_rate": helped},
@@ -138,10 +130,9 @@ def _finish(
 def _run_trials(validation: _Validation) -> list[Intervention]:
     context, config = validation.context, validation.context.config.validation
     greedy = GenerationJob(
-        prompts=context.splits["harvest"],
-        num_samples=1,
-        sampling=sampling_params(context, greedy=True),
-        capture_blocks=validation.blocks,
+        context.splits["harvest"],
+        plain_answerer(context, capture_blocks=validation.blocks),
+        sampling_params(context, greedy=True),
         prefix=f"{GREEDY_SET}/",
     )
     total = len(greedy.prompts) + config.num_completions(len(validation.blocks))
@@ -161,7 +152,7 @@ def _run_trials(validation: _Validation) -> list[Intervention]:
                 guide = guide_of(
                     heads,
                     validation.blocks,
-                    token_price=validation.token_price,
+                    token_price=validation.utility.token_price,
                     doubt=ValueSteering.like(context.config.steering).doubt,
                 )
             _plan_round(validation, data, injections, guide, number)
@@ -191,7 +182,7 @@ def _provisional_heads(
                     config.value,
                     block=block,
                     max_points=config.control_points.max_points,
-                    max_new_tokens=validation.budget,
+                    max_new_tokens=validation.utility.max_new_tokens,
                     seed=config.seed,
                 )
                 save_head(stage, name, head, context.resources.described.identity)
@@ -221,15 +212,18 @@ def _better_injections(
     context, (injections, heads) = validation.context, controllers
     if len(heads) == 1:
         return list(injections)
-    price, budget = validation.token_price, validation.budget
     kept = validated_basis(validation.basis, validation.uplifts(data.trials))
     sets = {i: selection_set(number, i.block, i.strength) for i in injections}
     jobs = [
         GenerationJob(
-            prompts=context.splits["harvest"][: context.config.validation.selection_problems],
-            num_samples=1,
-            sampling=sampling_params(context, greedy=True),
-            make_controller=partial(_controller, context, kept, injection, heads[injection.block]),
+            context.splits["harvest"][: context.config.validation.selection_problems],
+            dataclasses.replace(
+                plain_answerer(context),
+                make_controller=partial(
+                    _controller, context, kept, injection, heads[injection.block]
+                ),
+            ),
+            sampling_params(context, greedy=True),
             prefix=f"{name}/",
         )
         for injection, name in sets.items()
@@ -242,8 +236,7 @@ def _better_injections(
             {injection: store.outcomes(name) for injection, name in sets.items()},
             data.outcomes,
             data.trials,
-            token_price=price,
-            max_new_tokens=budget,
+            validation.utility,
         )
 
     better = context.world.on_main(f"blocks of round {number}", rank)
@@ -299,7 +292,7 @@ def _make_round(
     size = context.config.generation.chunk_completions
     chunks = {f"{chunk:05d}": chunk for chunk in range(-(-len(plans) // size))}
     files = {key: trials_file(number, chunk) for key, chunk in chunks.items()}
-    price, budget = validation.token_price, validation.budget
+    utility = validation.utility
 
     def part(key: str) -> list[PlannedTrial]:
         return plans[chunks[key] * size : (chunks[key] + 1) * size]
@@ -309,7 +302,7 @@ def _make_round(
         if not made:
             return {}
         return {
-            "mean_uplift": sum(t.uplift(price, budget) for t in made) / len(made),
+            "mean_uplift": sum(t.uplift(utility) for t in made) / len(made),
             "tokens": sum(t.tokens for t in made),
         }
 
@@ -380,16 +373,12 @@ def _keep_helpful(
     context: RunContext, stage: StageDir, basis: ControlBasis, trials: Sequence[Intervention]
 ) -> ControlBasis:
     if not trials:
-        save_report(stage, {"entries": [], "injections": []})
+        save_report(stage, ValidationReport())
         return basis
-    price = context.config.utility.token_price
-    budget = context.config.generation.max_new_tokens
-    uplifts = entry_uplifts(trials, len(basis), token_price=price, max_new_tokens=budget)
-    report = {
-        "entries": [dataclasses.asdict(u) for u in uplifts if u.count],
-        "injections": injection_report(trials, token_price=price, max_new_tokens=budget),
-    }
-    save_report(stage, report)
+    utility = utility_of(context.config)
+    uplifts = entry_uplifts(trials, len(basis), utility)
+    tried = tuple(uplift for uplift in uplifts if uplift.count)
+    save_report(stage, ValidationReport(tried, tuple(injection_uplifts(trials, utility))))
     kept = validated_basis(basis, uplifts)
     if not len(kept):
         context.console.print(

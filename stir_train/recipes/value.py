@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -13,10 +12,11 @@ from stir_train.models.value_head import ValueHead
 from stir_train.monitoring.console import Advance, progress
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.stores.interventions import InterventionData, InterventionStore
-from stir_train.stores.report_file import save_report
+from stir_train.stores.reports import save_report
 from stir_train.stores.rollouts import RolloutStore
 from stir_train.stores.steering import head_file, load_basis, save_head
 from stir_train.train.loop import StepRecord
+from stir_train.types.reports import HeadReport, ValueReport
 from stir_train.value.calibration import auroc, calibration, reliability
 from stir_train.value.examples import HeadData
 from stir_train.value.fit import TrainSetup, fit_value_head, predict
@@ -40,16 +40,14 @@ def run(context: RunContext, stage: StageDir) -> Finish:
         name = f"states {head_data.states.num_parts}"
         context.world.on_main(name, partial(head_data.states.write, states))
         head_data.states.add(states)
-    reports: dict[str, Any] = {}
+    reports: dict[int, HeadReport] = {}
     heads: dict[int, ValueHead] = {}
     blocks = head_data.observed.states.blocks
     with progress(
         context.console, "value head", len(blocks) * config.value.num_steps, "steps"
     ) as advance:
         for block in blocks:
-            heads[block], reports[str(block)] = _train(
-                context, stage, (head_data, data), block, advance
-            )
+            heads[block], reports[block] = _train(context, stage, (head_data, data), block, advance)
     return lambda: _finish(context, stage, heads, reports)
 
 
@@ -59,7 +57,7 @@ def _train(
     source: tuple[HeadData, InterventionData | None],
     block: int,
     advance: Advance,
-) -> tuple[ValueHead, dict[str, Any]]:
+) -> tuple[ValueHead, HeadReport]:
     """A block's head, and how well it does on problems that it did not learn from. Collective."""
     config, (head_data, data) = context.config, source
     basis, _ = load_basis(context.stage("basis"))
@@ -85,55 +83,52 @@ def _train(
         ),
     )
     advance(config.value.num_steps - fitted.num_steps)
-    report = _value_report(head, train, validation)
+    report = _report(head, train, validation)
     _, intervened = head_data.examples(data, basis, block)
     if intervened is not None:
         caused = intervened.select(torch.isin(intervened.prompt, validation.prompt.unique()))
-        report["intervened"] = dataclasses.asdict(
-            calibration(predict(head, caused), caused.correct)
-        )
+        after = calibration(predict(head, caused), caused.correct)
+        report = dataclasses.replace(report, intervened=after)
     return head, report
 
 
 def _finish(
-    context: RunContext, stage: StageDir, heads: dict[int, ValueHead], reports: dict[str, Any]
+    context: RunContext,
+    stage: StageDir,
+    heads: dict[int, ValueHead],
+    reports: dict[int, HeadReport],
 ) -> Outcome:
     for block, head in heads.items():
         save_head(stage, head_file(block), head, context.resources.described.identity)
-    save_report(stage, reports)
-    best = max(reports, key=lambda block: float(reports[block]["overall"]["auroc"]))
-    summary = {
-        f"{figure}_block_{block}": report["overall"][figure]
-        for block, report in reports.items()
-        for figure in ("auroc", "ece")
-    }
+    save_report(stage, ValueReport(reports))
+    best, found = max(reports.items(), key=lambda item: item[1].overall.auroc)
+    summary = {}
+    for block, report in reports.items():
+        summary[f"auroc_block_{block}"] = report.overall.auroc
+        summary[f"ece_block_{block}"] = report.overall.ece
     return Outcome(
         summary,
-        f"AUROC {reports[best]['overall']['auroc']:.3f} at block {best} (length alone "
-        f"{reports[best]['length_only_auroc']:.3f}), ECE {reports[best]['overall']['ece']:.3f}",
+        f"AUROC {found.overall.auroc:.3f} at block {best} (length alone "
+        f"{found.length_only_auroc:.3f}), ECE {found.overall.ece:.3f}",
     )
 
 
-def _value_report(
-    head: ValueHead, train: ValueExamples, validation: ValueExamples
-) -> dict[str, Any]:
+def _report(head: ValueHead, train: ValueExamples, validation: ValueExamples) -> HeadReport:
     """Calibration on held-out prompts, over all and per control point, beside the baselines."""
     predicted = predict(head, validation)
     rate = float(train.correct.mean())
     per_point = {}
     for point in validation.points.unique().tolist():
         here = validation.points == point
-        per_point[str(point)] = dataclasses.asdict(
-            calibration(predicted[here], validation.correct[here])
-        )
-    return {
-        "overall": dataclasses.asdict(calibration(predicted, validation.correct)),
-        "per_point": per_point,
-        "length_only_auroc": max(
+        per_point[point] = calibration(predicted[here], validation.correct[here])
+    return HeadReport(
+        overall=calibration(predicted, validation.correct),
+        per_point=per_point,
+        length_only_auroc=max(
             auroc(validation.tokens_so_far, validation.correct),
             auroc(-validation.tokens_so_far, validation.correct),
         ),
-        "majority_brier": float((validation.correct - rate).square().mean()),
-        "reliability": [dataclasses.asdict(b) for b in reliability(predicted, validation.correct)],
-        "temperature": float(head.temperature),
-    }
+        majority_brier=float((validation.correct - rate).square().mean()),
+        reliability=tuple(reliability(predicted, validation.correct)),
+        temperature=float(head.temperature),
+    )

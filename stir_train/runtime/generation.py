@@ -1,23 +1,19 @@
-"""Generate, grade and store completions chunk by chunk; steered generation is this plus a controller."""
+"""Answer, grade and store problems chunk by chunk, whatever it is that answers them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from stir_train.answering.interface import Answerer
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.config.inputs import TaskConfig
 from stir_train.data.grading import reward
 from stir_train.distributed.leases import Note
 from stir_train.errors import ArtifactError
-from stir_train.generation.backend import (
-    ControlSpec,
-    GenerationBackend,
-    GenerationRequest,
-    SamplingParams,
-)
-from stir_train.generation.controller import Controller
+from stir_train.generation.backend import SamplingParams, require_abilities
+from stir_train.generation.open import abilities_of
 from stir_train.monitoring.console import Advance
 from stir_train.monitoring.metrics import Pace
 from stir_train.runtime.chunk_scheduler import make_missing
@@ -35,28 +31,22 @@ from stir_train.types.steering import SteeringDecision
 
 @dataclass(frozen=True)
 class GenerationJob:
-    """What to generate for a list of prompts.
+    """Problems to answer.
 
     Attributes:
         prompts: In order; chunks are consecutive runs of them.
-        num_samples: Per prompt.
+        answerer: What answers them.
         sampling: Greedy or sampled.
-        capture_blocks: Blocks whose control-point states are kept.
-        make_controller: Makes what steers; None decodes plainly.
+        num_samples: Answers per prompt.
         prefix: Directory inside the stage, for stages that hold several sets.
-        engine: Makes what decodes; None takes the run's base-model engine.
-        answer: Another way to make completions of some prompts, one each, in place of all these.
         task: Judges the answers, where it is not the run's own.
     """
 
     prompts: Sequence[Prompt]
-    num_samples: int
+    answerer: Answerer
     sampling: SamplingParams
-    capture_blocks: tuple[int, ...] = ()
-    make_controller: Callable[[], Controller] | None = None
+    num_samples: int = 1
     prefix: str = ""
-    engine: Callable[[], GenerationBackend] | None = None
-    answer: Callable[[Sequence[Prompt]], list[Rollout]] | None = None
     task: TaskConfig | None = None
 
     @property
@@ -90,7 +80,15 @@ def prompts_per_chunk(context: RunContext, job: GenerationJob) -> int:
 def generate_jobs(
     context: RunContext, stage: StageDir, jobs: Sequence[GenerationJob], advance: Advance
 ) -> None:
-    """Make every chunk of the jobs that is not there yet, together with the other ranks."""
+    """Make every chunk of the jobs that is not there yet, together with the other ranks.
+
+    Raises:
+        StageError: If one needs what the run's backend lacks; then nothing is made.
+    """
+    backend = context.config.generation.backend
+    for job in jobs:
+        method = job.set_name or stage.name
+        require_abilities(backend, abilities_of(backend), job.answerer.needs, method)
     chunks = {
         f"{job.prefix}{chunk:05d}": (job, chunk)
         for job in jobs
@@ -121,11 +119,11 @@ def generate_jobs(
         advance(num_completions, f"correct {note['correct_rate']:.0%}")
 
     # A sharded model is loaded by all ranks at once, and only one is run at a time.
-    for _, some in groupby(chunks.items(), key=lambda item: item[1][0].engine):
+    for _, some in groupby(chunks.items(), key=lambda item: item[1][0].answerer.model):
         mine = dict(some)
         files = {key: rollouts_file(job.set_name, chunk) for key, (job, chunk) in mine.items()}
         (job, _), *_ = mine.values()
-        together = _engine_of(context, job) if context.is_sharded else None
+        together = job.answerer.open() if context.is_sharded else None
         make_missing(context, stage, files, make, on_finished, together=together)
 
 
@@ -150,68 +148,40 @@ def load_answers(context: RunContext, stage: StageDir, job: GenerationJob) -> li
     return store.read(job.set_name)
 
 
-def _engine_of(context: RunContext, job: GenerationJob) -> GenerationBackend:
-    return job.engine() if job.engine else context.resources.engine
-
-
 def _generate_chunk(
     context: RunContext, stage: StageDir, job: GenerationJob, chunk: int
 ) -> dict[str, float]:
-    """Generate, grade and save one chunk; return its figures."""
+    """Answer, grade and save one chunk; return its figures."""
     prompts = prompts_of_chunk(context, job, chunk)
-    if job.answer is not None:
-        return _answer_chunk(context, stage, job, chunk)
-    requests = [GenerationRequest(p, k) for p in prompts for k in range(job.num_samples)]
-    controller = job.make_controller() if job.make_controller else None
-    control = ControlSpec(
-        context.resources.automaton, context.config.control_points.max_points, job.capture_blocks
-    )
-    result = _engine_of(context, job).generate(
-        requests, job.sampling, seed=context.config.seed, control=control, controller=controller
-    )
+    made = job.answerer.answer(prompts, num_samples=job.num_samples, sampling=job.sampling)
     name = f"{stage.name}/{job.prefix}{chunk:05d}"
-    if not context.is_mine_to_write(name, [r.token_ids for r in result.rollouts]):
+    if not context.is_mine_to_write(name, [r.token_ids for r in made.rollouts]):
         return {}
-    graded = grade_rollouts(context, result.rollouts, [r.prompt for r in requests], job.task)
-    if result.states is not None:
+    asked = [prompt for prompt in prompts for _ in range(job.num_samples)]
+    graded = grade_rollouts(context, made.rollouts, asked, job.task)
+    if made.states is not None:
         save_states(
             stage,
             (job.set_name, chunk),
-            result.rollouts,
-            result.states,
+            made.rollouts,
+            made.states,
             block_convention=context.resources.described.identity.block_convention,
         )
-    if controller is not None:
-        save_decisions(stage, job.set_name, chunk, result.decisions)
+    if made.decisions is not None:
+        save_decisions(stage, job.set_name, chunk, made.decisions)
     # The rollout table comes last: a chunk counts as made when it is there.
     save_rollouts(stage, job.set_name, chunk, graded)
     figures = {
         "correct_rate": sum(g.grade.correct for g in graded) / len(graded),
         "tokens": sum(g.rollout.total_tokens for g in graded),
         "truncated_rate": sum(g.rollout.truncated for g in graded) / len(graded),
-        "forward_passes": result.cost.forward_passes,
+        "forward_passes": made.forward_passes,
     }
-    if result.states is not None and len(result.states.labels):
-        figures["state_norm"] = float(result.states.states.norm(dim=-1).mean())
-    if result.decisions:
-        figures |= decision_figures(result.decisions)
+    if made.states is not None and len(made.states.labels):
+        figures["state_norm"] = float(made.states.states.norm(dim=-1).mean())
+    if made.decisions:
+        figures |= decision_figures(made.decisions)
     return figures
-
-
-def _answer_chunk(
-    context: RunContext, stage: StageDir, job: GenerationJob, chunk: int
-) -> dict[str, float]:
-    """The same by another method's own way of answering."""
-    assert job.answer is not None
-    prompts = prompts_of_chunk(context, job, chunk)
-    graded = grade_rollouts(context, job.answer(prompts), prompts)
-    save_rollouts(stage, job.set_name, chunk, graded)
-    return {
-        "correct_rate": sum(g.grade.correct for g in graded) / len(graded),
-        "tokens": sum(g.rollout.total_tokens for g in graded),
-        "truncated_rate": sum(g.rollout.truncated for g in graded) / len(graded),
-        "forward_passes": sum(g.rollout.forward_passes for g in graded),
-    }
 
 
 def decision_figures(decisions: Sequence[SteeringDecision]) -> dict[str, float]:

@@ -7,14 +7,12 @@ base's own. Students are compared on the tune split alone; the test split is ope
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
+from stir_train.answering.methods import GREEDY
 from stir_train.artifacts.run_dir import RunDir
 from stir_train.config.inputs import SplitName
 from stir_train.config.pipeline import STAGE_NAMES
@@ -22,14 +20,10 @@ from stir_train.config.run import RunConfig
 from stir_train.data.prompts import require_unseen, split_sha256
 from stir_train.distributed.world import World, open_world
 from stir_train.errors import ConfigError
-from stir_train.evals.metrics import MethodMetrics, compare_to_baseline
-from stir_train.export.adapter import ADAPTER_DIRECTORY, save_merged
-from stir_train.generation.backend import GenerationBackend
-from stir_train.models.load import load_model, unsharded
+from stir_train.export.adapter import ADAPTER_DIRECTORY
+from stir_train.models.load import load_model
 from stir_train.monitoring.console import progress
-from stir_train.recipes.evaluate import RESULTS_SCHEMA
-from stir_train.recipes.methods import GREEDY
-from stir_train.recipes.tune import price_per_token
+from stir_train.runtime.answerers import other_model_answerer, plain_answerer
 from stir_train.runtime.attempt import enter_run
 from stir_train.runtime.context import Outcome, RunContext
 from stir_train.runtime.driver import begin, finish, run_stages
@@ -39,8 +33,11 @@ from stir_train.runtime.generation import (
     load_answers,
     sampling_params,
 )
+from stir_train.runtime.search import compare_in_run
+from stir_train.runtime.students import merge_adapter
+from stir_train.stores.results import RESULTS_SCHEMA, save_results
 from stir_train.stores.rollouts import RolloutStore
-from stir_train.tools.compare import RESULTS_FILE
+from stir_train.types.results import MethodRow, Results
 from stir_train.types.rollout import GradedRollout
 
 UP_TO_STUDENT = STAGE_NAMES[: STAGE_NAMES.index("distill") + 1]
@@ -49,7 +46,7 @@ LEAST_MIXED = 0.05
 """A base of which fewer problems than this have right and wrong samples cannot be contrasted."""
 
 
-def run_iterate(config: RunConfig, console: Console, argv: Sequence[str]) -> dict[str, Any]:
+def run_iterate(config: RunConfig, console: Console, argv: Sequence[str]) -> Results:
     """Make generations until the tune split stops improving; compare all on the test split.
 
     The run directory holds a run a generation (``generation-1``, ...), every student's merged weights
@@ -71,7 +68,7 @@ def run_iterate(config: RunConfig, console: Console, argv: Sequence[str]) -> dic
                 break
             made = generation
             answers = _answers(context, "tune", generation)
-            gain = _compare(context, str(generation), answers, best_answers)
+            gain = compare_in_run(context, str(generation), answers, best_answers)
             low, high = gain.delta_utility_ci95
             context.console.print(
                 f"generation {generation}: {gain.accuracy:.1%} of the tune split in "
@@ -120,7 +117,9 @@ def _make_generation(
             )
             return False
         run_stages(inner, UP_TO_STUDENT[1:], redo=False)
-        world.on_main("merge", lambda: _merge(inner, merged_student(context.config, generation)))
+        adapter = inner.stage("distill").path / ADAPTER_DIRECTORY
+        target = merged_student(context.config, generation)
+        world.on_main("merge", lambda: merge_adapter(inner, adapter, target))
     return True
 
 
@@ -132,36 +131,20 @@ def _mixed_share(inner: RunContext) -> float:
     return sum(len(found) == 2 for found in outcomes.values()) / len(outcomes)
 
 
-def _merge(inner: RunContext, target: Path) -> None:
-    if target.is_dir():
-        return
-    unfinished = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    base = load_model(unsharded(inner.config.model))
-    save_merged(base, inner.stage("distill").path / ADAPTER_DIRECTORY, unfinished)
-    unfinished.rename(target)
-
-
 def _job(context: RunContext, split: SplitName, generation: int) -> GenerationJob:
     """Greedy answers of the base (0) or of a generation's student."""
-
-    def engine() -> GenerationBackend:
-        path = str(merged_student(context.config, generation))
-        key = f"generation {generation}"
-        if key not in context.resources.students:
-            context.resources.students.clear()  # one more model at a time
-            model = context.config.model.model_copy(update={"name": path, "revision": None})
-            context.resources.students[key] = context.resources.make_engine(
-                load_model(model, context.world)
-            )
-        return context.resources.students[key]
-
+    merged = str(merged_student(context.config, generation))
+    model = context.config.model.model_copy(update={"name": merged, "revision": None})
+    answerer = plain_answerer(context)
+    if generation:
+        answerer = other_model_answerer(
+            context, f"generation {generation}", lambda: load_model(model, context.world)
+        )
     return GenerationJob(
-        prompts=context.splits[split],
-        num_samples=1,
-        sampling=sampling_params(context, greedy=True),
+        context.splits[split],
+        answerer,
+        sampling_params(context, greedy=True),
         prefix=f"{generation}/",
-        engine=engine if generation else None,
     )
 
 
@@ -184,22 +167,7 @@ def _answers(context: RunContext, split: SplitName, generation: int) -> list[Gra
     return load_answers(context, context.stage(name), job)
 
 
-def _compare(
-    context: RunContext,
-    name: str,
-    answers: Sequence[GradedRollout],
-    others: Sequence[GradedRollout],
-) -> MethodMetrics:
-    return compare_to_baseline(
-        name,
-        answers,
-        others,
-        num_resamples=context.config.evaluate.num_bootstrap,
-        price_per_token=price_per_token(context),
-    )
-
-
-def _finish(context: RunContext, best: int, made: int) -> dict[str, Any]:
+def _finish(context: RunContext, best: int, made: int) -> Results:
     """The base and every generation on the test split; which one the tune split chose."""
     generations = [RunDir(context.config.directory / f"generation-{g}") for g in range(1, made + 1)]
     used = {
@@ -212,35 +180,29 @@ def _finish(context: RunContext, best: int, made: int) -> dict[str, Any]:
     require_unseen(context.splits["test"], used)
     answers = {g: _answers(context, "test", g) for g in range(made + 1)}
     names = {g: GREEDY if g == 0 else f"generation-{g}" for g in answers}
-    rows = [_compare(context, names[g], given, answers[0]) for g, given in answers.items()]
-    results = {
-        "schema": RESULTS_SCHEMA,
-        "model": context.resources.described.identity.as_dict(),
-        "task": context.config.task.name,
-        "split": "test",
-        "num_items": len(context.splits["test"]),
-        "items_sha256": split_sha256(context.splits["test"]),
-        "seeds": [context.config.seed],
-        "chosen": names[best],
-        "methods": [
-            {
-                **dataclasses.asdict(row),
-                "settings": None,
-                "label": row.name,
-                "chosen_on": "tune" if row.name == names[best] else "nothing",
-            }
+    rows = [compare_in_run(context, names[g], given, answers[0]) for g, given in answers.items()]
+    identity, test = context.resources.described.identity, context.splits["test"]
+    results = Results(
+        schema=RESULTS_SCHEMA,
+        model=identity.name,
+        model_sha256=identity.fingerprint(),
+        task=context.config.task.name,
+        split="test",
+        num_items=len(test),
+        items_sha256=split_sha256(test),
+        seeds=(context.config.seed,),
+        test_openings=1,
+        chosen=names[best],
+        methods=tuple(
+            MethodRow(row, row.name, "tune" if row.name == names[best] else "nothing")
             for row in rows
-        ],
-        "students": [],
-        "out_of_domain": [],
-        "sampled": [],
-    }
+        ),
+    )
     stage = begin(context, TEST, {"generations": made, "chosen": best}, splits=("test",))
     if stage is not None:
 
         def save() -> Outcome:
-            with stage.writing(RESULTS_FILE) as path:
-                path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+            save_results(stage, results)
             return Outcome({"generations": made}, f"tune chose {names[best]}")
 
         finish(context, stage, save)

@@ -9,11 +9,12 @@ from stir_train.artifacts.atomic import json_sha256
 from stir_train.artifacts.run_dir import RunDir, StageDir
 from stir_train.artifacts.tensors import load_tensors, save_tensors
 from stir_train.config.stages import ControlPointConfig, UtilityConfig
-from stir_train.config.steering import SteeringConfig, parse_steering
+from stir_train.config.steering import SteeringConfig
 from stir_train.errors import ArtifactError
 from stir_train.models.identity import ModelIdentity
 from stir_train.models.value_head import ValueHead
-from stir_train.stores.report_file import load_report
+from stir_train.stores.reports import load_report
+from stir_train.types.results import TuneReport
 from stir_train.types.steering import ControlBasis
 
 BASIS_FILE = "basis.safetensors"
@@ -50,7 +51,7 @@ class SteeringStore:
 
     def choice(self) -> SteeringConfig:
         """The settings that tuning froze, their depth always given."""
-        return parse_steering(load_report(self._stage("tune"))["chosen"])
+        return load_report(self._stage("tune"), TuneReport).chosen
 
     def utility(self) -> UtilityConfig:
         """What an answer was worth when the run's basis was validated."""

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Table
 
 from stir_train.artifacts.atomic import write_text
-from stir_train.artifacts.run_dir import RunDir
-from stir_train.errors import ArtifactError
 from stir_train.evals.comparison_page import render_comparison
+from stir_train.evals.tables import BASELINE, change
+from stir_train.stores.results import load_run_results
+from stir_train.types.results import MethodMetrics, Results
 
-RESULTS_FILE = "results.json"
 COLUMNS = (
     "run",
     "method",
@@ -25,19 +23,19 @@ COLUMNS = (
     "tokens",
     "tokens, %",
     "passes",
+    "cut off",
+    "no marker",
 )
+NUM_TEXT_COLUMNS = 3
 
 
-def read_results(run: Path) -> dict[str, Any]:
+def read_results(run: Path) -> Results:
     """The results of a run whose evaluation is finished, checksums verified.
 
     Raises:
         ArtifactError: If it is not finished, or damaged.
     """
-    if not run.is_dir():
-        raise ArtifactError(f"{run} is no run directory")
-    path = RunDir(run).stage("evaluate").file(RESULTS_FILE)
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    return load_run_results(run, "evaluate")
 
 
 def result_rows(runs: Sequence[Path]) -> list[tuple[str, ...]]:
@@ -45,11 +43,11 @@ def result_rows(runs: Sequence[Path]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for run in runs:
         results = read_results(run)
-        labels = {method["name"]: method["label"] for method in results["methods"]}
-        tables = [(run.name, results["methods"])]
-        tables += [(f"{run.name} on {o['task']}", o["methods"]) for o in results["out_of_domain"]]
+        labels = {row.name: row.label for row in results.methods}
+        tables = [(run.name, tuple(row.metrics for row in results.methods))]
+        tables += [(f"{run.name} on {o.task}", o.methods) for o in results.out_of_domain]
         for name, methods in tables:
-            rows += [(name, *_figures(method, labels[method["name"]])) for method in methods]
+            rows += [(name, *_figures(method, labels[method.name])) for method in methods]
     return rows
 
 
@@ -66,7 +64,11 @@ def as_table(rows: Sequence[tuple[str, ...]]) -> Table:
     """Rows for the terminal."""
     table = Table(box=SIMPLE, title="held-out test items; 95 % paired intervals")
     for i, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if i < 3 else "right", no_wrap=i < 2)
+        table.add_column(
+            column,
+            justify="left" if i < NUM_TEXT_COLUMNS else "right",
+            no_wrap=i < NUM_TEXT_COLUMNS - 1,
+        )
     for row in rows:
         table.add_row(*row)
     return table
@@ -74,29 +76,23 @@ def as_table(rows: Sequence[tuple[str, ...]]) -> Table:
 
 def as_markdown(rows: Sequence[tuple[str, ...]]) -> str:
     """Rows as a Markdown table."""
-    rule = ["---" if i < 3 else "---:" for i in range(len(COLUMNS))]
+    rule = ["---" if i < NUM_TEXT_COLUMNS else "---:" for i in range(len(COLUMNS))]
     lines = [COLUMNS, rule, *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _figures(method: Mapping[str, Any], label: str) -> tuple[str, ...]:
-    is_baseline = method["name"] == "greedy"
-    points = "" if is_baseline else _change(method["delta_accuracy"], method["delta_accuracy_ci95"])
-    tokens = (
-        "" if is_baseline else _change(method["delta_tokens_fraction"], method["delta_tokens_ci95"])
-    )
-    settings = "" if label == method["name"] else label
+def _figures(method: MethodMetrics, label: str) -> tuple[str, ...]:
+    is_baseline = method.name == BASELINE
+    points = change(method.delta_accuracy, method.delta_accuracy_ci95)
+    tokens = change(method.delta_tokens_fraction, method.delta_tokens_ci95)
     return (
-        method["name"],
-        settings,
-        f"{100 * method['accuracy']:.1f}",
-        points,
-        f"{method['tokens_mean']:.1f}",
-        tokens,
-        f"{method['forward_passes_mean']:.1f}",
+        method.name,
+        "" if label == method.name else label,
+        f"{100 * method.accuracy:.1f}",
+        "" if is_baseline else points,
+        f"{method.tokens_mean:.1f}",
+        "" if is_baseline else tokens,
+        f"{method.forward_passes_mean:.1f}",
+        f"{method.truncated_rate:.1%}",
+        f"{method.no_marker_rate:.1%}",
     )
-
-
-def _change(value: float, interval: Sequence[float]) -> str:
-    low, high = interval
-    return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"

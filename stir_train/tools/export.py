@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
+from stir_train.answering.methods import GREEDY, STEERED, STUDENT
 from stir_train.artifacts.atomic import write_text
 from stir_train.config.learning import ObjectiveConfig
 from stir_train.config.steering import StaticSteering
@@ -15,12 +16,12 @@ from stir_train.export.card import Card, render_card
 from stir_train.export.vector import save_gguf_vector, save_lm_eval_vector
 from stir_train.models.load import load_model, unsharded
 from stir_train.monitoring.console import good
-from stir_train.recipes.distill import run_verify
-from stir_train.recipes.methods import GREEDY, STEERED_METHOD, STUDENT
-from stir_train.recipes.result_tables import load_results
-from stir_train.recipes.tune import best_of_each_mode
 from stir_train.runtime.context import RunContext
 from stir_train.steering.static import mean_direction
+from stir_train.stores.reports import load_report
+from stir_train.stores.results import load_results
+from stir_train.tools.verify import run_verify
+from stir_train.types.results import TuneReport
 
 Format = Literal["lora", "merged", "gguf", "lm-eval"]
 CARD_FILE, GGUF_FILE, LM_EVAL_FILE = "README.md", "control-vector.gguf", "steer.pt"
@@ -65,10 +66,10 @@ def _card(context: RunContext, *, merged: bool) -> Card:
     figures = context.stage("distill").summary()
     lineage = {name: context.stage(name).fingerprint() for name in MADE_BY}
     config = context.config
-    results = load_results(context) if context.stage("evaluate").is_complete else None
-    rows = [] if results is None else results["methods"]
-    assert isinstance(rows, list)
-    shown = [row for row in rows if row["name"] in (GREEDY, STEERED_METHOD, STUDENT)]
+    evaluation = context.stage("evaluate")
+    results = load_results(evaluation) if evaluation.is_complete else None
+    rows = [] if results is None else [row.metrics for row in results.methods]
+    shown = [row for row in rows if row.name in (GREEDY, STEERED, STUDENT)]
     return Card(
         name=config.name,
         base_model=config.model.name,
@@ -79,8 +80,8 @@ def _card(context: RunContext, *, merged: bool) -> Card:
         num_tokens=figures["num_tokens"],
         lineage=lineage,
         methods=shown,
-        num_items=0 if results is None else int(str(results["num_items"])),
-        test_openings=1 if results is None else int(str(results["test_openings"])),
+        num_items=0 if results is None else results.num_items,
+        test_openings=1 if results is None else results.test_openings,
     )
 
 
@@ -118,5 +119,6 @@ def _export_vector(context: RunContext, target: Path, form: Format) -> str:
 
 def _static_settings(context: RunContext) -> StaticSteering:
     """The static setting that did best on the tune split; the chosen one's place if none was tried."""
-    tried = [tried for tried in best_of_each_mode(context) if isinstance(tried, StaticSteering)]
+    best = load_report(context.stage("tune"), TuneReport).best_of_each_mode()
+    tried = [tried for tried in best if isinstance(tried, StaticSteering)]
     return tried[0] if tried else StaticSteering.like(context.steering.choice())

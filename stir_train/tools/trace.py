@@ -2,52 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.text import Text
 
-from stir_train.config.steering import SteeringConfig
+from stir_train.answering.methods import GREEDY, PUBLISHED, STEERED, STUDENT, published_rule
+from stir_train.answering.model import ModelAnswerer
 from stir_train.data.problems import SourceProblem
 from stir_train.data.prompts import render_prompts
 from stir_train.errors import StageError
-from stir_train.generation.backend import (
-    ControlSpec,
-    GenerationBackend,
-    GenerationRequest,
-    GenerationResult,
-)
-from stir_train.generation.controller import Controller
-from stir_train.recipes.methods import (
-    GREEDY,
-    PUBLISHED,
-    STEERED_METHOD,
-    STUDENT,
-    published_rule,
-    student_engine,
-)
-from stir_train.recipes.tune import controller_for
+from stir_train.generation.backend import TokenListener
+from stir_train.runtime.answerers import plain_answerer, steered_answerer
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import sampling_params
+from stir_train.runtime.students import student_answerer
+from stir_train.types.answers import Answers
 from stir_train.types.rollout import Prompt
 from stir_train.types.steering import SteeringDecision
 
-METHODS = (GREEDY, STEERED_METHOD, PUBLISHED, STUDENT)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One completion with the decisions made along it."""
-
-    prompt: Prompt
-    result: GenerationResult
-    decisions: Sequence[SteeringDecision]
+METHODS = (GREEDY, STEERED, PUBLISHED, STUDENT)
 
 
 def stream_answer(
     context: RunContext, question: str, method: str, write: Callable[[str], None]
-) -> Answer:
+) -> Answers:
     """Answer one question greedily with a method, writing text as it comes.
 
     Raises:
@@ -81,9 +60,9 @@ def show_decisions(context: RunContext, index: int, method: str, console: Consol
     if not 0 <= index < len(prompts):
         raise StageError(f"--index: the tune split has problems 0 to {len(prompts) - 1}")
     answer = _answer(context, prompts[index], method, None)
-    rollout = answer.result.rollouts[0]
-    decided = {decision.token_index: decision for decision in answer.decisions}
-    console.print(Text(answer.prompt.text.rstrip(), style="dim"))
+    rollout = answer.rollouts[0]
+    decided = {decision.token_index: decision for decision in answer.decisions or ()}
+    console.print(Text(prompts[index].text.rstrip(), style="dim"))
     start = 0
     for point, token_index in enumerate(rollout.control_points, start=1):
         console.print(
@@ -98,7 +77,7 @@ def show_decisions(context: RunContext, index: int, method: str, console: Consol
     console.print(Text(context.resources.described.decode(rollout.token_ids[start:]), style="bold"))
     console.print(
         Text(
-            f"gold answer {answer.prompt.answer}; {len(rollout.token_ids)} tokens, "
+            f"gold answer {prompts[index].answer}; {len(rollout.token_ids)} tokens, "
             f"{rollout.preview_tokens} more in previews, {rollout.forward_passes} passes",
             style="dim",
         )
@@ -106,37 +85,32 @@ def show_decisions(context: RunContext, index: int, method: str, console: Consol
 
 
 def _answer(
-    context: RunContext, prompt: Prompt, method: str, listener: Callable[[int, int], None] | None
-) -> Answer:
-    if method not in METHODS:
-        raise StageError(f"--method: {method!r} is none of {', '.join(METHODS)}")
-    controller = _controller(context, method)
-    result = _engine(context, method).generate(
-        [GenerationRequest(prompt)],
-        sampling_params(context, greedy=True),
-        seed=context.config.seed,
-        control=ControlSpec(context.resources.automaton, context.config.control_points.max_points),
-        controller=controller,
+    context: RunContext, prompt: Prompt, method: str, listener: TokenListener | None
+) -> Answers:
+    return _answerer(context, method).answer(
+        [prompt],
+        num_samples=1,
+        sampling=sampling_params(context, greedy=True),
         listener=listener,
     )
-    return Answer(prompt, result, result.decisions)
 
 
-def _controller(context: RunContext, method: str) -> Controller | None:
-    settings: dict[str, Callable[[], SteeringConfig]] = {
-        STEERED_METHOD: context.steering.choice,
-        PUBLISHED: published_rule,
-    }
-    if method not in settings:
-        return None
-    return controller_for(context, settings[method](), context.steering.basis())
+def _answerer(context: RunContext, method: str) -> ModelAnswerer:
+    """What answers by a method's name.
 
-
-def _engine(context: RunContext, method: str) -> GenerationBackend:
-    if method != STUDENT:
-        return context.resources.engine
-    context.stage("distill").require_complete()
-    return student_engine(context)
+    Raises:
+        StageError: If there is no such method, or its stage is not finished.
+    """
+    if method == GREEDY:
+        return plain_answerer(context)
+    if method == STUDENT:
+        context.stage("distill").require_complete()
+        return student_answerer(context)
+    if method == PUBLISHED:
+        return steered_answerer(context, published_rule(), context.steering.basis())
+    if method == STEERED:
+        return steered_answerer(context, context.steering.choice(), context.steering.basis())
+    raise StageError(f"--method: {method!r} is none of {', '.join(METHODS)}")
 
 
 def _describe(point: int, decision: SteeringDecision | None) -> Text:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from stir_train.types.places import Place
+from stir_train.types.utility import Utility
 
 UNSTEERED = -1
 """Stands for the steered block of a trajectory that nothing steered."""
@@ -260,7 +261,7 @@ class Intervention:
     null_correct: bool
     null_tokens: int
 
-    def uplift(self, token_price: float, max_new_tokens: int) -> float:
-        """Return with the impulse minus without; ``1[correct] - token_price * share of budget``."""
+    def uplift(self, utility: Utility) -> float:
+        """Utility with the impulse less that without it."""
         gained = float(self.correct) - float(self.null_correct)
-        return gained - token_price * (self.tokens - self.null_tokens) / max_new_tokens
+        return utility.of(gained, float(self.tokens - self.null_tokens))

@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from jaxtyping import Float
 from torch import Tensor
 
+from stir_train.types.reports import Calibration, ReliabilityBin
+
 NUM_BINS = 10
-
-
-@dataclass(frozen=True)
-class ReliabilityBin:
-    """One bin of a reliability diagram."""
-
-    mean_predicted: float
-    mean_observed: float
-    count: int
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Quality of predicted probabilities on one set of states."""
-
-    count: int
-    base_rate: float
-    auroc: float
-    brier: float
-    ece: float
 
 
 def calibration(predicted: Float[Tensor, "R"], correct: Float[Tensor, "R"]) -> Calibration:

@@ -44,11 +44,7 @@ class SlowSteering:
             at = start + len(completion) - 1
             points = self.automaton.find(completion)
             at_point = bool(points) and points[-1] == len(completion) - 1
-            for i, controller in enumerate(self.controllers):
-                if controller.place == "segment" and at_point:
-                    held.pop(i, None)
-                if i in held:
-                    cells.setdefault((controller.block, at), []).append(held[i])
+            self._go_on(held, cells, at, at_point=at_point)
             # One after the other, from below: what lies below is there when a block is read.
             for i in sorted(range(len(self.controllers)), key=lambda i: self.controllers[i].block):
                 asked = self.controllers[i]
@@ -67,6 +63,14 @@ class SlowSteering:
             if completion[-1] in self.sampling.stop_token_ids:
                 break
         return completion
+
+    def _go_on(self, held: dict[int, Tensor], cells: Cells, at: int, *, at_point: bool) -> None:
+        """Add what is still held at the position that is fed next."""
+        for i, controller in enumerate(self.controllers):
+            if controller.place == "segment" and at_point:
+                held.pop(i, None)
+            if i in held:
+                cells.setdefault((controller.block, at), []).append(held[i])
 
     def _point(self, asked: Controller, completion: list[int], reached: int) -> int | None:
         """The control point at which a controller is asked now, if it is."""

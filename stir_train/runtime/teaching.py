@@ -1,13 +1,14 @@
-"""What a student is taught: by which completions, in which batches, and when it has learnt enough."""
+"""What a student is taught in a run: by which completions, in which batches, until when."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
+from stir_train.answering.methods import GREEDY, settings_label
 from stir_train.config.learning import ObjectiveConfig
 from stir_train.distill.objective import DistillLoss
 from stir_train.distill.on_policy import StudentSampling, on_policy_batches
+from stir_train.distill.plan import StudentSpec
 from stir_train.distill.samples import (
     BatchConfig,
     SequenceBatch,
@@ -18,80 +19,26 @@ from stir_train.distill.terms import needs_teacher
 from stir_train.distill.validation import validation_loss
 from stir_train.distributed.engine import TrainEngine
 from stir_train.errors import StageError
-from stir_train.generation.backend import ControlSpec
 from stir_train.generation.controller import previewing
 from stir_train.models.lora import Student
-from stir_train.recipes.tune import controller_for, tune_job
+from stir_train.runtime.answerers import control_spec, controller_for
 from stir_train.runtime.context import RunContext
-from stir_train.runtime.generation import GenerationJob, load_answers, sampling_params
+from stir_train.runtime.generation import sampling_params
+from stir_train.runtime.search import load_parts
 from stir_train.stores.rollouts import RolloutStore
 from stir_train.train.loop import EarlyStopping
-from stir_train.types.rollout import GradedRollout, Rollout
+from stir_train.types.rollout import Rollout
 
 
-@dataclass(frozen=True)
-class StudentSpec:
-    """One student to train.
-
-    Attributes:
-        name: Empty for the student that is exported.
-        objective: What it learns from.
-        samples: Completions.
-        num_steps: Optimizer steps.
-    """
-
-    name: str
-    objective: ObjectiveConfig
-    samples: list[Rollout]
-    num_steps: int
-
-    @property
-    def prefix(self) -> str:
-        """Where in the stage its adapter is."""
-        return student_prefix(self.name)
-
-
-def student_prefix(name: str) -> str:
-    """Where in the stage a student's adapter is; the exported one has no name."""
-    return f"also/{name}/" if name else ""
-
-
-def plan_students(context: RunContext) -> list[StudentSpec]:
-    """The exported student's spec, then the others', cut to as many tokens.
-
-    Raises:
-        StageError: If an objective has nothing to learn from, or cannot be held as configured.
-    """
+def samples_of(context: RunContext, objective: ObjectiveConfig) -> list[Rollout]:
+    """Right and short completions of harvest problems, steered or plain."""
     config = context.config.distill
-    samples = _samples_of(context, config.objective)
-    specs = [StudentSpec("", config.objective, samples, config.num_steps)]
-    for name, objective in config.also.items():
-        others = _samples_of(context, objective)
-        num_steps = round(config.num_steps * mean_tokens(samples) / mean_tokens(others))
-        specs.append(StudentSpec(name, objective, others, max(1, num_steps)))
-    return specs
-
-
-def _samples_of(context: RunContext, objective: ObjectiveConfig) -> list[Rollout]:
-    """Right and short completions, steered or plain."""
-    plain = objective.samples == "plain"
-    graded = (
-        RolloutStore(context.stage("rollout")).require_complete().read()
-        if plain
-        else load_steered(context)
+    source = "rollout" if objective.samples == "plain" else "steer"
+    return choose_samples(
+        RolloutStore(context.stage(source)).require_complete().read(),
+        keep_per_prompt=config.keep_per_prompt,
+        hard_below=config.hard_below,
     )
-    config = context.config.distill
-    samples = choose_samples(
-        graded, keep_per_prompt=config.keep_per_prompt, hard_below=config.hard_below
-    )
-    if not samples:
-        raise StageError(f"no {objective.samples} rollout is correct: there is nothing to distil")
-    return samples
-
-
-def mean_tokens(samples: Sequence[Rollout]) -> float:
-    """Mean length of completions."""
-    return sum(len(sample.token_ids) for sample in samples) / len(samples)
 
 
 def student_batches(
@@ -140,7 +87,7 @@ def _student_sampling(context: RunContext, spec: StudentSpec, student: Student) 
         student=student,
         prompts={prompt.prompt_id: prompt for prompt in context.splits["harvest"]},
         sampling=sampling_params(context, greedy=False),
-        control=ControlSpec(context.resources.automaton, context.config.control_points.max_points),
+        control=control_spec(context),
         controller=controller,
         seed=context.config.seed,
         share=spec.objective.on_policy,
@@ -160,8 +107,8 @@ def early_stopping(
         return None
     choice = context.steering.choice()
     plain = spec.objective.samples == "plain" or choice.mode == "none"
-    job = tune_job(context, None if plain else choice, context.steering.basis())
-    answers = load_answers(context, context.stage("tune"), job)
+    tune = context.stage("tune")
+    answers = RolloutStore(tune).read(GREEDY) if plain else load_parts(tune, settings_label(choice))
     right = [item.rollout for item in answers if item.grade.correct]
     if not right:
         raise StageError(
@@ -173,19 +120,3 @@ def early_stopping(
     return EarlyStopping(
         lambda: validation_loss(loss, right, batching), config.validate_every_steps, config.patience
     )
-
-
-def steered_job(context: RunContext) -> GenerationJob:
-    """Completions of harvest problems under the chosen controller."""
-    choice, basis = context.steering.choice(), context.steering.basis()
-    return GenerationJob(
-        prompts=context.splits["harvest"],
-        num_samples=context.config.distill.num_samples,
-        sampling=sampling_params(context, greedy=False),
-        make_controller=lambda: controller_for(context, choice, basis),
-    )
-
-
-def load_steered(context: RunContext) -> list[GradedRollout]:
-    """Those that were made."""
-    return load_answers(context, context.stage("steer"), steered_job(context))

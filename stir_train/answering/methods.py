@@ -1,0 +1,85 @@
+"""The methods of the held-out comparison by name, and what each answers with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stir_train.answering.interface import Answerer
+from stir_train.config.steering import (
+    JudgedSteering,
+    PreviewSteering,
+    ScaledSteering,
+    SteeringConfig,
+)
+from stir_train.types.results import MethodMetrics, MethodRow, TunedBaseline
+
+GREEDY, PUBLISHED, STEERED, STUDENT = "greedy", "stir-published", "stir", "lora-student"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to answer the test problems.
+
+    Attributes:
+        name: Its row, also the directory of its answers.
+        answerer: What answers.
+        chosen_on: Where its settings come from: a split, ``published defaults`` or ``nothing``.
+        steering: A controller's settings; None for what no controller answers.
+        baseline: The tuned baseline that it is; None for every other method.
+        is_deployable: Whether a user would deploy it, or it is what that is compared with: it also answers
+            other tasks, and is sampled.
+    """
+
+    name: str
+    answerer: Answerer
+    chosen_on: str
+    steering: SteeringConfig | None = None
+    baseline: TunedBaseline | None = None
+    is_deployable: bool = False
+
+    @property
+    def label(self) -> str:
+        """Name and settings in short."""
+        if self.baseline is not None:
+            return self.baseline.label
+        return self.name if self.steering is None else settings_label(self.steering)
+
+    def row(self, metrics: MethodMetrics) -> MethodRow:
+        """Its row of the results."""
+        return MethodRow(
+            metrics,
+            self.label,
+            self.chosen_on,
+            self.steering,
+            None if self.baseline is None else self.baseline.chosen,
+        )
+
+
+def student_label(name: str) -> str:
+    """The row of a student; the exported one has no name."""
+    return f"lora-{name}" if name else STUDENT
+
+
+def published_rule() -> PreviewSteering:
+    """The paper's defaults: previews at strength 1, at the first harvested depth."""
+    return PreviewSteering(strength=1.0, preview_strength=1.0)
+
+
+def settings_label(settings: SteeringConfig) -> str:
+    """A controller's settings in short; also the directory of a trial's answers."""
+    if settings.mode == "none":
+        return "none"
+    parts: list[str] = [settings.mode]
+    if settings.depth is not None:
+        parts.append(f"depth{settings.depth:g}")
+    if isinstance(settings, ScaledSteering):
+        parts.append(f"strength{settings.strength:g}")
+    if isinstance(settings, JudgedSteering):
+        parts.append(f"doubt{settings.doubt:g}")
+        for name, value in (
+            ("margin", settings.margin),
+            ("num_candidates", settings.num_candidates),
+        ):
+            if value != JudgedSteering.model_fields[name].default:
+                parts.append(f"{name.removeprefix('num_')}{value:g}")
+    return "-".join(parts)

@@ -1,0 +1,73 @@
+"""A model answers: plainly, under a controller, or with its states captured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from stir_train.generation.backend import (
+    Ability,
+    ControlSpec,
+    GenerationBackend,
+    GenerationRequest,
+    SamplingParams,
+    TokenListener,
+)
+from stir_train.generation.controller import Controller
+from stir_train.types.answers import Answers
+from stir_train.types.rollout import Prompt
+
+
+@dataclass(frozen=True)
+class ModelAnswerer:
+    """An `Answerer` over one model.
+
+    Attributes:
+        model: Its name; a student's is not the base's.
+        open_backend: Gives what decodes with it, loaded when it is first asked for.
+        control: Where control points are, and which blocks are captured there.
+        seed: Of the sampling noise.
+        make_controller: Makes what steers it, once; None decodes plainly.
+        needs: What it needs the backend to be able to do.
+    """
+
+    model: str
+    open_backend: Callable[[], GenerationBackend]
+    control: ControlSpec
+    seed: int
+    make_controller: Callable[[], Controller] | None = None
+    needs: frozenset[Ability] = frozenset()
+
+    @cached_property
+    def controller(self) -> Controller | None:
+        """What steers, made when it is first asked for; it keeps nothing, so every call shares it."""
+        return self.make_controller() if self.make_controller else None
+
+    def open(self) -> GenerationBackend:
+        """What decodes."""
+        return self.open_backend()
+
+    def answer(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        num_samples: int,
+        sampling: SamplingParams,
+        listener: TokenListener | None = None,
+    ) -> Answers:
+        """Answer every prompt; ``listener`` is called with every sampled token."""
+        made = self.open().generate(
+            [GenerationRequest(prompt, k) for prompt in prompts for k in range(num_samples)],
+            sampling,
+            seed=self.seed,
+            control=self.control,
+            controller=self.controller,
+            listener=listener,
+        )
+        return Answers(
+            made.rollouts,
+            made.cost.forward_passes,
+            made.states,
+            None if self.controller is None else made.decisions,
+        )

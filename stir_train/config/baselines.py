@@ -1,0 +1,42 @@
+"""The shipped baselines: what a configuration calls each, and where it is. Torch-free.
+
+To add one, write its file in ``stir_train/baselines`` and a line here. One of your own needs no line: name
+it in ``baselines.methods`` by its import path, ``package.module:Name``.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from stir_train.config.import_path import is_import_path
+
+BASELINES: dict[str, str] = {
+    "self-consistency": "stir_train.baselines.self_consistency:SelfConsistency",
+    "seal": "stir_train.baselines.seal:Seal",
+    "steered-compression": "stir_train.baselines.compression:SteeredCompression",
+    "fractional-reasoning": "stir_train.baselines.fractional:FractionalReasoning",
+    "representation-control": "stir_train.baselines.representation:RepresentationControl",
+    "efficiency-steering": "stir_train.baselines.efficiency:EfficiencySteering",
+    "nowait": "stir_train.baselines.nowait:NoWait",
+    "cgrs": "stir_train.baselines.cgrs:Cgrs",
+    "deer": "stir_train.baselines.deer:Deer",
+    "progress-vector": "stir_train.baselines.progress_vector:ProgressVector",
+    "thinkedit": "stir_train.baselines.thinkedit:ThinkEdit",
+    "steer2edit": "stir_train.baselines.steer2edit:Steer2Edit",
+}
+"""Import path by name, in the order of the table of results."""
+
+
+def require_baseline(name: str) -> str:
+    """The name itself, if it is shipped or an import path.
+
+    Raises:
+        ValueError: If it is neither; names the nearest shipped one.
+    """
+    if name in BASELINES or is_import_path(name):
+        return name
+    near = difflib.get_close_matches(name, BASELINES, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"shipped are {', '.join(BASELINES)};"
+    raise ValueError(
+        f"no baseline {name!r}; {hint} one of your own is named by package.module:Name"
+    )

@@ -1,0 +1,72 @@
+"""Which students are trained: what each learns from, on which completions, for how many steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from stir_train.config.learning import DistillConfig, ObjectiveConfig
+from stir_train.errors import StageError
+from stir_train.types.rollout import Rollout
+
+
+@dataclass(frozen=True)
+class StudentSpec:
+    """One student to train.
+
+    Attributes:
+        name: Empty for the student that is exported.
+        objective: What it learns from.
+        samples: The completions.
+        num_steps: Optimizer steps.
+    """
+
+    name: str
+    objective: ObjectiveConfig
+    samples: Sequence[Rollout]
+    num_steps: int
+
+    @property
+    def prefix(self) -> str:
+        """Where in the stage its adapter is."""
+        return student_prefix(self.name)
+
+
+def student_prefix(name: str) -> str:
+    """Where in the stage a student's adapter is; the exported one has no name."""
+    return f"also/{name}/" if name else ""
+
+
+def plan_students(
+    config: DistillConfig, samples_of: Callable[[ObjectiveConfig], Sequence[Rollout]]
+) -> list[StudentSpec]:
+    """The exported student, then the others, trained on about as many tokens.
+
+    Args:
+        config: Names the students.
+        samples_of: The completions that an objective teaches.
+
+    Raises:
+        StageError: If an objective has nothing to learn from.
+    """
+    samples = _some(config.objective, samples_of)
+    specs = [StudentSpec("", config.objective, samples, config.num_steps)]
+    for name, objective in config.also.items():
+        others = _some(objective, samples_of)
+        num_steps = round(config.num_steps * mean_tokens(samples) / mean_tokens(others))
+        specs.append(StudentSpec(name, objective, others, max(1, num_steps)))
+    return specs
+
+
+def mean_tokens(samples: Sequence[Rollout]) -> float:
+    """Mean number of tokens of completions."""
+    return sum(len(sample.token_ids) for sample in samples) / len(samples)
+
+
+def _some(
+    objective: ObjectiveConfig, samples_of: Callable[[ObjectiveConfig], Sequence[Rollout]]
+) -> Sequence[Rollout]:
+    samples = samples_of(objective)
+    if not samples:
+        raise StageError(f"no {objective.samples} rollout is correct: there is nothing to distil")
+    return samples

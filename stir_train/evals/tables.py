@@ -1,0 +1,136 @@
+"""Results as terminal tables that fit 80 columns."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from stir_train.evals.intervals import describe_change
+from stir_train.types.results import Interval, MethodMetrics, OutOfDomainResults, Results
+
+BASELINE = "greedy"
+"""Its row has no differences."""
+BOLD = ("stir", "lora-student")
+
+
+def results_table(results: Results) -> Table:
+    """The held-out comparison, two lines a method, as the two lines of the header say."""
+    table = _table(f"{results.num_items} held-out problems of {results.task}; intervals are 95 %")
+    table.add_column("method\n  verdict", overflow="fold")
+    for column in (
+        "accuracy\npoints gained",
+        "tokens (passes)\nchange of tokens, %",
+        "cut off\nno marker",
+    ):
+        table.add_column(column, justify="right")
+    for row in results.methods:
+        figures = row.metrics
+        below = (f"  {verdict(figures)}", _points(figures), _tokens(figures))
+        if row.name == BASELINE:
+            below = ("", "", "")
+        table.add_row(
+            f"{row.name}\n{below[0]}",
+            f"{figures.accuracy:.1%}\n{below[1]}",
+            f"{figures.tokens_mean:.1f} ({figures.forward_passes_mean:.1f})\n{below[2]}",
+            f"{figures.truncated_rate:.1%}\n{figures.no_marker_rate:.1%}",
+            style="bold" if row.name in BOLD else "",
+        )
+    return table
+
+
+def students_table(results: Results) -> Table | None:
+    """What students keep of their teacher's gains; None if there are none to compare."""
+    if not results.students:
+        return None
+    other = results.students[0].other
+    table = _table(f"students; points and tokens against {other}")
+    table.add_column("student", overflow="fold")
+    for column in ("accuracy\nkept", "saving\nkept", "points", "tokens, %"):
+        table.add_column(column, justify="right")
+    for row in results.students:
+        kept = [
+            "no gain" if value is None else f"{value:.0%}"
+            for value in (row.retention_accuracy, row.retention_tokens)
+        ]
+        table.add_row(
+            row.name,
+            *kept,
+            change(row.delta_accuracy, row.delta_accuracy_ci95),
+            change(row.delta_tokens_fraction, row.delta_tokens_ci95),
+        )
+    return table
+
+
+def sampled_table(results: Results) -> Table | None:
+    """What sampling makes of the methods; None if nothing was sampled."""
+    if not results.sampled:
+        return None
+    first = results.sampled[0]
+    table = _table(f"{first.num_samples} samples a problem")
+    table.add_column("method", overflow="fold")
+    table.add_column(f"avg@{first.num_samples}\npoints gained", justify="right")
+    for k in first.pass_at:
+        table.add_column(f"pass\n@{k}", justify="right")
+    table.add_column(f"majority@{first.num_samples}\ntokens", justify="right")
+    for row in results.sampled:
+        is_baseline = row.name == BASELINE
+        table.add_row(
+            "base" if is_baseline else row.name,
+            f"{row.average:.1%}\n"
+            + ("" if is_baseline else change(row.delta_average, row.delta_average_ci95)),
+            *(f"{value:.1%}" for value in row.pass_at.values()),
+            f"{row.majority:.1%}\n{row.tokens_mean:.1f}",
+        )
+    return table
+
+
+def out_of_domain_table(found: OutOfDomainResults) -> Table:
+    """What became of a task outside the harvest."""
+    table = _table(f"outside the harvest: {found.num_items} problems of {found.task}")
+    table.add_column("method", overflow="fold")
+    for column in ("accuracy", "points gained", "tokens", "tokens, %"):
+        table.add_column(column, justify="right")
+    for row in found.methods:
+        is_baseline = row.name == BASELINE
+        table.add_row(
+            row.name,
+            f"{row.accuracy:.1%}",
+            "" if is_baseline else _points(row),
+            f"{row.tokens_mean:.1f}",
+            "" if is_baseline else _tokens(row),
+        )
+    return table
+
+
+def tables(results: Results) -> list[Table]:
+    """All tables that the results have something for."""
+    found = [results_table(results), students_table(results), sampled_table(results)]
+    return [
+        *(table for table in found if table is not None),
+        *(out_of_domain_table(outside) for outside in results.out_of_domain),
+    ]
+
+
+def change(value: float, interval: Interval) -> str:
+    """A difference and its interval, in hundredths."""
+    low, high = interval
+    return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def verdict(figures: MethodMetrics) -> str:
+    """The word on a method's difference from greedy decoding."""
+    return describe_change(figures.delta_accuracy_ci95, figures.delta_tokens_ci95)
+
+
+def _points(figures: MethodMetrics) -> str:
+    return change(figures.delta_accuracy, figures.delta_accuracy_ci95)
+
+
+def _tokens(figures: MethodMetrics) -> str:
+    return change(figures.delta_tokens_fraction, figures.delta_tokens_ci95)
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=f"\n{title}", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
+    )

@@ -1,0 +1,146 @@
+"""What answers a run's problems, built from the run: its model, a controller, a student, a baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from stir_train.answering.baseline import BaselineAnswerer
+from stir_train.answering.interface import BASE
+from stir_train.answering.model import ModelAnswerer
+from stir_train.artifacts.tensors import load_tensors
+from stir_train.baselines.interface import AnsweringContext, Baseline, Setting
+from stir_train.config.run import RunConfig
+from stir_train.config.steering import PreviewingSteering, SteeringConfig
+from stir_train.generation.backend import Ability, ControlSpec, GenerationBackend
+from stir_train.generation.controller import Controller
+from stir_train.models.load import LoadedModel
+from stir_train.runtime.context import RunContext
+from stir_train.runtime.generation import sampling_params
+from stir_train.types.rollout import Prompt
+from stir_train.types.steering import ControlBasis
+from stir_train.types.utility import Utility
+
+ANSWER_PROMPT = "**Final Answer**\n\n\\boxed"
+"""Asks for an answer at once where the task has no marker of its own."""
+
+
+def plain_answerer(context: RunContext, *, capture_blocks: tuple[int, ...] = ()) -> ModelAnswerer:
+    """The base model without a controller.
+
+    Args:
+        context: The run.
+        capture_blocks: Blocks whose control-point states are kept.
+    """
+    return ModelAnswerer(
+        BASE,
+        lambda: context.resources.engine,
+        control_spec(context, capture_blocks),
+        context.config.seed,
+        needs=frozenset({Ability.CAPTURE_STATES}) if capture_blocks else frozenset(),
+    )
+
+
+def steered_answerer(
+    context: RunContext, settings: SteeringConfig, basis: ControlBasis
+) -> ModelAnswerer:
+    """The base model under the controller that settings describe."""
+    previews = isinstance(settings, PreviewingSteering)
+    return ModelAnswerer(
+        BASE,
+        lambda: context.resources.engine,
+        control_spec(context),
+        context.config.seed,
+        lambda: controller_for(context, settings, basis),
+        frozenset({Ability.ACT_AT_CONTROL_POINTS, *([Ability.PREVIEW] if previews else [])}),
+    )
+
+
+def other_model_answerer(
+    context: RunContext, name: str, load: Callable[[], LoadedModel]
+) -> ModelAnswerer:
+    """Another model, of which one at a time is held beside the base.
+
+    Args:
+        context: The run.
+        name: Of the model, by which it is known to be loaded already.
+        load: Loads it; collective where ranks hold it together.
+    """
+
+    def engine() -> GenerationBackend:
+        held = context.resources.students
+        if name not in held:
+            held.clear()
+            held[name] = context.resources.make_engine(load())
+        return held[name]
+
+    return ModelAnswerer(name, engine, control_spec(context), context.config.seed)
+
+
+def baseline_answerer(context: RunContext, method: Baseline, setting: Setting) -> BaselineAnswerer:
+    """A baseline under one setting; what it learnt is read when it is first asked."""
+    path = context.stage("baselines").path / parameters_file(method.name)
+    return BaselineAnswerer(
+        method, setting, lambda: load_tensors(path)[0], lambda: answering_context(context)
+    )
+
+
+def parameters_file(name: str) -> str:
+    """Within the baselines stage, what a method took from the harvest split."""
+    return f"{name}/parameters.safetensors"
+
+
+def control_spec(context: RunContext, capture_blocks: tuple[int, ...] = ()) -> ControlSpec:
+    """Where the run has control points."""
+    return ControlSpec(
+        context.resources.automaton, context.config.control_points.max_points, capture_blocks
+    )
+
+
+def controller_for(
+    context: RunContext, settings: SteeringConfig, basis: ControlBasis
+) -> Controller:
+    """The controller that settings describe; without a depth, at the first harvested one."""
+    device = context.resources.loaded.device
+    described = with_depth(settings, context.config)
+    return context.steering.controller(described, device=device, basis=basis)
+
+
+def with_depth(settings: SteeringConfig, config: RunConfig) -> SteeringConfig:
+    """Settings whose depth is given: their own, or the first harvested one."""
+    if settings.depth is not None:
+        return settings
+    return settings.model_copy(update={"depth": config.harvest.depths[0]})
+
+
+def utility_of(config: RunConfig) -> Utility:
+    """What an answer is worth in a run."""
+    return Utility(config.utility.token_price, config.generation.max_new_tokens)
+
+
+def answering_context(context: RunContext) -> AnsweringContext:
+    """What baselines answer with; loads the model."""
+    tokenizer = context.resources.described.tokenizer
+    marker = context.config.task.answer_marker or ANSWER_PROMPT
+    delimiters = context.config.control_points.delimiters
+
+    def answers_of(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[str]:
+        grades = context.resources.grader.grade(
+            texts, [p.gold for p in prompts], [False] * len(texts)
+        )
+        return [grade.extracted for grade in grades]
+
+    return AnsweringContext(
+        loaded=context.resources.loaded,
+        engine=context.resources.engine,
+        greedy=sampling_params(context, greedy=True),
+        sampled=sampling_params(context, greedy=False),
+        control=control_spec(context),
+        seed=context.config.seed,
+        answers_of=answers_of,
+        answer_prompt=tuple(tokenizer(marker, add_special_tokens=False)["input_ids"]),
+        delimiter_ids=tuple(
+            token_id
+            for token, token_id in tokenizer.get_vocab().items()
+            if any(d in tokenizer.convert_tokens_to_string([token]) for d in delimiters)
+        ),
+    )

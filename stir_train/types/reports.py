@@ -1,0 +1,189 @@
+"""What the reports of basis, validation, value and distillation hold, as records that check themselves."""
+
+from __future__ import annotations
+
+from pydantic.dataclasses import dataclass
+
+from stir_train.types.results import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class BlockDiagnostics:
+    """What one block's contrasts look like.
+
+    Attributes:
+        block: 0-based.
+        relative_norm: Median of ``|v| / |mean state|`` over contrasts.
+        raw_cosine, centred_cosine: Mean cosine between keys, before and after centring.
+        coherence: Mean cosine of directions with their mean: 1 is one shared vector, 0 none.
+        split_half: Cosine between the mean directions of two halves of the prompts, per point
+            averaged; low values mean that the vectors are noise.
+    """
+
+    block: int
+    relative_norm: float
+    raw_cosine: float
+    centred_cosine: float
+    coherence: float
+    split_half: float
+
+
+@dataclass(frozen=True, config=STRICT)
+class PointYield:
+    """What a control point gave.
+
+    Attributes:
+        point: 1-based.
+        num_contrasts: Contrasts found there.
+        kept_per_block: Corrections of the basis there, averaged over blocks.
+    """
+
+    point: int
+    num_contrasts: int
+    kept_per_block: float
+
+
+@dataclass(frozen=True, config=STRICT)
+class BasisReport:
+    """The contrasts of a harvest, and the basis selected from them.
+
+    Attributes:
+        blocks: Diagnostics per captured block.
+        warnings: What to read before trusting the basis.
+        points: Per control point.
+        quality: Of every diagnosed contrast.
+        norms: By block, the norm of every direction.
+        logdet, objective: By selection, their values after each pick.
+    """
+
+    blocks: tuple[BlockDiagnostics, ...]
+    warnings: tuple[str, ...]
+    points: tuple[PointYield, ...]
+    quality: tuple[float, ...]
+    norms: dict[int, tuple[float, ...]]
+    logdet: dict[str, tuple[float, ...]]
+    objective: dict[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, config=STRICT)
+class EntryUplift:
+    """What trials say of one entry, over states that had something to gain.
+
+    Attributes:
+        entry: Row of the basis.
+        count: Trials.
+        mean: Mean utility with the impulse minus without it.
+        low, high: 95 % interval of the mean; infinite without two trials.
+        shrunken: The mean, shrunk towards the mean of all entries.
+    """
+
+    entry: int
+    count: int
+    mean: float
+    low: float
+    high: float
+    shrunken: float
+
+
+@dataclass(frozen=True, config=STRICT)
+class InjectionUplift:
+    """What trials say of one block and strength.
+
+    Attributes:
+        block, strength: The injection.
+        improvable: Over states that had something to gain, or over the others.
+        count: Trials.
+        mean_uplift: Mean utility with the impulse minus without it.
+        helped, harmed: Shares of trials with a positive and with a negative uplift.
+    """
+
+    block: int
+    strength: float
+    improvable: bool
+    count: int
+    mean_uplift: float
+    helped: float
+    harmed: float
+
+
+@dataclass(frozen=True, config=STRICT)
+class ValidationReport:
+    """Paired trials by entry and by injection; both empty if validation was off."""
+
+    entries: tuple[EntryUplift, ...] = ()
+    injections: tuple[InjectionUplift, ...] = ()
+
+
+@dataclass(frozen=True, config=STRICT)
+class ReliabilityBin:
+    """One bin of a reliability diagram."""
+
+    mean_predicted: float
+    mean_observed: float
+    count: int
+
+
+@dataclass(frozen=True, config=STRICT)
+class Calibration:
+    """Quality of predicted probabilities on one set of states."""
+
+    count: int
+    base_rate: float
+    auroc: float
+    brier: float
+    ece: float
+
+
+@dataclass(frozen=True, config=STRICT)
+class HeadReport:
+    """A value head on problems held out from its training.
+
+    Attributes:
+        overall: On all control points.
+        per_point: By 1-based control point.
+        length_only_auroc: Of the number of tokens so far, in the better direction.
+        majority_brier: Of the training set's base rate.
+        reliability: Bins of the reliability diagram, empty ones left out.
+        temperature: Of the calibrated probability.
+        intervened: On states with an impulse; None if nothing was replayed.
+    """
+
+    overall: Calibration
+    per_point: dict[int, Calibration]
+    length_only_auroc: float
+    majority_brier: float
+    reliability: tuple[ReliabilityBin, ...]
+    temperature: float
+    intervened: Calibration | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
+class ValueReport:
+    """The value heads by block."""
+
+    blocks: dict[int, HeadReport]
+
+
+@dataclass(frozen=True, config=STRICT)
+class StudentFigures:
+    """A distilled student, as it was trained, saved and verified.
+
+    Attributes:
+        num_samples: Completions that it learnt from.
+        num_steps: Optimizer steps taken.
+        num_tokens: Tokens in all batches.
+        final_loss: Mean loss of the last steps.
+        best_step: The step whose weights were saved.
+        num_tensors: LoRA tensors that load strictly.
+        effect: Largest change of a logit that the adapter makes.
+        reload_difference: Largest difference of a logit between the trainer and a fresh process.
+    """
+
+    num_samples: int
+    num_steps: int
+    num_tokens: int
+    final_loss: float
+    best_step: int
+    num_tensors: int
+    effect: float
+    reload_difference: float
