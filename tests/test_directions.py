@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from stir_train.generation.engine import DecodeEngine
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -41,6 +40,7 @@ from stir_train.directions.output_head import OutputHead
 from stir_train.errors import ArtifactError, ModelError, StageError
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
 from stir_train.generation.sampling import kept_tokens
+from stir_train.generation.transformers.engine import DecodeEngine
 from stir_train.models.blocks import find_blocks
 from stir_train.models.hooks import block_hooks
 from stir_train.models.load import LoadedModel, load_model
