@@ -22,6 +22,7 @@ from stir_train.generation.controller import Controller
 from stir_train.models.load import LoadedModel
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import sampling_params
+from stir_train.types.places import Place
 from stir_train.types.rollout import Prompt
 from stir_train.types.steering import ControlBasis
 from stir_train.types.utility import Utility
@@ -71,7 +72,7 @@ def steering_needs(settings: SteeringConfig) -> frozenset[Ability]:
     """
     if isinstance(settings, PreviewingSteering):
         return frozenset({Ability.ACT_AT_CONTROL_POINTS, Ability.PREVIEW})
-    place = "control_point"
+    place: Place = "control_point"
     if isinstance(settings, CustomSteering):
         found = load_object(settings.controller, kind="steering.controller")
         place = getattr(found, "place", place)
