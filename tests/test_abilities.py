@@ -90,6 +90,14 @@ def test_a_run_that_its_backend_cannot_finish_is_refused_before_its_first_stage(
     assert done.returncode == 0, done.stderr
 
 
+def test_an_answer_is_streamed_only_by_a_backend_that_can(small: None, tmp_path: Path) -> None:
+    asked = ("--prompt=a2, b2, c9, d1: ones sum, quiz\n", "--method=greedy")
+    shown = run_smoke(tmp_path, *asked, verb="generate")
+    assert "Answer:" in shown.stdout
+    refused = run_smoke(tmp_path, "generation.backend=small", *asked, verb="generate")
+    assert "--method greedy needs a backend that can stream tokens" in refused.stderr
+
+
 def test_what_only_the_runs_own_choice_says_is_refused_before_a_chunk_is_made(small: None) -> None:
     answerer = ModelAnswerer("base", _never, None, 0, needs=frozenset({Ability.HOLD_OVER_SEGMENTS}))
     job = GenerationJob([], answerer, SamplingParams(8), prefix="trial/")
