@@ -9,13 +9,20 @@ from stir_train.answering.interface import BASE
 from stir_train.answering.model import ModelAnswerer
 from stir_train.artifacts.tensors import load_tensors
 from stir_train.baselines.interface import AnsweringContext, Baseline, Setting
+from stir_train.config.import_path import load_object
 from stir_train.config.run import RunConfig
-from stir_train.config.steering import PreviewingSteering, SteeringConfig
-from stir_train.generation.backend import Ability, ControlSpec, GenerationBackend
+from stir_train.config.steering import CustomSteering, PreviewingSteering, SteeringConfig
+from stir_train.generation.backend import (
+    ABILITY_OF_PLACE,
+    Ability,
+    ControlSpec,
+    GenerationBackend,
+)
 from stir_train.generation.controller import Controller
 from stir_train.models.load import LoadedModel
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import sampling_params
+from stir_train.types.places import Place
 from stir_train.types.rollout import Prompt
 from stir_train.types.steering import ControlBasis
 from stir_train.types.utility import Utility
@@ -44,15 +51,32 @@ def steered_answerer(
     context: RunContext, settings: SteeringConfig, basis: ControlBasis
 ) -> ModelAnswerer:
     """The base model under the controller that settings describe."""
-    previews = isinstance(settings, PreviewingSteering)
     return ModelAnswerer(
         BASE,
         lambda: context.resources.engine,
         control_spec(context),
         context.config.seed,
         lambda: controller_for(context, settings, basis),
-        frozenset({Ability.ACT_AT_CONTROL_POINTS, *([Ability.PREVIEW] if previews else [])}),
+        steering_needs(settings),
     )
+
+
+def steering_needs(settings: SteeringConfig) -> frozenset[Ability]:
+    """What a backend must be able to do under the controller that settings describe.
+
+    Known before the controller is made: of a user's own, from the ``place`` of its class. What only shows
+    once it is made, the backend itself refuses.
+
+    Raises:
+        ConfigError: If a controller of the user's own cannot be imported.
+    """
+    if isinstance(settings, PreviewingSteering):
+        return frozenset({Ability.ACT_AT_CONTROL_POINTS, Ability.PREVIEW})
+    place: Place = "control_point"
+    if isinstance(settings, CustomSteering):
+        found = load_object(settings.controller, kind="steering.controller")
+        place = getattr(found, "place", place)
+    return frozenset({ABILITY_OF_PLACE.get(place, Ability.ACT_AT_CONTROL_POINTS)})
 
 
 def other_model_answerer(
