@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -82,9 +83,13 @@ def test_a_cut_line_of_the_metrics_does_not_swallow_the_next(tmp_path: Path) -> 
 
 
 def test_offline_attempts_that_are_synced_are_one_run_with_every_row(tmp_path: Path) -> None:
+    # Not those of a wandb that another test has begun in this process: attempts share none.
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("WANDB")
+    }
     for number, end in enumerate(("kill", "kill", "well", "well")):
         argv = [sys.executable, "-c", ATTEMPT, str(tmp_path), str(3 * number), end]
-        subprocess.run(argv, check=False, capture_output=True, timeout=120)
+        subprocess.run(argv, check=False, capture_output=True, timeout=120, env=environment)
     files = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 4
     ids, rows, steps = set(), [], []
