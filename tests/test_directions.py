@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from stir_train.generation.engine import DecodeEngine
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -19,12 +18,6 @@ from stir_train.artifacts.run_dir import StageDir, StageInputs
 from stir_train.config.inputs import ModelConfig
 from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.directions.advantages import Advantages, accuracy_at_price, leave_one_out
-from stir_train.directions.artifacts import (
-    load_directions,
-    load_gradients,
-    save_directions,
-    save_gradients,
-)
 from stir_train.directions.controls import permuted_directions, random_directions
 from stir_train.directions.estimate import (
     Estimate,
@@ -41,9 +34,16 @@ from stir_train.directions.output_head import OutputHead
 from stir_train.errors import ArtifactError, ModelError, StageError
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
 from stir_train.generation.sampling import kept_tokens
+from stir_train.generation.transformers.engine import DecodeEngine
 from stir_train.models.blocks import find_blocks
 from stir_train.models.hooks import block_hooks
 from stir_train.models.load import LoadedModel, load_model
+from stir_train.stores.directions import (
+    load_directions,
+    load_gradients,
+    save_directions,
+    save_gradients,
+)
 from stir_train.types.directions import PLACES, PlacedVector, RolloutGradients
 from stir_train.types.places import Place
 from stir_train.types.rollout import Grade, GradedRollout, Impulse, Prompt, Rollout

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from stir_train.generation.engine import DecodeEngine
 
 from stir_train.config.inputs import ModelConfig
 from stir_train.config.learning import DistillConfig, ObjectiveConfig
@@ -23,9 +22,11 @@ from stir_train.distill.samples import collate
 from stir_train.distill.terms import make_terms
 from stir_train.errors import ConfigError
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
+from stir_train.generation.transformers.engine import DecodeEngine
 from stir_train.models.lora import make_whole_student
 from stir_train.steering.interface import ControllerInputs, make_controller
 from stir_train.steering.static import mean_direction
+from stir_train.types.directions import DirectionSet
 from stir_train.types.rollout import Prompt, Rollout
 from tests.support import bases
 from tests.support.smoke import run_smoke
@@ -57,13 +58,18 @@ def _page_settings() -> RunConfig:
     return RunConfig.model_validate(shown)
 
 
+def _no_directions() -> DirectionSet:
+    raise AssertionError("the page's controller asks for none")
+
+
 def _inputs(settings: CustomSteering) -> ControllerInputs:
     return ControllerInputs(
         settings=settings,
-        basis=bases.basis(),
-        block=bases.BLOCK,
+        block_at=lambda _depth: bases.BLOCK,
+        read_basis=bases.basis,
         head=lambda _block: bases.value_head(),
-        utility=UtilityConfig(),
+        directions=_no_directions,
+        read_utility=UtilityConfig,
         device=torch.device("cpu"),
     )
 

@@ -19,6 +19,9 @@ from stir_train.config.steering import ValueSteering
 Settings = Mapping[str, BaseModel | Any]
 """What a stage depends on, by name: sections of the configuration, or single JSON-ready values."""
 
+NUM_BASIS_CONTROLS, NUM_VECTOR_CONTROLS = 3, 4
+"""Controls beside a chosen controller: of one over the basis, and of vectors."""
+
 
 def _always(_config: RunConfig) -> bool:
     return True
@@ -97,6 +100,27 @@ def _rollout_plan(config: RunConfig) -> str:
     )
 
 
+def _directions_settings(config: RunConfig) -> Settings:
+    return _reproducibly(
+        config,
+        {
+            "directions": config.directions,
+            "depths": config.direction_depths,
+            "max_points": config.control_points.max_points,
+            "max_new_tokens": config.generation.max_new_tokens,
+        },
+    )
+
+
+def _directions_plan(config: RunConfig) -> str:
+    depths = ", ".join(f"{depth:g}" for depth in config.direction_depths)
+    return (
+        "gradients of rollouts of problems with unequal rewards, at depths "
+        f"{depths} and {', '.join(config.directions.places)}; "
+        f"{config.directions.num_permutations} permutations"
+    )
+
+
 def _harvest_plan(config: RunConfig) -> str:
     return (
         f"contrast {config.harvest.num_positive} right with {config.harvest.num_negative} wrong at "
@@ -151,7 +175,7 @@ def _tune_settings(config: RunConfig) -> Settings:
 
 
 def _tune_plan(config: RunConfig) -> str:
-    num_settings = len(config.tried_settings) if config.tune.enabled else 1
+    num_settings = config.num_tried_settings
     fewer = "; the worse half answers fewer" if config.tune.num_halvings else ""
     return f"{num_settings} settings x {config.splits.num_tune} problems, greedy beside them{fewer}"
 
@@ -196,11 +220,37 @@ def _baselines_settings(config: RunConfig) -> Settings:
     )
 
 
+def num_steered_methods(config: RunConfig) -> int:
+    """Methods of the held-out comparison that a controller of the run answers, at most."""
+    published = int(needs_basis(config))
+    controls = config.evaluate.controls * max(
+        NUM_BASIS_CONTROLS * needs_basis(config), NUM_VECTOR_CONTROLS * uses_directions(config)
+    )
+    return published + controls + len(config.tune.modes)
+
+
 def _evaluate_plan(config: RunConfig) -> str:
-    num_methods = 3 + 3 * config.evaluate.controls + len(config.tune.modes) - 1
+    num_methods = 1 + num_steered_methods(config)
     num_methods += len(config.baselines.names) + len(config.evaluate.variants)
     num_methods += config.distill.enabled * (1 + len(config.distill.also))
     return f"{num_methods} methods x {config.splits.num_test} held-out problems"
+
+
+def modes_in_use(config: RunConfig) -> frozenset[str]:
+    """Modes of the controllers that a run may steer with: tried, given, or a variant's."""
+    tried = config.tune.modes if config.tune.enabled else (config.steering.mode,)
+    varied = (changes.get("mode") for changes in config.evaluate.variants.values())
+    return frozenset([*tried, *(mode for mode in varied if isinstance(mode, str))])
+
+
+def needs_basis(config: RunConfig) -> bool:
+    """Whether some mode in use steers by the control basis; if none does, nothing makes one."""
+    return bool(modes_in_use(config) - {"vector", "none"})
+
+
+def uses_directions(config: RunConfig) -> bool:
+    """Whether some mode in use steers by reward-gradient directions."""
+    return "vector" in modes_in_use(config)
 
 
 def _distils(config: RunConfig) -> bool:
@@ -218,6 +268,15 @@ STAGES: tuple[Stage, ...] = (
         takes_workers=True,
     ),
     Stage(
+        "directions",
+        "Differentiate rollouts for directions to steer in, and test whether there are any.",
+        _directions_settings,
+        _directions_plan,
+        reads=("rollout",),
+        is_on=uses_directions,
+        uses_every_node=True,
+    ),
+    Stage(
         "harvest",
         "Contrast right and wrong rollouts at control points.",
         lambda config: {
@@ -227,6 +286,7 @@ STAGES: tuple[Stage, ...] = (
         _harvest_plan,
         reads=("rollout",),
         decodes=False,
+        is_on=needs_basis,
     ),
     Stage(
         "basis",
@@ -238,6 +298,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("harvest",),
         decodes=False,
         job="harvest",
+        is_on=needs_basis,
     ),
     Stage(
         "validate",
@@ -247,6 +308,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("basis",),
         splits=("harvest",),
         uses_every_node=True,
+        is_on=needs_basis,
     ),
     Stage(
         "value",
@@ -257,13 +319,14 @@ STAGES: tuple[Stage, ...] = (
         ),
         reads=("rollout", "validate"),
         decodes=False,
+        is_on=needs_basis,
     ),
     Stage(
         "tune",
         "Choose the controller on the tune split.",
         _tune_settings,
         _tune_plan,
-        reads=("validate", "value"),
+        reads=("directions", "validate", "value"),
         splits=("tune",),
         uses_every_node=True,
     ),
@@ -272,7 +335,7 @@ STAGES: tuple[Stage, ...] = (
         "Sample steered rollouts of the harvest split.",
         _steer_settings,
         _steer_plan,
-        reads=("validate", "value", "tune"),
+        reads=("directions", "validate", "value", "tune"),
         splits=("harvest",),
         is_on=_distils,
         uses_every_node=True,
@@ -312,7 +375,7 @@ STAGES: tuple[Stage, ...] = (
             },
         ),
         _evaluate_plan,
-        reads=("basis", "validate", "value", "tune", "distill", "baselines"),
+        reads=("directions", "basis", "validate", "value", "tune", "distill", "baselines"),
         splits=("test",),
         uses_every_node=True,
     ),

@@ -71,7 +71,7 @@ def _student_sampling(context: RunContext, spec: StudentSpec, student: Student) 
         StageError: If the teacher has to preview, or no process holds the student whole.
     """
     choice = context.steering.choice()
-    controller = controller_for(context, choice, context.steering.basis())
+    controller = controller_for(context, choice)
     if previewing(controller) is not None:
         raise StageError(
             f"distill.objective.on_policy: the chosen controller ({choice.mode}) previews before it "

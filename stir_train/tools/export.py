@@ -9,6 +9,7 @@ from typing import Literal
 from stir_train.answering.methods import GREEDY, STEERED, STUDENT
 from stir_train.artifacts.atomic import write_text
 from stir_train.config.learning import ObjectiveConfig
+from stir_train.config.pipeline import stage
 from stir_train.config.steering import StaticSteering
 from stir_train.errors import ArtifactError
 from stir_train.export.adapter import ADAPTER_DIRECTORY, ADAPTER_FILES, save_merged
@@ -25,7 +26,17 @@ from stir_train.types.results import TuneReport
 
 Format = Literal["lora", "merged", "gguf", "lm-eval"]
 CARD_FILE, GGUF_FILE, LM_EVAL_FILE = "README.md", "control-vector.gguf", "steer.pt"
-MADE_BY = ("rollout", "harvest", "basis", "validate", "value", "tune", "steer", "distill")
+MADE_BY = (
+    "rollout",
+    "directions",
+    "harvest",
+    "basis",
+    "validate",
+    "value",
+    "tune",
+    "steer",
+    "distill",
+)
 
 
 def run_export(context: RunContext, target: Path, *, form: Format) -> None:
@@ -64,8 +75,9 @@ def _export_student(context: RunContext, target: Path, *, merged: bool) -> str:
 
 def _card(context: RunContext, *, merged: bool) -> Card:
     figures = context.stage("distill").summary()
-    lineage = {name: context.stage(name).fingerprint() for name in MADE_BY}
     config = context.config
+    made = [name for name in MADE_BY if stage(name).is_on(config)]
+    lineage = {name: context.stage(name).fingerprint() for name in made}
     evaluation = context.stage("evaluate")
     results = load_results(evaluation) if evaluation.is_complete else None
     rows = [] if results is None else [row.metrics for row in results.methods]
