@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from stir_train import __version__
 from tests.support.commands import stir_train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,6 +58,32 @@ def test_verbs_explain_themselves(verb: str) -> None:
     shown = stir_train(verb, "--help")
     assert shown.returncode == 0
     assert "Usage" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "beginning"),
+    [
+        (("--version",), f"stir-train {__version__}\n"),
+        (("-h",), "Usage: "),
+        (("run", "-h"), "Usage: "),
+        (("tiny", "check", "-h"), "Usage: "),
+    ],
+)
+def test_version_and_help_are_answered_without_torch(
+    arguments: tuple[str, ...], beginning: str
+) -> None:
+    code = (
+        "import sys; from stir_train.cli import main\n"
+        f"sys.argv = {['stir-train', *arguments]}\n"
+        "try: main()\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.startswith(beginning)
+    assert shown.stdout.endswith("False\n")
 
 
 def test_dry_run_shows_the_work_and_touches_nothing(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import pkgutil
 import re
 import tomllib
 from collections.abc import Iterator
@@ -227,3 +228,18 @@ def _resolves(name: str) -> bool:
                 found = getattr(found, part, None)
             return found is not None
     return False
+
+
+def test_the_api_page_names_what_is_defined_where_it_says() -> None:
+    page = (ROOT / "docs" / "reference" / "api.md").read_text()
+    _, *entries = re.split(r"(?m)^::: ", page)
+    members_of = {
+        entry.split()[0]: re.findall(r"\w+", "".join(re.findall(r"members: \[(.*)\]", entry)))
+        for entry in entries
+    }
+    assert len(members_of) > 10
+    assert sum(map(len, members_of.values())) > 20
+    for path, members in members_of.items():
+        found = pkgutil.resolve_name(path)
+        for member in members:
+            assert getattr(found, member).__module__ == path, f"{path}.{member}"

@@ -5,29 +5,34 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from stir_train.config.inputs import ModelConfig
+from stir_train.config.inputs import ModelConfig, TaskConfig
 from stir_train.config.learning import DistillConfig, ObjectiveConfig
 from stir_train.config.run import RunConfig
 from stir_train.config.stages import UtilityConfig
 from stir_train.config.steering import CustomSteering
 from stir_train.data.control_points import ControlPointAutomaton
+from stir_train.data.grading import Grader
+from stir_train.data.prompts import cut_splits, render_prompts
 from stir_train.distill.objective import DistillLoss
 from stir_train.distill.samples import collate
 from stir_train.distill.terms import make_terms
 from stir_train.errors import ConfigError
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
 from stir_train.generation.transformers.engine import DecodeEngine
+from stir_train.models.load import LoadedModel
 from stir_train.models.lora import make_whole_student
+from stir_train.runtime.problems import read_problems
 from stir_train.steering.interface import ControllerInputs, make_controller
 from stir_train.steering.static import mean_direction
 from stir_train.types.directions import DirectionSet
-from stir_train.types.rollout import Prompt, Rollout
+from stir_train.types.rollout import Gold, Prompt, Rollout
 from tests.support import bases
 from tests.support.smoke import run_smoke
 
@@ -52,10 +57,11 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def _page_settings() -> RunConfig:
     """All that the page shows, in one configuration."""
-    shown: dict[str, object] = {"name": "shown"}
+    shown: dict[str, dict[str, object]] = {}
     for text in SETTINGS.findall(PAGE.read_text()):
-        shown |= yaml.safe_load(text)
-    return RunConfig.model_validate(shown)
+        for section, values in yaml.safe_load(text).items():
+            shown[section] = {**shown.get(section, {}), **values}
+    return RunConfig.model_validate({"name": "shown", **shown})
 
 
 def _no_directions() -> DirectionSet:
@@ -64,7 +70,7 @@ def _no_directions() -> DirectionSet:
 
 def _inputs(settings: CustomSteering) -> ControllerInputs:
     return ControllerInputs(
-        settings=settings,
+        settings=settings.model_copy(update={"depth": 0.6}),
         block_at=lambda _depth: bases.BLOCK,
         read_basis=bases.basis,
         head=lambda _block: bases.value_head(),
@@ -105,12 +111,12 @@ def test_the_controller_steers_the_model(
         control=ControlSpec(automaton, bases.MAX_POINTS),
         controller=controller,
     )
-    assert controller.decisions
-    first = next(d for d in controller.decisions if d.point == 1)
-    second = next(d for d in controller.decisions if d.point == 2)
+    assert result.decisions
+    first = next(d for d in result.decisions if d.point == 1)
+    second = next(d for d in result.decisions if d.point == 2)
     assert (first.strength, second.strength) == pytest.approx((2.0, 1.4))
     impulses = [impulse for rollout in result.rollouts for impulse in rollout.impulses]
-    assert len(impulses) == sum(d.strength > 0 for d in controller.decisions)
+    assert len(impulses) == sum(d.strength > 0 for d in result.decisions)
     assert bool(mean_direction(bases.basis(), bases.BLOCK).any())
 
 
@@ -129,11 +135,57 @@ def test_the_distillation_term_is_learnt_from(modules: Path, plain: list[Rollout
     assert any(bool(grad.any()) for grad in grads)
 
 
+def test_the_grader_grades_what_the_model_answers(
+    modules: Path, loaded: LoadedModel, prompts: list[Prompt], plain: list[Rollout]
+) -> None:
+    texts = [loaded.decode(rollout.token_ids) for rollout in plain[:8]]
+    golds = [prompt.gold for prompt in prompts[:8]]
+    with closing(Grader(TaskConfig(), num_workers=1)) as exact:
+        expected = exact.grade(texts, golds, [False] * 8)
+    assert {grade.correct for grade in expected} == {True, False}
+    task = _page_settings().task
+    assert task.grader == "tolerance:WithinOnePercent"
+    with closing(Grader(task, num_workers=1)) as grader:
+        grades = grader.grade(texts, golds, [False] * 8)
+        others = grader.grade(
+            ["Answer: 99.5", "Answer: 98", "Answer: many", "100", "Answer: 100"],
+            [Gold("100")] * 5,
+            [False, False, False, False, True],
+        )
+    # Two-digit answers within one percent of each other are equal.
+    assert [grade.correct for grade in grades] == [grade.correct for grade in expected]
+    assert [grade.reason for grade in others] == ["close", "far", "no number", "close", "truncated"]
+    assert [grade.had_marker for grade in others] == [True, True, True, False, True]
+
+
+def test_the_loaders_problems_are_cut_into_splits_and_answered(
+    modules: Path, loaded: LoadedModel, engine: DecodeEngine, greedy: SamplingParams
+) -> None:
+    config = _page_settings()
+    problems = read_problems(config)
+    assert len(problems) == 9**4
+    splits = cut_splits(problems, config.splits)
+    sizes = {name: len(cut) for name, cut in splits.items()}
+    assert sizes == {"test": 128, "tune": 32, "harvest": 64}
+    assert {p.kind for p in splits["tune"]} == {"odd", "even"}
+    assert len({p.problem_id for cut in splits.values() for p in cut}) == 128 + 32 + 64
+    prompts = render_prompts(splits["tune"][:12], config.task, loaded.tokenizer)
+    made = engine.generate([GenerationRequest(prompt) for prompt in prompts], greedy, seed=0)
+    texts = [loaded.decode(rollout.token_ids) for rollout in made.rollouts]
+    with closing(Grader(config.task, num_workers=1)) as grader:
+        grades = grader.grade(texts, [p.gold for p in prompts], [False] * len(texts))
+    assert all(grade.had_marker for grade in grades), "the model knows such problems"
+    assert any(grade.correct for grade in grades)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("Mine = 3", "is of type int; expected a class or function"),
-        ("class Mine:\n    def __init__(self, inputs): self.block = 1", "without reads, decide"),
+        (
+            "class Mine:\n    def __init__(self, inputs): self.block = 1",
+            "without place, reads, decide",
+        ),
         ("Other = 3", "has no 'Mine'"),
     ],
 )

@@ -20,11 +20,10 @@ from typing import Any
 from uuid import uuid4
 
 from stir_train.artifacts.atomic import (
-    SAFETENSORS_TEMPORARY,
-    TEMPORARY_SUFFIX,
     atomic_path,
     file_sha256,
     json_sha256,
+    remove_leftovers,
     write_json,
     write_text,
 )
@@ -37,8 +36,6 @@ PROGRESS = ".progress"
 DISCARDED = ".discarded"
 METRICS_FILE, FAILURE_FILE = "metrics.jsonl", "failure.json"
 MARKER, MANIFEST, STAGE_FILE = "complete", "manifest.json", "stage.json"
-
-
 _Version = tuple[int, int, int]
 """What tells a file from another that took its name: inode, size and time of writing (ns)."""
 
@@ -92,9 +89,7 @@ class StageDir:
         }
         if alone:
             # Before anything else: the process may have been killed while it opened the stage.
-            for pattern in (f"*{TEMPORARY_SUFFIX}", SAFETENSORS_TEMPORARY):
-                for leftover in self.path.rglob(pattern):
-                    leftover.unlink()
+            remove_leftovers(self.path)
         file = self.path / STAGE_FILE
         if not file.is_file():
             write_json(file, wanted)

@@ -1,11 +1,17 @@
-"""The command line: ``stir-train VERB CONFIG.yaml [key=value ...]``. Imports torch only to work."""
+"""The command line: ``stir-train VERB CONFIG.yaml [key=value ...]``. Imports torch only to work.
+
+`stages` has what makes runs, `results` what reads them, `tools` the rest. To add a verb, write it in one of them; its
+work belongs to ``recipes/`` or ``tools/``, imported inside the command.
+"""
 
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
+from stir_train import __version__
 from stir_train.cli import results, stages, tools
 from stir_train.cli.arguments import fail
 from stir_train.cli.tiny import tiny
@@ -19,10 +25,29 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _part in (stages, results, tools):
     app.add_typer(_part.app)
 app.add_typer(tiny, name="tiny")
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"stir-train {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and leave."
+        ),
+    ] = False,
+) -> None:
+    """Hold what is asked of the program and not of a verb."""
 
 
 def main() -> None:

@@ -128,7 +128,7 @@ class RunConfig(FrozenConfig):
             if mode is not None and mode not in MODES:
                 raise ValueError(f"{where}: {mode!r} is no mode; modes: {', '.join(MODES)}")
             try:
-                varied = [changed(self._example_of(m), changes) for m in modes]
+                varied = [changed(self.example_of(m), changes) for m in modes]
             except ValidationError as error:
                 first = error.errors()[0]
                 key = ".".join(map(str, first["loc"]))
@@ -138,16 +138,13 @@ class RunConfig(FrozenConfig):
                 tried = mode or ", ".join(modes)
                 raise ValueError(f"{where}: no mode among {tried} has all of: {wanted}")
 
-    def _example_of(self, mode: str) -> SteeringConfig:
-        """Settings of a mode that may be chosen."""
+    def example_of(self, mode: str) -> SteeringConfig:
+        """Settings of a mode that may be chosen; of `vector`, one action at every place that is tried."""
         if mode != "vector" or isinstance(self.steering, VectorSteering):
             return steering_for(mode, self.steering)
-        action = {
-            "place": self.directions.places[0],
-            "depth": self.direction_depths[0],
-            "strength": 1.0,
-        }
-        return steering_for(mode, self.steering, {"actions": [action]})
+        depth = self.direction_depths[0]
+        actions = [{"place": p, "depth": depth, "strength": 1.0} for p in self.tune.vectors]
+        return steering_for(mode, self.steering, {"actions": actions})
 
     def _require_directions(self) -> None:
         """Check that vectors act where there are directions."""

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
+from stir_train.config.backends import require_backend
 from stir_train.config.base import Fraction, FrozenConfig, NonNegativeFloat
 from stir_train.config.baselines import BASELINES, require_baseline
 from stir_train.config.import_path import is_import_path
@@ -32,8 +33,8 @@ class ControlPointConfig(FrozenConfig):
 class GenerationConfig(FrozenConfig):
     """What decodes, and its limits."""
 
-    backend: Literal["transformers"] = "transformers"
-    """What generates."""
+    backend: Annotated[str, AfterValidator(require_backend)] = "transformers"
+    """What generates, one of `stir_train.config.backends.BACKENDS`."""
     max_new_tokens: PositiveInt = 256
     """Token budget of a completion; one that reaches it is marked truncated."""
     max_rows: PositiveInt = 256

@@ -178,7 +178,8 @@ class VectorSteering(SteeringSettings):
     mode: Literal["vector"] = "vector"
     """By reward-gradient directions, whatever the state."""
     actions: tuple[VectorAction, ...] = Field(min_length=1)
-    """What is added, all at once; tuning tries `tune.vectors` too."""
+    """What is added, all at once, as in `[{place: prompt_end, depth: 0.5, strength: 5}]`: a strength is
+    the norm, since directions are unit vectors. Tuning tries `tune.vectors` too."""
 
 
 class CustomSteering(ScaledSteering):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 
@@ -81,6 +82,14 @@ def verify_adapter(
         last = completed.stderr.strip().splitlines()[-1:] or ["no message"]
         raise VerificationError(f"{adapter}: a fresh process cannot load it: {last[0]}")
     found = json.loads(completed.stdout)
+    problems = _problems_of(found, tolerance)
+    if problems:
+        raise VerificationError(f"{adapter} does not verify:\n  - " + "\n  - ".join(problems))
+    return VerificationResult(found["num_tensors"], found["effect"], found["adapted_difference"])
+
+
+def _problems_of(found: dict[str, Any], tolerance: float) -> list[str]:
+    """What is wrong, judged by what the fresh process reports."""
     problems = [
         f"{key}: {found[key]}" for key in ("missing", "unexpected", "empty", "shapes") if found[key]
     ]
@@ -109,9 +118,7 @@ def verify_adapter(
         )
     if found["effect"] < EFFECT_FLOOR:
         problems.append(f"no logit changes by more than {found['effect']:.2e}: it does nothing")
-    if problems:
-        raise VerificationError(f"{adapter} does not verify:\n  - " + "\n  - ".join(problems))
-    return VerificationResult(found["num_tensors"], found["effect"], found["adapted_difference"])
+    return problems
 
 
 def _check_files(adapter: Path) -> None:

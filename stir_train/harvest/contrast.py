@@ -48,59 +48,89 @@ def contrast_rollouts(
         ArtifactError: If a state belongs to none of the rollouts, or its token is not theirs.
     """
     _check_labels(rollouts, captured)
-    prompt_ids = list(dict.fromkeys(graded.rollout.prompt_id for graded in rollouts))
-    num_samples = 1 + max((graded.rollout.sample for graded in rollouts), default=0)
-    row_of = {prompt_id: i for i, prompt_id in enumerate(prompt_ids)}
-    num_prompts = len(prompt_ids)
-
-    states = torch.zeros(num_prompts, num_samples, max_points, *captured.states.shape[1:])
-    present = torch.zeros(num_prompts, num_samples, max_points, dtype=torch.bool)
-    if captured.labels:
-        where = torch.tensor(
-            [(row_of[label.prompt_id], label.sample, label.point - 1) for label in captured.labels]
-        )
-        kept = where[:, 2] < max_points
-        states[tuple(where[kept].T)] = captured.states[kept]
-        present[tuple(where[kept].T)] = True
-
-    left = torch.zeros(num_prompts, num_samples, max_points)
-    if captured.labels:
-        totals = {
-            (g.rollout.prompt_id, g.rollout.sample): len(g.rollout.token_ids) for g in rollouts
-        }
-        remaining = [
-            totals[label.prompt_id, label.sample] - label.token_index - 1.0
-            for label in captured.labels
-        ]
-        left[tuple(where[kept].T)] = torch.tensor(remaining)[kept]
-
-    rewards = torch.zeros(num_prompts, num_samples)
-    right = torch.zeros(num_prompts, num_samples, dtype=torch.bool)
-    wrong = torch.zeros(num_prompts, num_samples, dtype=torch.bool)
-    for graded in rollouts:
-        at = row_of[graded.rollout.prompt_id], graded.rollout.sample
-        rewards[at] = graded.reward
+    grid = _lay_out(rollouts, captured, max_points=max_points)
+    right = torch.zeros(grid.present.shape[:2], dtype=torch.bool)
+    wrong = torch.zeros_like(right)
+    for graded, at in zip(rollouts, grid.places(rollouts), strict=True):
         right[at] = graded.grade.correct
         wrong[at] = not graded.grade.correct and (keep_truncated or not graded.rollout.truncated)
-
-    by_point = rewards[:, :, None].expand_as(left)
+    eligible = grid.present & right[:, :, None]
     correctness = _contrast(
-        states,
-        by_point,
-        _best(by_point, present & right[:, :, None], num_positive),
-        _best(-by_point, present & wrong[:, :, None], num_negative),
+        grid.states,
+        grid.rewards,
+        _best(grid.rewards, eligible, num_positive),
+        _best(-grid.rewards, grid.present & wrong[:, :, None], num_negative),
     )
-    found = [_candidates(correctness, correctness.gap, 0.0, prompt_ids, captured.blocks)]
+    found = [_candidates(correctness, correctness.gap, 0.0, grid.prompt_ids, captured.blocks)]
     if min_saving is not None:
-        eligible = present & right[:, :, None]
-        saving = _contrast(
-            states, -left, _best(-left, eligible, num_positive), _best(left, eligible, num_negative)
+        left = grid.tokens_left
+        shortness = _contrast(
+            grid.states,
+            -left,
+            _best(-left, eligible, num_positive),
+            _best(left, eligible, num_negative),
         )
-        share = saving.gap / (-saving.worse).clamp_min(1)
+        share = shortness.gap / (-shortness.worse).clamp_min(1)
         found.append(
-            _candidates(saving, share, min_saving, prompt_ids, captured.blocks, saves_tokens=True)
+            _candidates(
+                shortness, share, min_saving, grid.prompt_ids, captured.blocks, saves_tokens=True
+            )
         )
     return Candidates.concatenate(found)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """A chunk laid out by prompt, sample and control point; zeros where a rollout has no such point.
+
+    Attributes:
+        prompt_ids: ``[P]``.
+        states: ``Float[P N M L D]``.
+        present: ``Bool[P N M]``, where there is a state.
+        tokens_left: ``Float[P N M]``, tokens of the rollout after the point.
+        rewards: ``Float[P N M]``, the rollout's, the same at each of its points.
+    """
+
+    prompt_ids: tuple[str, ...]
+    states: Float[Tensor, "P N M L D"]
+    present: Bool[Tensor, "P N M"]
+    tokens_left: Float[Tensor, "P N M"]
+    rewards: Float[Tensor, "P N M"]
+
+    def places(self, rollouts: Sequence[GradedRollout]) -> list[tuple[int, int]]:
+        """Prompt and sample of each rollout, as indices."""
+        row_of = {prompt_id: row for row, prompt_id in enumerate(self.prompt_ids)}
+        return [(row_of[item.rollout.prompt_id], item.rollout.sample) for item in rollouts]
+
+
+def _lay_out(
+    rollouts: Sequence[GradedRollout], captured: CapturedStates, *, max_points: int
+) -> _Grid:
+    prompt_ids = tuple(dict.fromkeys(graded.rollout.prompt_id for graded in rollouts))
+    num_samples = 1 + max((graded.rollout.sample for graded in rollouts), default=0)
+    shape = (len(prompt_ids), num_samples, max_points)
+    rewards = torch.zeros(shape[:2])
+    grid = _Grid(
+        prompt_ids=prompt_ids,
+        states=torch.zeros(*shape, *captured.states.shape[1:]),
+        present=torch.zeros(shape, dtype=torch.bool),
+        tokens_left=torch.zeros(shape),
+        rewards=rewards[:, :, None].expand(shape),
+    )
+    totals = {}
+    for graded, at in zip(rollouts, grid.places(rollouts), strict=True):
+        rewards[at] = graded.reward
+        totals[graded.rollout.prompt_id, graded.rollout.sample] = len(graded.rollout.token_ids)
+    row_of = {prompt_id: row for row, prompt_id in enumerate(prompt_ids)}
+    for row, label in enumerate(captured.labels):
+        if label.point > max_points:
+            continue
+        at_point = row_of[label.prompt_id], label.sample, label.point - 1
+        grid.states[at_point] = captured.states[row]
+        grid.present[at_point] = True
+        left = totals[label.prompt_id, label.sample] - label.token_index - 1
+        grid.tokens_left[at_point] = left
+    return grid
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,5 @@
-"""One stage each: config to objects to run. The only place that wires."""
+"""One stage a module: its ``run`` wires what the other packages offer, and no stage imports another.
+
+Stages read each other's directories through ``stores/``. To add one, write ``NAME.py`` with a ``run`` function and
+declare it in `STAGES` of ``config/pipeline.py``.
+"""

@@ -9,8 +9,10 @@ from stir_train.answering.interface import BASE
 from stir_train.answering.model import ModelAnswerer
 from stir_train.artifacts.tensors import load_tensors
 from stir_train.baselines.interface import AnsweringContext, Baseline, Setting
+from stir_train.config.import_path import load_object
 from stir_train.config.run import RunConfig
 from stir_train.config.steering import (
+    CustomSteering,
     PreviewingSteering,
     SteeringConfig,
     VectorSteering,
@@ -26,6 +28,7 @@ from stir_train.models.load import LoadedModel
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import sampling_params
 from stir_train.types.directions import DirectionSet
+from stir_train.types.places import Place
 from stir_train.types.rollout import Prompt
 from stir_train.types.steering import ControlBasis
 from stir_train.types.utility import Utility
@@ -71,15 +74,28 @@ def steered_answerer(
         control_spec(context),
         context.config.seed,
         lambda: controller_for(context, settings, basis, directions=directions),
-        _abilities_for(settings),
+        steering_needs(settings),
     )
 
 
-def _abilities_for(settings: SteeringConfig) -> frozenset[Ability]:
+def steering_needs(settings: SteeringConfig) -> frozenset[Ability]:
+    """What a backend must be able to do under the controller that settings describe.
+
+    Known before the controller is made: of a user's own, from the ``place`` of its class. What only shows
+    once it is made, the backend itself refuses.
+
+    Raises:
+        ConfigError: If a controller of the user's own cannot be imported.
+    """
     if isinstance(settings, VectorSteering):
         return frozenset(ABILITY_OF_PLACE[action.place] for action in settings.actions)
-    previews = isinstance(settings, PreviewingSteering)
-    return frozenset({Ability.ACT_AT_CONTROL_POINTS, *([Ability.PREVIEW] if previews else [])})
+    if isinstance(settings, PreviewingSteering):
+        return frozenset({Ability.ACT_AT_CONTROL_POINTS, Ability.PREVIEW})
+    place: Place = "control_point"
+    if isinstance(settings, CustomSteering):
+        found = load_object(settings.controller, kind="steering.controller")
+        place = getattr(found, "place", place)
+    return frozenset({ABILITY_OF_PLACE.get(place, Ability.ACT_AT_CONTROL_POINTS)})
 
 
 def other_model_answerer(

@@ -15,6 +15,7 @@ from stir_train.config.inputs import SplitName
 from stir_train.config.pipeline import STAGES, Settings, Stage, stages_from
 from stir_train.data.prompts import prompts_sha256, split_sha256
 from stir_train.monitoring.console import caution, good
+from stir_train.runtime.abilities import require_backend
 from stir_train.runtime.context import PROBLEMS_FILE, Finish, Outcome, RunContext
 
 
@@ -23,8 +24,12 @@ def run_stages(context: RunContext, names: Sequence[str], *, redo: bool) -> None
 
     Where a finished stage found that nothing after it can be made, the console says why, and the rest
     is left out.
+
+    Raises:
+        StageError: If one of them needs what the run's backend lacks; then nothing is made or discarded.
     """
     wanted = [stage for stage in STAGES if stage.name in names]
+    require_backend(context.config, [s.name for s in wanted if s.is_on(context.config)])
     if redo:
         _discard(context, wanted[0])
     for stage in wanted:

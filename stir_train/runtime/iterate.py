@@ -23,6 +23,7 @@ from stir_train.errors import ConfigError
 from stir_train.export.adapter import ADAPTER_DIRECTORY
 from stir_train.models.load import load_model
 from stir_train.monitoring.console import progress
+from stir_train.runtime.abilities import require_backend
 from stir_train.runtime.answerers import other_model_answerer, plain_answerer
 from stir_train.runtime.attempt import enter_run
 from stir_train.runtime.context import Outcome, RunContext
@@ -57,9 +58,11 @@ def run_iterate(config: RunConfig, console: Console, argv: Sequence[str]) -> Res
 
     Raises:
         ConfigError: If the run does not distil.
+        StageError: If a stage needs what the run's backend lacks.
     """
     if not config.distill.enabled:
         raise ConfigError("distill.enabled is off: without a student there is no next generation")
+    require_backend(config, UP_TO_STUDENT)
     with open_world() as world, enter_run(config, console, argv, world) as context:
         best, best_answers = 0, _answers(context, "tune", 0)
         made = 0

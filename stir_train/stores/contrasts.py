@@ -94,7 +94,8 @@ class JoinedContrasts:
         self, block: int, where: Shaped[Tensor, "N"] | None = None
     ) -> tuple[Float[Tensor, "R D"], Float[Tensor, "R D"]]:
         """Mean states of the better and of the worse rollouts, read now; see `Candidates.means`."""
-        right, wrong = torch.empty(2, len(self), self.width)
+        # Two tensors of their own: who needs one of them can let the other go.
+        right, wrong = (torch.empty(len(self), self.width) for _ in range(2))
         start = 0
         for part in self._parts:
             right[start : start + len(part)], wrong[start : start + len(part)] = part.means(block)

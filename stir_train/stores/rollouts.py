@@ -1,6 +1,6 @@
 """Graded rollouts of a stage, in one or several named sets of numbered chunks.
 
-The rollout stage has one set, named ``""``; ``validation`` has ``null``, ``round-00`` and so on. A set is
+The rollout stage has one set, named ``""``; ``validate`` has ``null``, ``round-00`` and so on. A set is
 a directory, a chunk of it a table ``rollouts-00000.parquet``.
 """
 

@@ -12,7 +12,8 @@ from stir_train.answering.model import ModelAnswerer
 from stir_train.data.problems import SourceProblem
 from stir_train.data.prompts import render_prompts
 from stir_train.errors import StageError
-from stir_train.generation.backend import TokenListener
+from stir_train.generation.backend import Ability, TokenListener, require_abilities
+from stir_train.generation.open import abilities_of
 from stir_train.runtime.answerers import plain_answerer, steered_answerer
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import sampling_params
@@ -87,7 +88,10 @@ def show_decisions(context: RunContext, index: int, method: str, console: Consol
 def _answer(
     context: RunContext, prompt: Prompt, method: str, listener: TokenListener | None
 ) -> Answers:
-    return _answerer(context, method).answer(
+    answerer, backend = _answerer(context, method), context.config.generation.backend
+    needs = answerer.needs | ({Ability.STREAM} if listener is not None else set())
+    require_abilities(backend, abilities_of(backend), needs, f"--method {method}")
+    return answerer.answer(
         [prompt],
         num_samples=1,
         sampling=sampling_params(context, greedy=True),

@@ -81,39 +81,62 @@ def fit_value_head(
         max_new_tokens=max_new_tokens,
         generator=generator,
     )
+    _start_from(head, train)
+    # A copy of its own for the caller: an engine may keep its model in pieces.
+    trained = copy.deepcopy(head)
+    result = _train(head, trained, (train, validation), config, generator, seed, setup)
+    trained.temperature.copy_(_best_temperature(trained, validation))
+    trained.learn_reach(
+        (batch.states for batch in train.pieces()),
+        (batch.states for batch in validation.pieces()),
+        share=FAMILIAR,
+    )
+    return trained.eval().requires_grad_(requires_grad=False), result
+
+
+def _start_from(head: ValueHead, train: ValueExamples) -> None:
+    """Standardise by the examples, and expect as many tokens as they have left."""
     mean, deviation = moments(batch.states for batch in train.pieces())
     head.mean.copy_(mean)
     head.scale.copy_(deviation.clamp_min(1e-6))
     with torch.no_grad():
         head.bias_out[..., 1] = train.log_tokens_left.mean()
-    # A copy of its own for the caller: an engine may keep its model in pieces.
-    trained = copy.deepcopy(head)
+
+
+def _train(
+    head: ValueHead,
+    trained: ValueHead,
+    examples: tuple[ValueExamples, ValueExamples],
+    config: ValueConfig,
+    generator: torch.Generator,
+    seed: int,
+    setup: TrainSetup | None,
+) -> FitResult:
+    """Fit ``head`` and copy its parameters to ``trained``; the examples are to train and to validate."""
+    train, validation = examples
+    setup = setup or TrainSetup(TrainConfig(), alone())
     optimizer = torch.optim.AdamW(
         head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    setup = setup or TrainSetup(TrainConfig(), alone())
     engine = open_engine(head, optimizer, setup.config, setup.world)
-    module = engine.module
+    module, weight = engine.module, config.tokens_weight
     bags = torch.rand((config.num_members, int(train.prompt.max()) + 1), generator=generator)
     order = generator.get_state()
+
+    def loss(part: _Part) -> Tensor:
+        weights = (bags[:, part.batch.prompt] < BAGGED) / BAGGED
+        return part.share * value_loss(module, part.batch, weight, weights)
+
     result = fit(
         engine,
         lambda step: _batches(train, config.batch_size, order, engine, step),
-        lambda part: (
-            part.share
-            * value_loss(
-                module,
-                part.batch,
-                config.tokens_weight,
-                (bags[:, part.batch.prompt] < BAGGED) / BAGGED,
-            )
-        ),
+        loss,
         FitPlan(
             num_steps=config.num_steps,
             schedule=warmup_then_cosine(config.num_steps, warmup_steps=10),
             seed=seed,
             early_stopping=EarlyStopping(
-                lambda: _validate(module, validation, config.tokens_weight), EVERY_STEPS, PATIENCE
+                lambda: _validate(module, validation, weight), EVERY_STEPS, PATIENCE
             ),
             checkpoints=setup.checkpoints,
             on_step=setup.on_step,
@@ -122,13 +145,7 @@ def fit_value_head(
     with torch.no_grad():
         for name, value in engine.parameters().items():
             trained.get_parameter(name).copy_(value)
-    trained.temperature.copy_(_best_temperature(trained, validation))
-    trained.learn_reach(
-        (batch.states for batch in train.pieces()),
-        (batch.states for batch in validation.pieces()),
-        share=FAMILIAR,
-    )
-    return trained.eval().requires_grad_(requires_grad=False), result
+    return result
 
 
 def predict(head: ValueHead, examples: ValueExamples) -> Float[Tensor, "R"]:
@@ -142,7 +159,7 @@ def predict(head: ValueHead, examples: ValueExamples) -> Float[Tensor, "R"]:
 
 
 def moments(
-    pieces: Iterable[Float[Tensor, "R W"]],
+    pieces: Iterable[Float[Tensor, "_ W"]],
 ) -> tuple[Float[Tensor, "W"], Float[Tensor, "W"]]:
     """Mean and standard deviation of every column, over all rows of all pieces.
 

@@ -1,0 +1,80 @@
+"""What stages need their backend to be able to do, as far as the configuration says it.
+
+Checked before the first of them begins, so that no run ends at its last stage for want of an ability.
+What only a run's own choice says, `stir_train.runtime.generation.generate_jobs` checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from stir_train.answering.methods import PUBLISHED, published_rule
+from stir_train.baselines.registry import load_baselines
+from stir_train.config.pipeline import needs_basis
+from stir_train.config.run import RunConfig
+from stir_train.config.steering import steering_for
+from stir_train.generation.backend import Ability, require_abilities
+from stir_train.generation.open import abilities_of
+from stir_train.runtime.answerers import steering_needs
+
+Needs = Mapping[str, frozenset[Ability]]
+"""Needed abilities by what needs them, in a user's words."""
+
+
+def require_backend(config: RunConfig, stages: Sequence[str]) -> None:
+    """Check that the run's backend can do what stages ask of it.
+
+    Raises:
+        StageError: If it cannot; names stage, method, backend and ability.
+        ConfigError: If an object of the user's own, or the backend, cannot be imported.
+    """
+    backend = config.generation.backend
+    abilities = abilities_of(backend)
+    for stage in stages:
+        asked = _NEEDS[stage](config) if stage in _NEEDS else {}
+        for method, needs in asked.items():
+            require_abilities(backend, abilities, needs, f"{stage}: {method}")
+
+
+def _rollout_needs(_config: RunConfig) -> Needs:
+    return {"the states at control points": frozenset({Ability.CAPTURE_STATES})}
+
+
+def _validate_needs(config: RunConfig) -> Needs:
+    if not config.validation.enabled:
+        return {}
+    replays = {Ability.CAPTURE_STATES, Ability.REPLAY_IMPULSES, Ability.ACT_AT_CONTROL_POINTS}
+    return {"paired replay": frozenset(replays)}
+
+
+def _tune_needs(config: RunConfig) -> Needs:
+    tried = [config.example_of(mode) for mode in config.tune.modes]
+    settings = tried if config.tune.enabled else [config.steering]
+    return {f"mode {tried.mode}": steering_needs(tried) for tried in settings}
+
+
+def _baselines_needs(config: RunConfig) -> Needs:
+    methods = load_baselines(config.baselines.names).values()
+    return {method.name: method.needs for method in methods}
+
+
+def _evaluate_needs(config: RunConfig) -> Needs:
+    variants = {
+        f"variant {name}": steering_needs(
+            steering_for(str(changes["mode"]), config.steering, changes)
+        )
+        for name, changes in config.evaluate.variants.items()
+        if "mode" in changes
+    }
+    published = {PUBLISHED: steering_needs(published_rule())} if needs_basis(config) else {}
+    return published | variants
+
+
+_NEEDS: Mapping[str, Callable[[RunConfig], Needs]] = {
+    "rollout": _rollout_needs,
+    "validate": _validate_needs,
+    "tune": _tune_needs,
+    "baselines": _baselines_needs,
+    "evaluate": _evaluate_needs,
+}
+"""By stage. What the others need is known when tuning has chosen."""
