@@ -19,9 +19,6 @@ from stir_train.config.steering import ValueSteering
 Settings = Mapping[str, BaseModel | Any]
 """What a stage depends on, by name: sections of the configuration, or single JSON-ready values."""
 
-NUM_BASIS_CONTROLS, NUM_VECTOR_CONTROLS = 3, 4
-"""Controls beside a chosen controller: of one over the basis, and of vectors."""
-
 
 def _always(_config: RunConfig) -> bool:
     return True
@@ -220,37 +217,15 @@ def _baselines_settings(config: RunConfig) -> Settings:
     )
 
 
-def num_steered_methods(config: RunConfig) -> int:
-    """Methods of the held-out comparison that a controller of the run answers, at most."""
-    published = int(needs_basis(config))
-    controls = config.evaluate.controls * max(
-        NUM_BASIS_CONTROLS * needs_basis(config), NUM_VECTOR_CONTROLS * uses_directions(config)
-    )
-    return published + controls + len(config.tune.modes)
-
-
 def _evaluate_plan(config: RunConfig) -> str:
-    num_methods = 1 + num_steered_methods(config)
+    num_methods = 1 + config.num_steered_methods
     num_methods += len(config.baselines.names) + len(config.evaluate.variants)
     num_methods += config.distill.enabled * (1 + len(config.distill.also))
     return f"{num_methods} methods x {config.splits.num_test} held-out problems"
 
 
-def modes_in_use(config: RunConfig) -> frozenset[str]:
-    """Modes of the controllers that a run may steer with: tried, given, or a variant's."""
-    tried = config.tune.modes if config.tune.enabled else (config.steering.mode,)
-    varied = (changes.get("mode") for changes in config.evaluate.variants.values())
-    return frozenset([*tried, *(mode for mode in varied if isinstance(mode, str))])
-
-
-def needs_basis(config: RunConfig) -> bool:
-    """Whether some mode in use steers by the control basis; if none does, nothing makes one."""
-    return bool(modes_in_use(config) - {"vector", "none"})
-
-
-def uses_directions(config: RunConfig) -> bool:
-    """Whether some mode in use steers by reward-gradient directions."""
-    return "vector" in modes_in_use(config)
+def _needs_basis(config: RunConfig) -> bool:
+    return config.needs_basis
 
 
 def _distils(config: RunConfig) -> bool:
@@ -273,7 +248,7 @@ STAGES: tuple[Stage, ...] = (
         _directions_settings,
         _directions_plan,
         reads=("rollout",),
-        is_on=uses_directions,
+        is_on=lambda config: config.uses_directions,
         uses_every_node=True,
     ),
     Stage(
@@ -286,7 +261,7 @@ STAGES: tuple[Stage, ...] = (
         _harvest_plan,
         reads=("rollout",),
         decodes=False,
-        is_on=needs_basis,
+        is_on=_needs_basis,
     ),
     Stage(
         "basis",
@@ -298,7 +273,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("harvest",),
         decodes=False,
         job="harvest",
-        is_on=needs_basis,
+        is_on=_needs_basis,
     ),
     Stage(
         "validate",
@@ -308,7 +283,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("basis",),
         splits=("harvest",),
         uses_every_node=True,
-        is_on=needs_basis,
+        is_on=_needs_basis,
     ),
     Stage(
         "value",
@@ -319,7 +294,7 @@ STAGES: tuple[Stage, ...] = (
         ),
         reads=("rollout", "validate"),
         decodes=False,
-        is_on=needs_basis,
+        is_on=_needs_basis,
     ),
     Stage(
         "tune",

@@ -42,6 +42,9 @@ from stir_train.config.steering import (
     steering_for,
 )
 
+NUM_BASIS_CONTROLS, NUM_VECTOR_CONTROLS = 3, 4
+"""Controls beside a chosen controller: of one over the basis, and of vectors."""
+
 
 class RunConfig(FrozenConfig):
     """Everything a run depends on."""
@@ -210,6 +213,31 @@ class RunConfig(FrozenConfig):
             for margin in tune.margins or (base.margin,)
             for doubt in tune.doubts
         ]
+
+    @property
+    def modes_in_use(self) -> frozenset[str]:
+        """Modes of the controllers that the run may steer with: tried, given, or a variant's."""
+        tried = self.tune.modes if self.tune.enabled else (self.steering.mode,)
+        varied = (changes.get("mode") for changes in self.evaluate.variants.values())
+        return frozenset([*tried, *(mode for mode in varied if isinstance(mode, str))])
+
+    @property
+    def needs_basis(self) -> bool:
+        """Whether some mode in use steers by the control basis; if none does, none is made."""
+        return bool(self.modes_in_use - {"vector", "none"})
+
+    @property
+    def uses_directions(self) -> bool:
+        """Whether some mode in use steers by reward-gradient directions."""
+        return "vector" in self.modes_in_use
+
+    @property
+    def num_steered_methods(self) -> int:
+        """Methods of the held-out comparison that a controller answers, at most."""
+        of_basis = NUM_BASIS_CONTROLS * self.needs_basis
+        of_vectors = NUM_VECTOR_CONTROLS * self.uses_directions
+        controls = self.evaluate.controls * max(of_basis, of_vectors)
+        return self.needs_basis + controls + len(self.tune.modes)
 
     @property
     def directory(self) -> Path:

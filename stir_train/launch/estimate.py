@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stir_train.config.pipeline import needs_basis, num_steered_methods
 from stir_train.config.run import RunConfig
 from stir_train.errors import ModelError
 
@@ -174,7 +173,7 @@ def _completions(config: RunConfig) -> dict[str, int]:
     splits = config.splits
     settings = config.num_tried_settings
     trials = config.validation.num_completions(len(config.harvest.depths))
-    methods = 1 + num_steered_methods(config)
+    methods = 1 + config.num_steered_methods
     methods += config.distill.enabled * (1 + len(config.distill.also))
     others = len(config.baselines.names)
     deployable = 2 + config.distill.enabled * (1 + len(config.distill.also))
@@ -182,7 +181,7 @@ def _completions(config: RunConfig) -> dict[str, int]:
     outside = sum(task.num_problems for task in config.evaluate.out_of_domain.values())
     return {
         "rollout": splits.num_harvest * config.rollout.num_samples,
-        "validate": needs_basis(config) * config.validation.enabled * (splits.num_harvest + trials),
+        "validate": config.needs_basis * config.validation.enabled * (splits.num_harvest + trials),
         "tune": splits.num_tune * (settings + 1),
         "steer": config.distill.enabled * splits.num_harvest * config.distill.num_samples,
         "baselines": splits.num_tune * others * BASELINE_COMPLETIONS,

@@ -16,7 +16,6 @@ from stir_train.baselines.interface import (
     label_of,
 )
 from stir_train.baselines.registry import load_baselines
-from stir_train.config.pipeline import needs_basis
 from stir_train.evals.halving import Candidate, split_by_halving
 from stir_train.runtime.answerers import baseline_answerer, parameters_file
 from stir_train.runtime.context import Finish, Outcome, RunContext
@@ -81,7 +80,7 @@ def _learn(context: RunContext, stage: StageDir, methods: Sequence[Baseline]) ->
         loaded=context.resources.loaded,
         graded=[item for part, _ in chunks for item in part],
         captured=CapturedStates.concatenate([states for _, states in chunks]),
-        basis=context.steering.basis() if needs_basis(context.config) else None,
+        basis=context.steering.basis() if context.config.needs_basis else None,
         blocks=context.resources.captured_blocks,
     )
     reasons: dict[str, str] = {}

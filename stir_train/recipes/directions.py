@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 
 from stir_train.artifacts.run_dir import StageDir
-from stir_train.config.pipeline import needs_basis
 from stir_train.directions.advantages import Advantages
 from stir_train.directions.estimate import estimate_directions
 from stir_train.directions.gradients import GradientCost, GradientSettings, rollout_gradients
@@ -129,7 +128,7 @@ def _finish(
         },
         _in_words(report),
         # Where another mode is tried too, the run goes on with that.
-        ends_run=None if report.passing or needs_basis(context.config) else _nothing(report),
+        ends_run=None if report.passing or context.config.needs_basis else _nothing(report),
     )
 
 

@@ -17,7 +17,7 @@ from stir_train.answering.methods import (
 )
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.baselines.registry import load_baseline
-from stir_train.config.pipeline import STAGE_NAMES, needs_basis
+from stir_train.config.pipeline import STAGE_NAMES
 from stir_train.config.run import RunConfig
 from stir_train.config.steering import SteeringConfig, VectorSteering, changed
 from stir_train.data.prompts import first_problems, render_prompts, require_unseen, split_sha256
@@ -99,7 +99,7 @@ def run(context: RunContext, stage: StageDir) -> Finish:
 def build_methods(context: RunContext) -> list[Method]:
     """Greedy, the published rule, the tuned controller, its controls, baselines and students."""
     choice = context.steering.choice()
-    basis = context.steering.basis() if needs_basis(context.config) else None
+    basis = context.steering.basis() if context.config.needs_basis else None
     methods = [Method(GREEDY, plain_answerer(context), "nothing", is_deployable=True)]
     if basis is not None:
         selected, _ = load_basis(context.stage("basis"))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from stir_train.answering.methods import GREEDY, settings_label
 from stir_train.artifacts.run_dir import StageDir
-from stir_train.config.pipeline import needs_basis
 from stir_train.config.steering import NoSteering, OneBlockSteering, SteeringConfig, VectorSteering
 from stir_train.directions.grid import vector_grid
 from stir_train.errors import StageError
@@ -23,7 +22,7 @@ from stir_train.types.results import SteeringTrial, TuneReport
 
 def run(context: RunContext, stage: StageDir) -> Finish:
     """Try every setting on the tune split and freeze the choice."""
-    basis = context.steering.basis() if needs_basis(context.config) else None
+    basis = context.steering.basis() if context.config.needs_basis else None
     grid = {
         Candidate(settings_label(settings), settings.mode): settings
         for settings in trial_grid(context)

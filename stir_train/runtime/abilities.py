@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from stir_train.answering.methods import PUBLISHED, published_rule
 from stir_train.baselines.registry import load_baselines
-from stir_train.config.pipeline import needs_basis
 from stir_train.config.run import RunConfig
 from stir_train.config.steering import steering_for
 from stir_train.generation.backend import Ability, require_abilities
@@ -66,7 +65,7 @@ def _evaluate_needs(config: RunConfig) -> Needs:
         for name, changes in config.evaluate.variants.items()
         if "mode" in changes
     }
-    published = {PUBLISHED: steering_needs(published_rule())} if needs_basis(config) else {}
+    published = {PUBLISHED: steering_needs(published_rule())} if config.needs_basis else {}
     return published | variants
 
 
