@@ -150,6 +150,16 @@ def test_a_strength_is_the_norm_along_the_saved_direction(finished: Path) -> Non
         artifacts.controller(nowhere, device=model.device)
 
 
+def test_the_chosen_vector_is_what_is_exported(finished: Path, tmp_path: Path) -> None:
+    target = tmp_path / "lm-eval"
+    done = _run(finished, "--format", "lm-eval", "--to", str(target), verb="export")
+    assert done.returncode == 0, done.stderr
+    assert "the chosen controller itself" in done.stderr
+    (held,) = torch.load(target / "steer.pt", weights_only=True).values()
+    vector = held["steering_vector"].flatten()
+    torch.testing.assert_close(vector.norm(), torch.tensor(20.0))
+
+
 def test_a_stage_stopped_between_chunks_goes_on_to_the_same_bytes(
     finished: Path, tmp_path: Path
 ) -> None:
