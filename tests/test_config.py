@@ -133,6 +133,7 @@ def test_every_default_that_is_shown_is_the_one_that_holds() -> None:
     rows = {row.key: row for row in describe_settings()}
     assert [key for key, row in rows.items() if row.default == "(required)"] == [
         "name",
+        "steering.actions",
         "steering.controller",
     ]
 
@@ -144,7 +145,8 @@ def test_settings_show_what_they_may_be_and_for_which_mode() -> None:
     assert rows["harvest.depths"].allowed == "each >= 0; each <= 1; not empty"
     assert rows["steering.mode"].default == "value"
     assert rows["steering.doubt"].when == "mode: value, hybrid"
-    assert rows["steering.depth"].when == ""
+    assert "vector" not in rows["steering.depth"].when
+    assert rows["steering.actions"].when == "mode: vector"
 
 
 @pytest.mark.parametrize(

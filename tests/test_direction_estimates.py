@@ -11,12 +11,6 @@ import torch
 
 from stir_train.artifacts.run_dir import StageDir, StageInputs
 from stir_train.directions.advantages import Advantages, accuracy_at_price, leave_one_out
-from stir_train.directions.artifacts import (
-    load_directions,
-    load_gradients,
-    save_directions,
-    save_gradients,
-)
 from stir_train.directions.controls import permuted_directions, random_directions
 from stir_train.directions.estimate import (
     Estimate,
@@ -28,6 +22,12 @@ from stir_train.directions.gradients import (
     rollout_gradients,
 )
 from stir_train.errors import ArtifactError, StageError
+from stir_train.stores.directions import (
+    load_directions,
+    load_gradients,
+    save_directions,
+    save_gradients,
+)
 from stir_train.types.directions import PLACES, RolloutGradients
 from tests.support import tiny_models
 from tests.support.recorded import (

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft.tuners.lora import LoraLayer
 from pydantic import ValidationError
 
 from stir_train.config.inputs import ModelConfig
@@ -390,13 +389,3 @@ def test_validation_is_the_mean_over_tokens_however_they_are_batched(
         assert validation_loss(loss, plain, BatchConfig(4, 0, seed=0)) == pytest.approx(
             mean, abs=1e-4
         )
-
-
-def test_rank_stabilised_lora_scales_by_the_root_of_the_rank() -> None:
-    def scale(config: DistillConfig) -> float:
-        student = make_whole_student(ModelConfig(name="embedded/addition"), config, seed=0)
-        layer = next(m for m in student.model.modules() if isinstance(m, LoraLayer))
-        return float(layer.scaling["default"])
-
-    assert scale(DistillConfig(rank=16, alpha=32)) == 2
-    assert scale(DistillConfig(rank=16, alpha=32, use_rslora=True)) == 8

@@ -31,6 +31,7 @@ from stir_train.models.lora import make_whole_student
 from stir_train.runtime.problems import read_problems
 from stir_train.steering.interface import ControllerInputs, make_controller
 from stir_train.steering.static import mean_direction
+from stir_train.types.directions import DirectionSet
 from stir_train.types.rollout import Gold, Prompt, Rollout
 from tests.support import bases
 from tests.support.smoke import run_smoke
@@ -63,13 +64,18 @@ def _page_settings() -> RunConfig:
     return RunConfig.model_validate({"name": "shown", **shown})
 
 
+def _no_directions() -> DirectionSet:
+    raise AssertionError("the page's controller asks for none")
+
+
 def _inputs(settings: CustomSteering) -> ControllerInputs:
     return ControllerInputs(
-        settings=settings,
-        basis=bases.basis(),
-        block=bases.BLOCK,
+        settings=settings.model_copy(update={"depth": 0.6}),
+        block_at=lambda _depth: bases.BLOCK,
+        read_basis=bases.basis,
         head=lambda _block: bases.value_head(),
-        utility=UtilityConfig(),
+        directions=_no_directions,
+        read_utility=UtilityConfig,
         device=torch.device("cpu"),
     )
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from peft.tuners.lora import LoraLayer
 
+from stir_train.config.inputs import ModelConfig
+from stir_train.config.learning import DistillConfig
 from stir_train.distill.samples import choose_samples
 from stir_train.evals.retention import compare_students
+from stir_train.models.lora import make_whole_student
 from stir_train.types.rollout import Grade, GradedRollout, Rollout
 
 
@@ -58,3 +62,13 @@ def test_retention_is_the_share_of_the_teachers_gain_where_it_has_one() -> None:
     assert half.delta_accuracy == pytest.approx(-0.25)
     assert half.delta_accuracy_ci95[1] < 0
     assert half.delta_tokens_fraction == pytest.approx(-0.5)
+
+
+def test_rank_stabilised_lora_scales_by_the_root_of_the_rank() -> None:
+    def scale(config: DistillConfig) -> float:
+        student = make_whole_student(ModelConfig(name="embedded/addition"), config, seed=0)
+        layer = next(m for m in student.model.modules() if isinstance(m, LoraLayer))
+        return float(layer.scaling["default"])
+
+    assert scale(DistillConfig(rank=16, alpha=32)) == 2
+    assert scale(DistillConfig(rank=16, alpha=32, use_rslora=True)) == 8

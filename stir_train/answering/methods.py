@@ -10,6 +10,7 @@ from stir_train.config.steering import (
     PreviewSteering,
     ScaledSteering,
     SteeringConfig,
+    VectorSteering,
 )
 from stir_train.types.results import MethodMetrics, MethodRow, TunedBaseline
 
@@ -69,6 +70,12 @@ def settings_label(settings: SteeringConfig) -> str:
     """A controller's settings in short; also the directory of a trial's answers."""
     if settings.mode == "none":
         return "none"
+    if isinstance(settings, VectorSteering):
+        actions = (
+            f"{action.place}-depth{action.depth:g}-strength{action.strength:g}"
+            for action in settings.actions
+        )
+        return "-".join([settings.mode, *actions])
     parts: list[str] = [settings.mode]
     if settings.depth is not None:
         parts.append(f"depth{settings.depth:g}")

@@ -14,7 +14,7 @@ from stir_train.generation.backend import (
     SamplingParams,
     TokenListener,
 )
-from stir_train.generation.controller import Controller
+from stir_train.generation.controller import Steering
 from stir_train.types.answers import Answers
 from stir_train.types.rollout import Prompt
 
@@ -36,11 +36,11 @@ class ModelAnswerer:
     open_backend: Callable[[], GenerationBackend]
     control: ControlSpec
     seed: int
-    make_controller: Callable[[], Controller] | None = None
+    make_controller: Callable[[], Steering] | None = None
     needs: frozenset[Ability] = frozenset()
 
     @cached_property
-    def controller(self) -> Controller | None:
+    def controller(self) -> Steering | None:
         """What steers, made when it is first asked for; it keeps nothing, so every call shares it."""
         return self.make_controller() if self.make_controller else None
 

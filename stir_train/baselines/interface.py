@@ -44,14 +44,14 @@ class HarvestData:
         loaded: The frozen model.
         graded: Sampled completions without steering, graded.
         captured: Their states at control points.
-        basis: The run's control basis, for methods that fold impulses into weights.
+        basis: The run's control basis, for methods that fold impulses into weights; None if it made none.
         blocks: Harvested decoder blocks, which methods that act in one block choose among.
     """
 
     loaded: LoadedModel
     graded: Sequence[GradedRollout]
     captured: CapturedStates
-    basis: ControlBasis
+    basis: ControlBasis | None
     blocks: tuple[int, ...]
 
     def by_prompt(self) -> list[list[GradedRollout]]:

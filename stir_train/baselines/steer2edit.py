@@ -43,7 +43,11 @@ class Steer2Edit:
 
     def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """Per block, what goes into both output maps and the directions at their outputs."""
-        loaded = harvest.loaded
+        loaded, basis = harvest.loaded, harvest.basis
+        if basis is None:
+            raise NotApplicable(
+                "the run makes no control basis; try a mode in tune.modes that has one"
+            )
         try:
             layers = {
                 f"attention {i}": attention_output(block) for i, block in enumerate(loaded.blocks)
@@ -62,9 +66,9 @@ class Steer2Edit:
             parameters[f"shorter {name}"] = nn.functional.normalize(short_out - long_out, dim=-1)
             parameters[f"longer {name}"] = -parameters[f"shorter {name}"]
         for block in harvest.blocks:
-            corrections = ~harvest.basis.is_anchor & (harvest.basis.blocks == block)
+            corrections = ~basis.is_anchor & (basis.blocks == block)
             if bool(corrections.any()):
-                mean = harvest.basis.directions[corrections].mean(0)
+                mean = basis.directions[corrections].mean(0)
                 for kind in ("attention", "neurons"):
                     parameters[f"impulse {kind} {block}"] = nn.functional.normalize(mean, dim=-1)
         return parameters

@@ -97,6 +97,27 @@ def _rollout_plan(config: RunConfig) -> str:
     )
 
 
+def _directions_settings(config: RunConfig) -> Settings:
+    return _reproducibly(
+        config,
+        {
+            "directions": config.directions,
+            "depths": config.direction_depths,
+            "max_points": config.control_points.max_points,
+            "max_new_tokens": config.generation.max_new_tokens,
+        },
+    )
+
+
+def _directions_plan(config: RunConfig) -> str:
+    depths = ", ".join(f"{depth:g}" for depth in config.direction_depths)
+    return (
+        "gradients of rollouts of problems with unequal rewards, at depths "
+        f"{depths} and {', '.join(config.directions.places)}; "
+        f"{config.directions.num_permutations} permutations"
+    )
+
+
 def _harvest_plan(config: RunConfig) -> str:
     return (
         f"contrast {config.harvest.num_positive} right with {config.harvest.num_negative} wrong at "
@@ -151,7 +172,7 @@ def _tune_settings(config: RunConfig) -> Settings:
 
 
 def _tune_plan(config: RunConfig) -> str:
-    num_settings = len(config.tried_settings) if config.tune.enabled else 1
+    num_settings = config.num_tried_settings
     fewer = "; the worse half answers fewer" if config.tune.num_halvings else ""
     return f"{num_settings} settings x {config.splits.num_tune} problems, greedy beside them{fewer}"
 
@@ -197,10 +218,14 @@ def _baselines_settings(config: RunConfig) -> Settings:
 
 
 def _evaluate_plan(config: RunConfig) -> str:
-    num_methods = 3 + 3 * config.evaluate.controls + len(config.tune.modes) - 1
+    num_methods = 1 + config.num_steered_methods
     num_methods += len(config.baselines.names) + len(config.evaluate.variants)
     num_methods += config.distill.enabled * (1 + len(config.distill.also))
     return f"{num_methods} methods x {config.splits.num_test} held-out problems"
+
+
+def _needs_basis(config: RunConfig) -> bool:
+    return config.needs_basis
 
 
 def _distils(config: RunConfig) -> bool:
@@ -218,6 +243,15 @@ STAGES: tuple[Stage, ...] = (
         takes_workers=True,
     ),
     Stage(
+        "directions",
+        "Differentiate rollouts for directions to steer in, and test whether there are any.",
+        _directions_settings,
+        _directions_plan,
+        reads=("rollout",),
+        is_on=lambda config: config.uses_directions,
+        uses_every_node=True,
+    ),
+    Stage(
         "harvest",
         "Contrast right and wrong rollouts at control points.",
         lambda config: {
@@ -227,6 +261,7 @@ STAGES: tuple[Stage, ...] = (
         _harvest_plan,
         reads=("rollout",),
         decodes=False,
+        is_on=_needs_basis,
     ),
     Stage(
         "basis",
@@ -238,6 +273,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("harvest",),
         decodes=False,
         job="harvest",
+        is_on=_needs_basis,
     ),
     Stage(
         "validate",
@@ -247,6 +283,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("basis",),
         splits=("harvest",),
         uses_every_node=True,
+        is_on=_needs_basis,
     ),
     Stage(
         "value",
@@ -257,13 +294,14 @@ STAGES: tuple[Stage, ...] = (
         ),
         reads=("rollout", "validate"),
         decodes=False,
+        is_on=_needs_basis,
     ),
     Stage(
         "tune",
         "Choose the controller on the tune split.",
         _tune_settings,
         _tune_plan,
-        reads=("validate", "value"),
+        reads=("directions", "validate", "value"),
         splits=("tune",),
         uses_every_node=True,
     ),
@@ -272,7 +310,7 @@ STAGES: tuple[Stage, ...] = (
         "Sample steered rollouts of the harvest split.",
         _steer_settings,
         _steer_plan,
-        reads=("validate", "value", "tune"),
+        reads=("directions", "validate", "value", "tune"),
         splits=("harvest",),
         is_on=_distils,
         uses_every_node=True,
@@ -312,7 +350,7 @@ STAGES: tuple[Stage, ...] = (
             },
         ),
         _evaluate_plan,
-        reads=("basis", "validate", "value", "tune", "distill", "baselines"),
+        reads=("directions", "basis", "validate", "value", "tune", "distill", "baselines"),
         splits=("test",),
         uses_every_node=True,
     ),

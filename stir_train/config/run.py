@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import combinations
 from pathlib import Path
 from typing import Self
 
@@ -16,6 +17,7 @@ from stir_train.config.stages import (
     BasisConfig,
     ClusterConfig,
     ControlPointConfig,
+    DirectionsConfig,
     EvaluateConfig,
     GenerationConfig,
     HarvestConfig,
@@ -30,13 +32,18 @@ from stir_train.config.steering import (
     MODES,
     AnySteering,
     JudgedSteering,
+    OneBlockSteering,
     ScaledSteering,
     SteeringConfig,
     SteeringSettings,
     ValueSteering,
+    VectorSteering,
     changed,
     steering_for,
 )
+
+NUM_BASIS_CONTROLS, NUM_VECTOR_CONTROLS = 3, 4
+"""Controls beside a chosen controller: of one over the basis, and of vectors."""
 
 
 class RunConfig(FrozenConfig):
@@ -56,6 +63,7 @@ class RunConfig(FrozenConfig):
     control_points: ControlPointConfig = ControlPointConfig()
     generation: GenerationConfig = GenerationConfig()
     rollout: RolloutConfig = RolloutConfig()
+    directions: DirectionsConfig = DirectionsConfig()
     harvest: HarvestConfig = HarvestConfig()
     basis: BasisConfig = BasisConfig()
     validation: ValidationConfig = ValidationConfig()
@@ -75,7 +83,8 @@ class RunConfig(FrozenConfig):
     def _consistent(self) -> Self:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ValueError(f"name must be letters, digits, '.', '_' or '-', not {self.name!r}")
-        steered = {d for d in (self.steering.depth, *self.tune.depths) if d is not None}
+        own = self.steering.depth if isinstance(self.steering, OneBlockSteering) else None
+        steered = {d for d in (own, *self.tune.depths) if d is not None}
         unknown = sorted(steered - set(self.harvest.depths))
         if unknown:
             raise ValueError(
@@ -84,6 +93,7 @@ class RunConfig(FrozenConfig):
             )
         self._require_custom()
         self._require_variants()
+        self._require_directions()
         if self.model.sharding != "none" and self.distill.enabled and self.train.zero_stage != 3:
             raise ValueError(
                 f"model.sharding={self.model.sharding} is for a model that one process cannot hold, and "
@@ -121,7 +131,7 @@ class RunConfig(FrozenConfig):
             if mode is not None and mode not in MODES:
                 raise ValueError(f"{where}: {mode!r} is no mode; modes: {', '.join(MODES)}")
             try:
-                varied = [changed(steering_for(m, self.steering), changes) for m in modes]
+                varied = [changed(self.example_of(m), changes) for m in modes]
             except ValidationError as error:
                 first = error.errors()[0]
                 key = ".".join(map(str, first["loc"]))
@@ -131,12 +141,55 @@ class RunConfig(FrozenConfig):
                 tried = mode or ", ".join(modes)
                 raise ValueError(f"{where}: no mode among {tried} has all of: {wanted}")
 
+    def example_of(self, mode: str) -> SteeringConfig:
+        """Settings of a mode that may be chosen; of `vector`, one action at every place that is tried."""
+        if mode != "vector" or isinstance(self.steering, VectorSteering):
+            return steering_for(mode, self.steering)
+        depth = self.direction_depths[0]
+        actions = [{"place": p, "depth": depth, "strength": 1.0} for p in self.tune.vectors]
+        return steering_for(mode, self.steering, {"actions": actions})
+
+    def _require_directions(self) -> None:
+        """Check that vectors act where there are directions."""
+        if isinstance(self.steering, VectorSteering):
+            depths = {action.depth for action in self.steering.actions}
+            if unknown := sorted(depths - set(self.direction_depths)):
+                raise ValueError(
+                    f"steering.actions: no directions at depths {unknown}; directions.depths (or "
+                    f"harvest.depths) are {list(self.direction_depths)}"
+                )
+        if "vector" in self.tune.modes and not set(self.tune.vectors) & set(self.directions.places):
+            raise ValueError(
+                f"tune.vectors: no direction is estimated at {', '.join(self.tune.vectors)}; "
+                f"directions.places are {', '.join(self.directions.places)}"
+            )
+
+    @property
+    def direction_depths(self) -> tuple[float, ...]:
+        """Depths of the blocks that get directions."""
+        return self.directions.depths or self.harvest.depths
+
+    @property
+    def num_tried_settings(self) -> int:
+        """How many settings tuning tries, at most: of mode `vector`, if every place has a direction."""
+        if not self.tune.enabled:
+            return 1
+        num_settings = len(self.tried_settings)
+        if "vector" in self.tune.modes:
+            norms = [len(strengths) for strengths in self.tune.vectors.values()]
+            num_settings += sum(norms) + sum(a * b for a, b in combinations(norms, 2))
+        return num_settings
+
     @property
     def tried_settings(self) -> list[SteeringConfig]:
-        """What tuning tries: every mode at every depth, and its own settings' grid there."""
+        """What tuning tries: every mode at every depth, and its own settings' grid there.
+
+        Mode `vector` is not among them: where it acts is known once there are directions.
+        """
         return [
             steering_for(mode, self.steering, {"depth": depth, **changes})
-            for mode in tuple(dict.fromkeys(self.tune.modes))
+            for mode in dict.fromkeys(self.tune.modes)
+            if mode != "vector"
             for depth in self.tune.depths or self.harvest.depths
             for changes in self._tried_changes(MODES[mode])
         ]
@@ -160,6 +213,31 @@ class RunConfig(FrozenConfig):
             for margin in tune.margins or (base.margin,)
             for doubt in tune.doubts
         ]
+
+    @property
+    def modes_in_use(self) -> frozenset[str]:
+        """Modes of the controllers that the run may steer with: tried, given, or a variant's."""
+        tried = self.tune.modes if self.tune.enabled else (self.steering.mode,)
+        varied = (changes.get("mode") for changes in self.evaluate.variants.values())
+        return frozenset([*tried, *(mode for mode in varied if isinstance(mode, str))])
+
+    @property
+    def needs_basis(self) -> bool:
+        """Whether some mode in use steers by the control basis; if none does, none is made."""
+        return bool(self.modes_in_use - {"vector", "none"})
+
+    @property
+    def uses_directions(self) -> bool:
+        """Whether some mode in use steers by reward-gradient directions."""
+        return "vector" in self.modes_in_use
+
+    @property
+    def num_steered_methods(self) -> int:
+        """Methods of the held-out comparison that a controller answers, at most."""
+        of_basis = NUM_BASIS_CONTROLS * self.needs_basis
+        of_vectors = NUM_VECTOR_CONTROLS * self.uses_directions
+        controls = self.evaluate.controls * max(of_basis, of_vectors)
+        return self.needs_basis + controls + len(self.tune.modes)
 
     @property
     def directory(self) -> Path:

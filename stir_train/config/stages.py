@@ -11,6 +11,7 @@ from stir_train.config.base import Fraction, FrozenConfig, NonNegativeFloat
 from stir_train.config.baselines import BASELINES, require_baseline
 from stir_train.config.import_path import is_import_path
 from stir_train.config.inputs import TaskConfig
+from stir_train.config.places import Place
 from stir_train.config.steering import SteeringMode
 
 
@@ -57,6 +58,26 @@ class RolloutConfig(FrozenConfig):
     """Keep only the k likeliest tokens; 0 keeps all."""
     length_penalty: NonNegativeFloat = 0.01
     """Reward is `1[correct] - length_penalty * num_tokens / max_new_tokens`."""
+
+
+class DirectionsConfig(FrozenConfig):
+    """Reward-gradient directions from the recorded rollouts, and whether they are more than noise."""
+
+    places: tuple[Place, ...] = Field(default=("prompt_end", "every_token"), min_length=1)
+    """Where vectors may be added. That of `every_token` is estimated from the prompt's end and the
+    completion, since the rest of the prompt is the same in all samples."""
+    depths: tuple[Fraction, ...] = ()
+    """Depth fractions of the blocks; empty takes `harvest.depths`."""
+    token_price: NonNegativeFloat = 0.0
+    """The reward is `1[correct] - token_price * num_tokens / max_new_tokens`."""
+    num_permutations: Annotated[int, Field(ge=19)] = 200
+    """Shuffles of the rewards within problems, which a direction must beat."""
+    significance: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """A direction counts if its p-value over all blocks and places is at most this."""
+    filtered: bool = False
+    """Differentiate the distribution that top-p and top-k leave; costs a sort of the vocabulary a token."""
+    max_batch_tokens: PositiveInt = 4096
+    """Tokens that go through a backward pass at a time, padding included."""
 
 
 class HarvestConfig(FrozenConfig):
@@ -164,6 +185,11 @@ class TuneConfig(FrozenConfig):
     candidates: tuple[PositiveInt, ...] = (4, 16)
     """`steering.num_candidates` to try, in the same modes, of twice as many nearest entries (or
     `steering.num_nearest`, if more); empty keeps the given one."""
+    vectors: dict[Place, Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]] = Field(
+        default={"prompt_end": (2.0, 5.0, 8.0), "every_token": (0.5, 1.0, 1.5)}, min_length=1
+    )
+    """Of mode `vector`, norms to try by place: each alone, and of every two places together, at the
+    block whose direction there is most above chance."""
     num_halvings: Annotated[int, Field(ge=0, le=6)] = 1
     """How often the worse half of the settings is given up: once means that all answer the first half
     of the problems and the better half of them (and the best of each mode) the rest."""

@@ -21,6 +21,7 @@ from pydantic import (
 
 from stir_train.config.base import Fraction, FrozenConfig, NonNegativeFloat
 from stir_train.config.import_path import is_import_path
+from stir_train.config.places import Place
 
 
 class SteeringSettings(FrozenConfig):
@@ -28,8 +29,6 @@ class SteeringSettings(FrozenConfig):
 
     made_by: ClassVar[str]
     """Import path of what makes the controller; see `stir_train.steering.interface`."""
-    depth: Fraction | None = None
-    """Depth of the steered block; None takes the first harvested depth."""
 
     @property
     def controller_path(self) -> str:
@@ -47,7 +46,14 @@ class SteeringSettings(FrozenConfig):
         return cls.model_validate({**shared, "mode": _mode_of(cls), **(changes or {})})
 
 
-class ScaledSteering(SteeringSettings):
+class OneBlockSteering(SteeringSettings):
+    """Of modes that steer one block."""
+
+    depth: Fraction | None = None
+    """Depth of the steered block; None takes the first harvested depth."""
+
+
+class ScaledSteering(OneBlockSteering):
     """Of modes whose impulses have a strength that tuning varies."""
 
     strength: PositiveFloat = 1.0
@@ -110,7 +116,7 @@ class JudgedSteering(RetrievingSteering):
     """Bound of the impulse's norm relative to the state's (kappa)."""
 
 
-class NoSteering(SteeringSettings):
+class NoSteering(OneBlockSteering):
     """Never acts: the model answers as without a controller."""
 
     made_by = "stir_train.steering.controller:make_idle_controller"
@@ -154,6 +160,28 @@ class HybridSteering(PreviewingSteering, JudgedSteering):
     """By the value head and previews."""
 
 
+class VectorAction(FrozenConfig):
+    """A direction of the run, added at a place."""
+
+    place: Place
+    """At which tokens."""
+    depth: Fraction
+    """Depth of the block; one of those that have directions."""
+    strength: PositiveFloat
+    """Norm of what is added, since directions are unit vectors."""
+
+
+class VectorSteering(SteeringSettings):
+    """Adds reward-gradient directions whatever the state, each at a place of its own."""
+
+    made_by = "stir_train.steering.vector:make_vector_controllers"
+    mode: Literal["vector"] = "vector"
+    """By reward-gradient directions, whatever the state."""
+    actions: tuple[VectorAction, ...] = Field(min_length=1)
+    """What is added, all at once, as in `[{place: prompt_end, depth: 0.5, strength: 5}]`: a strength is
+    the norm, since directions are unit vectors. Tuning tries `tune.vectors` too."""
+
+
 class CustomSteering(ScaledSteering):
     """A controller of the user's own; see ``docs/extending.md``."""
 
@@ -189,9 +217,12 @@ SteeringConfig = (
     | PreviewSteering
     | ValueSteering
     | HybridSteering
+    | VectorSteering
     | CustomSteering
 )
-SteeringMode = Literal["none", "static", "similarity", "preview", "value", "hybrid", "custom"]
+SteeringMode = Literal[
+    "none", "static", "similarity", "preview", "value", "hybrid", "vector", "custom"
+]
 
 
 def _mode_of(kind: type[SteeringSettings]) -> str:

@@ -19,40 +19,10 @@ from stir_train.directions.advantages import Advantages
 from stir_train.errors import StageError
 from stir_train.types.directions import PLACES, DirectionSet, RolloutGradients
 from stir_train.types.places import Place
+from stir_train.types.reports import DirectionEstimate
 
 NUM_PERMUTATIONS = 200
 NUM_SPLITS = 10
-
-
-@dataclass(frozen=True)
-class DirectionEstimate:
-    """A row of the table that says whether there is anything to steer.
-
-    Attributes:
-        block, place: Where the vector would be added.
-        gain: ``|G|``, first-order gain of expected reward per unit of norm. Noise raises it too.
-        gain_above_chance: What is left of it when the mean square of permuted ones is taken away.
-        split_half_cosine: Between directions of disjoint halves of the problems, mean of several splits.
-        permuted_mean, permuted_max: ``|G|`` with advantages permuted within problems.
-        p_value: Share of permutations, the observed order counted as one, whose ``|G|`` is as large.
-        family_p_value: The same against the largest of all rows in each permutation, in standard
-            deviations: it holds however many blocks and places the table has.
-    """
-
-    block: int
-    place: Place
-    gain: float
-    gain_above_chance: float
-    split_half_cosine: float
-    permuted_mean: float
-    permuted_max: float
-    p_value: float
-    family_p_value: float
-
-    @property
-    def beats_all_permutations(self) -> bool:
-        """Whether no permutation came to so large a gain."""
-        return self.gain > self.permuted_max
 
 
 @dataclass(frozen=True)
@@ -79,6 +49,7 @@ def estimate_directions(
     advantages: Advantages,
     *,
     seed: int,
+    places: Sequence[Place] = PLACES,
     num_permutations: int = NUM_PERMUTATIONS,
     num_splits: int = NUM_SPLITS,
 ) -> Estimate:
@@ -88,6 +59,7 @@ def estimate_directions(
         gradients: Of all rollouts that have an advantage; of others it does not matter.
         advantages: Of the same run.
         seed: Of permutations and splits.
+        places: The rows of the table, with every block, and so what the p-values over all rows are over.
         num_permutations: At least 19 for a p-value of .05.
         num_splits: Ways of halving the problems.
 
@@ -98,7 +70,7 @@ def estimate_directions(
     weights = _weights(gradients, advantages)
     permuted = permuted_weights(gradients.prompt_ids, weights, num_permutations, seed=seed)
     halves = _halves(gradients.prompt_ids, num_splits, seed=seed)
-    pairs = [(block, place) for block in gradients.blocks for place in PLACES]
+    pairs = [(block, place) for block in gradients.blocks for place in places]
     count = advantages.num_rollouts
     sums, norms, cosines = [], [], []
     for block, place in pairs:
@@ -121,15 +93,8 @@ def estimate_directions(
 def anything_to_steer(
     table: Sequence[DirectionEstimate], *, significance: float = 0.05
 ) -> list[DirectionEstimate]:
-    """The rows to go on with, largest gain above chance first; none means: abstain.
-
-    A row must beat all of its own permutations, and the largest of all rows in all but a share
-    ``significance`` of them: among twelve rows and twenty permutations, noise alone beats its own every
-    other time.
-    """
-    found = [
-        row for row in table if row.beats_all_permutations and row.family_p_value <= significance
-    ]
+    """The rows to go on with, largest gain above chance first; none means: abstain."""
+    found = [row for row in table if row.passes(significance)]
     return sorted(found, key=lambda row: -row.gain_above_chance)
 
 

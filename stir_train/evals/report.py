@@ -12,7 +12,12 @@ from jinja2 import Environment, StrictUndefined, select_autoescape
 from stir_train.evals import plots
 from stir_train.evals.frontier import frontier
 from stir_train.evals.intervals import describe_change
-from stir_train.types.reports import BasisReport, ValidationReport, ValueReport
+from stir_train.types.reports import (
+    BasisReport,
+    DirectionsReport,
+    ValidationReport,
+    ValueReport,
+)
 from stir_train.types.results import Results, TuneReport
 from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import SteeringDecision
@@ -38,7 +43,8 @@ class ReportData:
     Attributes:
         title: Run name.
         results: The held-out comparison.
-        basis, validation, value, tune: The stages' own reports.
+        directions, basis, validation, value: The stages' own reports; None for one that is left out.
+        tune: The report of tuning.
         summaries: Stage name to summary figures.
         decisions: The steered method's decisions on the test items.
         wins, losses: Items that steering mended, and that it broke.
@@ -48,9 +54,10 @@ class ReportData:
 
     title: str
     results: Results
-    basis: BasisReport
-    validation: ValidationReport
-    value: ValueReport
+    directions: DirectionsReport | None
+    basis: BasisReport | None
+    validation: ValidationReport | None
+    value: ValueReport | None
     tune: TuneReport
     summaries: Mapping[str, Mapping[str, float | str]]
     decisions: Sequence[SteeringDecision]
@@ -66,28 +73,37 @@ def render_report(data: ReportData) -> str:
     template = resources.files("stir_train.evals").joinpath("report.html.j2").read_text("utf-8")
     figures = {
         "frontier": frontier([row.metrics for row in data.results.methods]),
-        "yield": plots.points_yield(data.basis.points),
-        "quality": plots.histogram({"quality": data.basis.quality}, "quality of a contrast"),
-        "norms": plots.histogram(
-            {f"block {b}": v for b, v in data.basis.norms.items()}, "norm of a direction"
-        ),
-        "cosines": plots.cosines(data.basis.blocks),
-        "logdet": plots.curves(
-            {f"block {b}": v for b, v in data.basis.logdet.items()}, "entries picked", "log det"
-        ),
-        "uplift": plots.histogram(
-            {"entries": [entry.mean for entry in data.validation.entries]},
-            "mean uplift of an entry",
-            ylabel="entries",
-        ),
-        "reliability": plots.reliability({b: r.reliability for b, r in data.value.blocks.items()}),
         "interventions": plots.interventions(_by_point(data.decisions)),
     }
+    if data.basis is not None:
+        figures |= _basis_figures(data.basis)
+    if data.validation is not None:
+        uplifts = {"entries": [entry.mean for entry in data.validation.entries]}
+        title = "mean uplift of an entry"
+        figures["uplift"] = plots.histogram(uplifts, title, ylabel="entries")
+    if data.value is not None:
+        blocks = data.value.blocks
+        figures["reliability"] = plots.reliability({b: r.reliability for b, r in blocks.items()})
     return environment.from_string(template).render(
         data=data,
         figures=figures,
         verdict=describe_change,
     )
+
+
+def _basis_figures(basis: BasisReport) -> dict[str, str]:
+    """What the contrasts look like, and how the basis grows."""
+    return {
+        "yield": plots.points_yield(basis.points),
+        "quality": plots.histogram({"quality": basis.quality}, "quality of a contrast"),
+        "norms": plots.histogram(
+            {f"block {b}": v for b, v in basis.norms.items()}, "norm of a direction"
+        ),
+        "cosines": plots.cosines(basis.blocks),
+        "logdet": plots.curves(
+            {f"block {b}": v for b, v in basis.logdet.items()}, "entries picked", "log det"
+        ),
+    }
 
 
 def page_environment() -> Environment:
@@ -139,5 +155,5 @@ def _by_point(decisions: Sequence[SteeringDecision]) -> dict[int, tuple[int, int
     counts: dict[int, tuple[int, int]] = {}
     for decision in decisions:
         seen, fired = counts.get(decision.point, (0, 0))
-        counts[decision.point] = seen + 1, fired + (decision.chosen >= 0)
+        counts[decision.point] = seen + 1, fired + (decision.strength > 0)
     return counts

@@ -6,6 +6,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from stir_train.evals.intervals import describe_change
+from stir_train.types.reports import DirectionsReport
 from stir_train.types.results import Interval, MethodMetrics, OutOfDomainResults, Results
 
 BASELINE = "greedy"
@@ -98,6 +99,38 @@ def out_of_domain_table(found: OutOfDomainResults) -> Table:
             "" if is_baseline else _points(row),
             f"{row.tokens_mean:.1f}",
             "" if is_baseline else _tokens(row),
+        )
+    return table
+
+
+def directions_table(report: DirectionsReport) -> Table:
+    """Whether there is anything to steer with, what is most above chance first; what passes is bold."""
+    table = _table(
+        f"gain of reward per unit of norm, {report.num_used} rollouts of {report.num_mixed} problems"
+    )
+    table.add_column("place", overflow="fold")
+    for column in (
+        "block",
+        "gain",
+        "above\nchance",
+        "split\nhalf",
+        "permuted\nmax",
+        "p, all\nrows",
+        "",
+    ):
+        table.add_column(column, justify="right")
+    for row in sorted(report.table, key=lambda row: -row.gain_above_chance):
+        passes = row.passes(report.significance)
+        table.add_row(
+            row.place,
+            str(row.block),
+            f"{row.gain:.4f}",
+            f"{row.gain_above_chance:.4f}",
+            f"{row.split_half_cosine:.2f}",
+            f"{row.permuted_max:.4f}",
+            f"{row.family_p_value:.3f}",
+            "passes" if passes else "",
+            style="bold" if passes else "",
         )
     return table
 

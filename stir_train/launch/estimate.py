@@ -170,10 +170,10 @@ def _copies(config: RunConfig, num_ranks: int) -> tuple[int, int]:
 
 def _completions(config: RunConfig) -> dict[str, int]:
     """Completions of each stage, at most."""
-    splits, tune = config.splits, config.tune
-    settings = len(config.tried_settings) if tune.enabled else 1
+    splits = config.splits
+    settings = config.num_tried_settings
     trials = config.validation.num_completions(len(config.harvest.depths))
-    methods = 3 + 3 * config.evaluate.controls + len(tune.modes) - 1
+    methods = 1 + config.num_steered_methods
     methods += config.distill.enabled * (1 + len(config.distill.also))
     others = len(config.baselines.names)
     deployable = 2 + config.distill.enabled * (1 + len(config.distill.also))
@@ -181,7 +181,7 @@ def _completions(config: RunConfig) -> dict[str, int]:
     outside = sum(task.num_problems for task in config.evaluate.out_of_domain.values())
     return {
         "rollout": splits.num_harvest * config.rollout.num_samples,
-        "validate": config.validation.enabled * (splits.num_harvest + trials),
+        "validate": config.needs_basis * config.validation.enabled * (splits.num_harvest + trials),
         "tune": splits.num_tune * (settings + 1),
         "steer": config.distill.enabled * splits.num_harvest * config.distill.num_samples,
         "baselines": splits.num_tune * others * BASELINE_COMPLETIONS,

@@ -80,7 +80,7 @@ def _learn(context: RunContext, stage: StageDir, methods: Sequence[Baseline]) ->
         loaded=context.resources.loaded,
         graded=[item for part, _ in chunks for item in part],
         captured=CapturedStates.concatenate([states for _, states in chunks]),
-        basis=context.steering.basis(),
+        basis=context.steering.basis() if context.config.needs_basis else None,
         blocks=context.resources.captured_blocks,
     )
     reasons: dict[str, str] = {}

@@ -19,7 +19,7 @@ from stir_train.artifacts.run_dir import StageDir
 from stir_train.baselines.registry import load_baseline
 from stir_train.config.pipeline import STAGE_NAMES
 from stir_train.config.run import RunConfig
-from stir_train.config.steering import SteeringConfig, changed
+from stir_train.config.steering import SteeringConfig, VectorSteering, changed
 from stir_train.data.prompts import first_problems, render_prompts, require_unseen, split_sha256
 from stir_train.errors import StageError
 from stir_train.evals.retention import compare_students
@@ -27,6 +27,7 @@ from stir_train.evals.sampled import compare_samples
 from stir_train.monitoring.console import caution, progress
 from stir_train.runtime.answerers import baseline_answerer, plain_answerer, steered_answerer
 from stir_train.runtime.context import Finish, Outcome, RunContext
+from stir_train.runtime.directions import vector_controls
 from stir_train.runtime.generation import (
     GenerationJob,
     generate_jobs,
@@ -40,6 +41,7 @@ from stir_train.steering.controls import empty_basis, random_directions, shuffle
 from stir_train.stores.reports import load_report
 from stir_train.stores.results import RESULTS_SCHEMA, save_results
 from stir_train.stores.steering import load_basis
+from stir_train.types.directions import DirectionSet
 from stir_train.types.results import (
     BaselinesReport,
     MethodMetrics,
@@ -96,43 +98,62 @@ def run(context: RunContext, stage: StageDir) -> Finish:
 
 def build_methods(context: RunContext) -> list[Method]:
     """Greedy, the published rule, the tuned controller, its controls, baselines and students."""
-    config = context.config
-    basis, choice = context.steering.basis(), context.steering.choice()
-    selected, _ = load_basis(context.stage("basis"))
-    published = selected.select(~selected.saves_tokens)
-
-    def steered(name: str, settings: SteeringConfig, used: ControlBasis, chosen: str) -> Method:
-        answerer = steered_answerer(context, settings, used)
-        return Method(name, answerer, chosen, settings, is_deployable=name == STEERED)
-
-    methods = [
-        Method(GREEDY, plain_answerer(context), "nothing", is_deployable=True),
-        steered(PUBLISHED, published_rule(), published, "published defaults"),
-        steered(STEERED, choice, basis, "tune"),
-    ]
-    if config.evaluate.controls:
-        methods += [
-            steered("control-empty-basis", choice, empty_basis(basis), "tune"),
-            steered(
-                "control-random-vectors",
-                choice,
-                random_directions(basis, seed=config.seed),
-                "tune",
-            ),
-            steered(
-                "control-shuffled-keys", choice, shuffled_keys(basis, seed=config.seed), "tune"
-            ),
-        ]
+    choice = context.steering.choice()
+    basis = context.steering.basis() if context.config.needs_basis else None
+    methods = [Method(GREEDY, plain_answerer(context), "nothing", is_deployable=True)]
+    if basis is not None:
+        selected, _ = load_basis(context.stage("basis"))
+        published = selected.select(~selected.saves_tokens)
+        methods.append(
+            _steered(context, PUBLISHED, published_rule(), "published defaults", basis=published)
+        )
+    methods.append(_steered(context, STEERED, choice, basis=basis))
+    if context.config.evaluate.controls:
+        methods += _controls(context, choice, basis)
     methods += [
-        steered(f"stir-{settings.mode}", settings, basis, "tune")
+        _steered(context, f"stir-{settings.mode}", settings, basis=basis)
         for settings in load_report(context.stage("tune"), TuneReport).best_of_each_mode()
         if settings != choice
     ]
     methods += [
-        steered(f"variant-{name}", varied, basis, "tune, then changed")
+        _steered(context, f"variant-{name}", varied, "tune, then changed", basis=basis)
         for name, varied in _variants(context, choice).items()
     ]
     return [*methods, *_baselines(context), *_students(context)]
+
+
+def _steered(
+    context: RunContext,
+    name: str,
+    settings: SteeringConfig,
+    chosen_on: str = "tune",
+    *,
+    basis: ControlBasis | None = None,
+    directions: DirectionSet | None = None,
+) -> Method:
+    """A controller over the run's basis and directions, or over others."""
+    answerer = steered_answerer(context, settings, basis, directions=directions)
+    return Method(name, answerer, chosen_on, settings, is_deployable=name == STEERED)
+
+
+def _controls(
+    context: RunContext, choice: SteeringConfig, basis: ControlBasis | None
+) -> list[Method]:
+    """The chosen controller over what should not work: of vectors, or of a basis."""
+    seed = context.config.seed
+    if isinstance(choice, VectorSteering):
+        found = vector_controls(context)
+        return [_steered(context, name, choice, directions=other) for name, other in found.items()]
+    if basis is None:
+        return []
+    return [
+        _steered(context, name, choice, basis=other)
+        for name, other in (
+            ("control-empty-basis", empty_basis(basis)),
+            ("control-random-vectors", random_directions(basis, seed=seed)),
+            ("control-shuffled-keys", shuffled_keys(basis, seed=seed)),
+        )
+    ]
 
 
 def _baselines(context: RunContext) -> list[Method]:

@@ -5,13 +5,18 @@ from __future__ import annotations
 from stir_train.answering.methods import GREEDY, STEERED
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.config.load import dump_config
-from stir_train.config.pipeline import STAGES
+from stir_train.config.pipeline import STAGES, stages_off
 from stir_train.evals.report import PAGE, ReportData, build_examples, render_report
 from stir_train.runtime.context import Finish, Outcome, RunContext
-from stir_train.stores.reports import load_report
+from stir_train.stores.reports import Record, load_report
 from stir_train.stores.results import load_results
 from stir_train.stores.rollouts import RolloutStore
-from stir_train.types.reports import BasisReport, ValidationReport, ValueReport
+from stir_train.types.reports import (
+    BasisReport,
+    DirectionsReport,
+    ValidationReport,
+    ValueReport,
+)
 from stir_train.types.results import TuneReport
 
 
@@ -33,9 +38,10 @@ def _write(context: RunContext, stage: StageDir) -> Outcome:
         ReportData(
             title=context.config.name,
             results=load_results(evaluation),
-            basis=load_report(context.stage("basis"), BasisReport),
-            validation=load_report(context.stage("validate"), ValidationReport),
-            value=load_report(context.stage("value"), ValueReport),
+            directions=_read(context, "directions", DirectionsReport),
+            basis=_read(context, "basis", BasisReport),
+            validation=_read(context, "validate", ValidationReport),
+            value=_read(context, "value", ValueReport),
             tune=load_report(context.stage("tune"), TuneReport),
             summaries={name: context.stage(name).summary() for name in stages},
             decisions=decisions,
@@ -49,3 +55,10 @@ def _write(context: RunContext, stage: StageDir) -> Outcome:
         path.write_text(page, encoding="utf-8")
     context.metrics.page("report", "page", page)
     return Outcome({"bytes": len(page)}, f"{stage.path / PAGE}")
+
+
+def _read(context: RunContext, name: str, kind: type[Record]) -> Record | None:
+    """A stage's report; None if the run leaves the stage out."""
+    if name in stages_off(context.config):
+        return None
+    return load_report(context.stage(name), kind)

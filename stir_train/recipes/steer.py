@@ -19,7 +19,7 @@ def run(context: RunContext, stage: StageDir) -> Finish:
     choice = context.steering.choice()
     job = GenerationJob(
         context.splits["harvest"],
-        steered_answerer(context, choice, context.steering.basis()),
+        steered_answerer(context, choice),
         sampling_params(context, greedy=False),
         num_samples=context.config.distill.num_samples,
     )

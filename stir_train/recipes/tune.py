@@ -6,20 +6,23 @@ from collections.abc import Sequence
 
 from stir_train.answering.methods import GREEDY, settings_label
 from stir_train.artifacts.run_dir import StageDir
-from stir_train.config.steering import SteeringConfig
+from stir_train.config.steering import NoSteering, OneBlockSteering, SteeringConfig, VectorSteering
+from stir_train.directions.grid import vector_grid
+from stir_train.errors import StageError
 from stir_train.evals.choice import choose
 from stir_train.evals.halving import Candidate, split_by_halving
 from stir_train.runtime.answerers import plain_answerer, steered_answerer, with_depth
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.runtime.generation import GenerationJob, load_answers, sampling_params
 from stir_train.runtime.search import answers_of, compare_in_run, search_by_halving
-from stir_train.stores.reports import save_report
+from stir_train.stores.reports import load_report, save_report
+from stir_train.types.reports import DirectionsReport
 from stir_train.types.results import SteeringTrial, TuneReport
 
 
 def run(context: RunContext, stage: StageDir) -> Finish:
     """Try every setting on the tune split and freeze the choice."""
-    basis = context.steering.basis()
+    basis = context.steering.basis() if context.config.needs_basis else None
     grid = {
         Candidate(settings_label(settings), settings.mode): settings
         for settings in trial_grid(context)
@@ -53,13 +56,38 @@ def greedy_job(context: RunContext) -> GenerationJob:
 
 
 def trial_grid(context: RunContext) -> list[SteeringConfig]:
-    """What tuning tries, one depth per block."""
+    """What tuning tries, one depth per block.
+
+    Raises:
+        StageError: If that is nothing.
+    """
     config = context.config
     if not config.tune.enabled:
         return [with_depth(config.steering, config)]
     depths = config.tune.depths or config.harvest.depths
     depth_of = {context.resources.block_at(depth): depth for depth in depths}
-    return [tried for tried in config.tried_settings if tried.depth in depth_of.values()]
+    grid: list[SteeringConfig] = [
+        tried
+        for tried in config.tried_settings
+        if isinstance(tried, OneBlockSteering) and tried.depth in depth_of.values()
+    ]
+    grid += _vectors(context) if "vector" in config.tune.modes else []
+    if not grid:
+        places = ", ".join(config.tune.vectors)
+        raise StageError(
+            f"tune.vectors: no direction at {places} is more than noise, though some elsewhere are; "
+            "see the table of stage directions, and name their places"
+        )
+    return grid
+
+
+def _vectors(context: RunContext) -> list[SteeringConfig]:
+    """The given vectors, if any, and those that the table of directions offers."""
+    config = context.config
+    report = load_report(context.stage("directions"), DirectionsReport)
+    depth_of = {context.resources.block_at(depth): depth for depth in config.direction_depths}
+    given = [config.steering] if isinstance(config.steering, VectorSteering) else []
+    return [*given, *vector_grid(report.passing, config.tune.vectors, depth_of)]
 
 
 def _finish(context: RunContext, stage: StageDir, trials: Sequence[SteeringTrial]) -> Outcome:
@@ -68,7 +96,7 @@ def _finish(context: RunContext, stage: StageDir, trials: Sequence[SteeringTrial
     whole = [trial for trial in trials if trial.num_problems == num_problems]
     chosen = choose(
         whole,
-        with_depth(config.steering, config),
+        with_depth(NoSteering.like(config.steering), config),
         max_accuracy_loss=config.tune.max_accuracy_loss,
     )
     save_report(stage, TuneReport(chosen, num_problems, tuple(trials)))

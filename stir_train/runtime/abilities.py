@@ -47,7 +47,7 @@ def _validate_needs(config: RunConfig) -> Needs:
 
 
 def _tune_needs(config: RunConfig) -> Needs:
-    tried = [steering_for(mode, config.steering) for mode in config.tune.modes]
+    tried = [config.example_of(mode) for mode in config.tune.modes]
     settings = tried if config.tune.enabled else [config.steering]
     return {f"mode {tried.mode}": steering_needs(tried) for tried in settings}
 
@@ -65,7 +65,8 @@ def _evaluate_needs(config: RunConfig) -> Needs:
         for name, changes in config.evaluate.variants.items()
         if "mode" in changes
     }
-    return {PUBLISHED: steering_needs(published_rule()), **variants}
+    published = {PUBLISHED: steering_needs(published_rule())} if config.needs_basis else {}
+    return published | variants
 
 
 _NEEDS: Mapping[str, Callable[[RunConfig], Needs]] = {

@@ -11,17 +11,23 @@ from stir_train.artifacts.tensors import load_tensors
 from stir_train.baselines.interface import AnsweringContext, Baseline, Setting
 from stir_train.config.import_path import load_object
 from stir_train.config.run import RunConfig
-from stir_train.config.steering import CustomSteering, PreviewingSteering, SteeringConfig
+from stir_train.config.steering import (
+    CustomSteering,
+    PreviewingSteering,
+    SteeringConfig,
+    VectorSteering,
+)
 from stir_train.generation.backend import (
     ABILITY_OF_PLACE,
     Ability,
     ControlSpec,
     GenerationBackend,
 )
-from stir_train.generation.controller import Controller
+from stir_train.generation.controller import Steering
 from stir_train.models.load import LoadedModel
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import sampling_params
+from stir_train.types.directions import DirectionSet
 from stir_train.types.places import Place
 from stir_train.types.rollout import Prompt
 from stir_train.types.steering import ControlBasis
@@ -48,15 +54,26 @@ def plain_answerer(context: RunContext, *, capture_blocks: tuple[int, ...] = ())
 
 
 def steered_answerer(
-    context: RunContext, settings: SteeringConfig, basis: ControlBasis
+    context: RunContext,
+    settings: SteeringConfig,
+    basis: ControlBasis | None = None,
+    *,
+    directions: DirectionSet | None = None,
 ) -> ModelAnswerer:
-    """The base model under the controller that settings describe."""
+    """The base model under the controller that settings describe.
+
+    Args:
+        context: The run.
+        settings: Of the controller.
+        basis: Instead of the run's own.
+        directions: Instead of the run's own.
+    """
     return ModelAnswerer(
         BASE,
         lambda: context.resources.engine,
         control_spec(context),
         context.config.seed,
-        lambda: controller_for(context, settings, basis),
+        lambda: controller_for(context, settings, basis, directions=directions),
         steering_needs(settings),
     )
 
@@ -70,6 +87,8 @@ def steering_needs(settings: SteeringConfig) -> frozenset[Ability]:
     Raises:
         ConfigError: If a controller of the user's own cannot be imported.
     """
+    if isinstance(settings, VectorSteering):
+        return frozenset(ABILITY_OF_PLACE[action.place] for action in settings.actions)
     if isinstance(settings, PreviewingSteering):
         return frozenset({Ability.ACT_AT_CONTROL_POINTS, Ability.PREVIEW})
     place: Place = "control_point"
@@ -121,17 +140,27 @@ def control_spec(context: RunContext, capture_blocks: tuple[int, ...] = ()) -> C
 
 
 def controller_for(
-    context: RunContext, settings: SteeringConfig, basis: ControlBasis
-) -> Controller:
-    """The controller that settings describe; without a depth, at the first harvested one."""
-    device = context.resources.loaded.device
-    described = with_depth(settings, context.config)
-    return context.steering.controller(described, device=device, basis=basis)
+    context: RunContext,
+    settings: SteeringConfig,
+    basis: ControlBasis | None = None,
+    *,
+    directions: DirectionSet | None = None,
+) -> Steering:
+    """The controller that settings describe; without a depth, at the first harvested one.
+
+    The run's own basis and directions are read where no others are given, and only if it uses them.
+    """
+    return context.steering.controller(
+        with_depth(settings, context.config),
+        device=context.resources.loaded.device,
+        basis=basis,
+        directions=directions,
+    )
 
 
 def with_depth(settings: SteeringConfig, config: RunConfig) -> SteeringConfig:
     """Settings whose depth is given: their own, or the first harvested one."""
-    if settings.depth is not None:
+    if isinstance(settings, VectorSteering) or settings.depth is not None:
         return settings
     return settings.model_copy(update={"depth": config.harvest.depths[0]})
 

@@ -39,6 +39,9 @@ def run_stages(context: RunContext, names: Sequence[str], *, redo: bool) -> None
             return
         if stage.is_on(context.config):
             run_stage(context, stage)
+        elif len(wanted) == 1:
+            asked = f"{stage.name}: off, since nothing in this configuration asks for it"
+            context.console.print(caution(asked))
 
 
 def run_stage(context: RunContext, stage: Stage) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from stir_train.answering.methods import GREEDY, settings_label
 from stir_train.config.learning import ObjectiveConfig
 from stir_train.distill.objective import DistillLoss
@@ -46,12 +50,19 @@ def student_batches(
 ) -> Iterator[list[SequenceBatch]]:
     """This rank's parts of every batch of a spec from step ``start`` on."""
     batching = _batching(context, student)
-    directions = context.steering.basis().directions if needs_teacher(spec.objective) else None
+    directions = _entries(context) if needs_teacher(spec.objective) else None
     by_teacher = sequence_batches(spec.samples, engine, start, batching, directions)
     if not spec.objective.on_policy:
         return by_teacher
     sampling = _student_sampling(context, spec, student)
     return on_policy_batches(spec.samples, engine, start, batching, by_teacher, sampling)
+
+
+def _entries(context: RunContext) -> Float[Tensor, "K D"]:
+    """What impulses are multiples of; nothing in a run without a basis."""
+    if context.config.needs_basis:
+        return context.steering.basis().directions
+    return torch.zeros(0, context.resources.described.identity.width)
 
 
 def _batching(context: RunContext, student: Student) -> BatchConfig:
@@ -71,7 +82,7 @@ def _student_sampling(context: RunContext, spec: StudentSpec, student: Student) 
         StageError: If the teacher has to preview, or no process holds the student whole.
     """
     choice = context.steering.choice()
-    controller = controller_for(context, choice, context.steering.basis())
+    controller = controller_for(context, choice)
     if previewing(controller) is not None:
         raise StageError(
             f"distill.objective.on_policy: the chosen controller ({choice.mode}) previews before it "

@@ -8,8 +8,7 @@ import torch
 
 from stir_train.config.stages import ControlPointConfig, UtilityConfig
 from stir_train.config.steering import SteeringConfig
-from stir_train.errors import ArtifactError
-from stir_train.generation.controller import Controller
+from stir_train.generation.controller import Steering
 from stir_train.models.blocks import resolve_depth
 from stir_train.models.identity import ModelIdentity
 from stir_train.models.value_head import ValueHead
@@ -18,6 +17,7 @@ from stir_train.steering.interface import (
     make_controller,
 )
 from stir_train.stores.steering import SteeringStore, open_steering
+from stir_train.types.directions import DirectionSet
 from stir_train.types.steering import ControlBasis
 
 
@@ -39,6 +39,10 @@ class SteeringArtifacts:
         """A block's value head, frozen."""
         return self._store.head(block)
 
+    def directions(self) -> DirectionSet:
+        """The reward-gradient directions."""
+        return self._store.directions()
+
     def choice(self) -> SteeringConfig:
         """The settings that tuning froze, their depth always given."""
         return self._store.choice()
@@ -53,23 +57,22 @@ class SteeringArtifacts:
         *,
         device: torch.device,
         basis: ControlBasis | None = None,
-    ) -> Controller:
-        """The controller that settings describe, over the run's basis or another.
+        directions: DirectionSet | None = None,
+    ) -> Steering:
+        """The controller that settings describe, over the run's basis and directions or others.
 
         Raises:
-            ArtifactError: If the settings name no depth.
+            ArtifactError: If the settings name no depth, or the run lacks what their mode needs.
             ConfigError: If they name a controller that cannot be made.
         """
-        if settings.depth is None:
-            raise ArtifactError("steering.depth is not set; tuning sets it, or name one")
-        block = resolve_depth(settings.depth, self._store.identity.num_blocks)
         return make_controller(
             ControllerInputs(
                 settings=settings,
-                basis=self.basis() if basis is None else basis,
-                block=block,
+                block_at=lambda depth: resolve_depth(depth, self._store.identity.num_blocks),
+                read_basis=self.basis if basis is None else lambda: basis,
                 head=self.head,
-                utility=self.utility(),
+                directions=self.directions if directions is None else lambda: directions,
+                read_utility=self.utility,
                 device=device,
             )
         )

@@ -17,13 +17,11 @@ from stir_train.config.steering import (
     JudgedSteering,
     PreviewingSteering,
     RetrievingSteering,
-    SimilaritySteering,
 )
 from stir_train.errors import ArtifactError, StageError
 from stir_train.generation.controller import ControlBatch, Decision, Proposal
 from stir_train.generation.noise import row_keys, uniforms
 from stir_train.models.value_head import ValueHead
-from stir_train.steering.controls import empty_basis
 from stir_train.steering.interface import ControllerInputs
 from stir_train.steering.scoring import Retrieved, Retriever
 from stir_train.types.places import Place
@@ -236,7 +234,24 @@ def make_basis_controller(inputs: ControllerInputs) -> BasisController:
     )
 
 
-def make_idle_controller(inputs: ControllerInputs) -> BasisController:
-    """The controller that never acts: one over no entries."""
-    basis = empty_basis(inputs.basis)
-    return BasisController(basis, SimilaritySteering(), block=inputs.block, device=inputs.device)
+class IdleController:
+    """Never acts, so that there is nothing to record."""
+
+    place: Place = "control_point"
+
+    def __init__(self, block: int) -> None:
+        self.block = block
+        self.reads: tuple[int, ...] = (block,)
+
+    def decide(
+        self,
+        states: Float[Tensor, "R D"],  # noqa: ARG002 - the protocol's
+        batch: ControlBatch,  # noqa: ARG002 - the protocol's
+    ) -> None:
+        """Nothing."""
+        return None
+
+
+def make_idle_controller(inputs: ControllerInputs) -> IdleController:
+    """The controller of mode ``none``, which needs nothing of a run."""
+    return IdleController(inputs.block)

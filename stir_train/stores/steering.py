@@ -13,7 +13,9 @@ from stir_train.config.steering import SteeringConfig
 from stir_train.errors import ArtifactError
 from stir_train.models.identity import ModelIdentity
 from stir_train.models.value_head import ValueHead
+from stir_train.stores.directions import DIRECTIONS_FILE, load_directions
 from stir_train.stores.reports import load_report
+from stir_train.types.directions import DirectionSet
 from stir_train.types.results import TuneReport
 from stir_train.types.steering import ControlBasis
 
@@ -49,8 +51,12 @@ class SteeringStore:
         self._require_same_model(metadata)
         return head
 
+    def directions(self) -> DirectionSet:
+        """The reward-gradient directions, unit vectors on the CPU."""
+        return load_directions(self._stage("directions").file(DIRECTIONS_FILE), self.identity)
+
     def choice(self) -> SteeringConfig:
-        """The settings that tuning froze, their depth always given."""
+        """The settings that tuning froze, their depths always given."""
         return load_report(self._stage("tune"), TuneReport).chosen
 
     def utility(self) -> UtilityConfig:

@@ -6,10 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
+from jaxtyping import Float
+from torch import Tensor
+
 from stir_train.answering.methods import GREEDY, STEERED, STUDENT
 from stir_train.artifacts.atomic import write_text
 from stir_train.config.learning import ObjectiveConfig
-from stir_train.config.steering import StaticSteering
+from stir_train.config.pipeline import stage
+from stir_train.config.steering import StaticSteering, VectorSteering
 from stir_train.errors import ArtifactError
 from stir_train.export.adapter import ADAPTER_DIRECTORY, ADAPTER_FILES, save_merged
 from stir_train.export.card import Card, render_card
@@ -21,11 +25,22 @@ from stir_train.steering.static import mean_direction
 from stir_train.stores.reports import load_report
 from stir_train.stores.results import load_results
 from stir_train.tools.verify import run_verify
+from stir_train.types.directions import estimated_at
 from stir_train.types.results import TuneReport
 
 Format = Literal["lora", "merged", "gguf", "lm-eval"]
 CARD_FILE, GGUF_FILE, LM_EVAL_FILE = "README.md", "control-vector.gguf", "steer.pt"
-MADE_BY = ("rollout", "harvest", "basis", "validate", "value", "tune", "steer", "distill")
+MADE_BY = (
+    "rollout",
+    "directions",
+    "harvest",
+    "basis",
+    "validate",
+    "value",
+    "tune",
+    "steer",
+    "distill",
+)
 
 
 def run_export(context: RunContext, target: Path, *, form: Format) -> None:
@@ -64,8 +79,9 @@ def _export_student(context: RunContext, target: Path, *, merged: bool) -> str:
 
 def _card(context: RunContext, *, merged: bool) -> Card:
     figures = context.stage("distill").summary()
-    lineage = {name: context.stage(name).fingerprint() for name in MADE_BY}
     config = context.config
+    made = [name for name in MADE_BY if stage(name).is_on(config)]
+    lineage = {name: context.stage(name).fingerprint() for name in made}
     evaluation = context.stage("evaluate")
     results = load_results(evaluation) if evaluation.is_complete else None
     rows = [] if results is None else [row.metrics for row in results.methods]
@@ -97,6 +113,28 @@ def _in_words(objective: ObjectiveConfig) -> str:
 
 
 def _export_vector(context: RunContext, target: Path, form: Format) -> str:
+    vector, block, what = _vector(context)
+    target.mkdir(parents=True, exist_ok=True)
+    context.console.print(f"  after block {block}, added at every token: {what}")
+    if form == "gguf":
+        save_gguf_vector(context.resources.loaded, vector, block, target / GGUF_FILE)
+        return f"llama-cli --control-vector-scaled {target / GGUF_FILE} 1"
+    save_lm_eval_vector(context.resources.loaded, vector, block, target / LM_EVAL_FILE)
+    model = context.config.model.name
+    return f"lm_eval --model steered --model_args pretrained={model},steer_path={target / LM_EVAL_FILE}"
+
+
+def _vector(context: RunContext) -> tuple[Float[Tensor, "D"], int, str]:
+    """A vector, its block, and what it is: the chosen one, or the static control.
+
+    Raises:
+        ArtifactError: If there is none that acts at every token.
+    """
+    choice = context.steering.choice()
+    if isinstance(choice, VectorSteering):
+        return *_chosen_vector(context, choice), "the chosen controller itself"
+    if not context.config.needs_basis:
+        raise ArtifactError(f"tuning chose {choice.mode!r}: there is no vector to export")
     settings = _static_settings(context)
     block = context.resources.block_at(settings.depth or context.config.harvest.depths[0])
     vector = settings.strength * mean_direction(context.steering.basis(), block)
@@ -104,17 +142,22 @@ def _export_vector(context: RunContext, target: Path, form: Format) -> str:
         raise ArtifactError(
             f"the basis has no correction in block {block}: there is no mean vector"
         )
-    target.mkdir(parents=True, exist_ok=True)
-    context.console.print(
-        f"  a static vector of strength {settings.strength:g} after block {block}, added at every token: "
-        "the control `stir-static`, not the controller"
-    )
-    if form == "gguf":
-        save_gguf_vector(context.resources.loaded, vector, block, target / GGUF_FILE)
-        return f"llama-cli --control-vector-scaled {target / GGUF_FILE} 1"
-    save_lm_eval_vector(context.resources.loaded, vector, block, target / LM_EVAL_FILE)
-    model = context.config.model.name
-    return f"lm_eval --model steered --model_args pretrained={model},steer_path={target / LM_EVAL_FILE}"
+    what = f"a static vector of strength {settings.strength:g}"
+    return vector, block, f"{what}, the control `stir-static`, not the controller"
+
+
+def _chosen_vector(context: RunContext, choice: VectorSteering) -> tuple[Float[Tensor, "D"], int]:
+    """The vector of a choice that the other tool can apply, times its strength."""
+    if len(choice.actions) != 1 or choice.actions[0].place != "every_token":
+        places = ", ".join(action.place for action in choice.actions)
+        raise ArtifactError(
+            f"the chosen vectors act at {places}; gguf and lm-eval add one vector at every token. Tune "
+            "with tune.vectors={every_token: [...]} alone to export what was measured"
+        )
+    (action,) = choice.actions
+    block = context.resources.block_at(action.depth)
+    direction = context.steering.directions().vector(block, estimated_at(action.place))
+    return action.strength * direction, block
 
 
 def _static_settings(context: RunContext) -> StaticSteering:

@@ -113,7 +113,7 @@ def _answerer(context: RunContext, method: str) -> ModelAnswerer:
     if method == PUBLISHED:
         return steered_answerer(context, published_rule(), context.steering.basis())
     if method == STEERED:
-        return steered_answerer(context, context.steering.choice(), context.steering.basis())
+        return steered_answerer(context, context.steering.choice())
     raise StageError(f"--method: {method!r} is none of {', '.join(METHODS)}")
 
 

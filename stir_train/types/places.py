@@ -8,13 +8,8 @@ nothing is added at it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
-Place = Literal["prompt_end", "control_point", "segment", "everywhere", "every_token"]
-"""``prompt_end``: the prompt's last token. ``control_point``: the control-point tokens (published).
-``segment``: each control-point token and every token after it, up to the next control point.
-``everywhere``: the prompt's last token and every completion token. ``every_token``: the same and the
-rest of the prompt too, as control vectors in llama.cpp and `steered` in lm-eval act."""
+from stir_train.config.places import Place as Place
 
 PLACES_AT_PROMPT = frozenset({"prompt_end", "everywhere", "every_token"})
 """Places whose vector is decided at the prompt's last token; at the others, at control points."""

@@ -1,10 +1,82 @@
-"""What the reports of basis, validation, value and distillation hold, as records that check themselves."""
+"""What the reports of directions, basis, validation, value and distillation hold, as records that check themselves."""
 
 from __future__ import annotations
 
 from pydantic.dataclasses import dataclass
 
+from stir_train.types.places import Place
 from stir_train.types.results import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class DirectionEstimate:
+    """A row of the table that says whether there is anything to steer.
+
+    Attributes:
+        block, place: Where the vector would be added.
+        gain: ``|G|``, first-order gain of expected reward per unit of norm. Noise raises it too.
+        gain_above_chance: What is left of it when the mean square of permuted ones is taken away.
+        split_half_cosine: Between directions of disjoint halves of the problems, mean of several splits.
+        permuted_mean, permuted_max: ``|G|`` with advantages permuted within problems.
+        p_value: Share of permutations, the observed order counted as one, whose ``|G|`` is as large.
+        family_p_value: The same against the largest of all rows in each permutation, in standard
+            deviations: it holds however many blocks and places the table has.
+    """
+
+    block: int
+    place: Place
+    gain: float
+    gain_above_chance: float
+    split_half_cosine: float
+    permuted_mean: float
+    permuted_max: float
+    p_value: float
+    family_p_value: float
+
+    @property
+    def beats_all_permutations(self) -> bool:
+        """Whether no permutation came to so large a gain."""
+        return self.gain > self.permuted_max
+
+    def passes(self, significance: float) -> bool:
+        """Whether it is more than noise.
+
+        It must beat all of its own permutations, and the largest of all rows in all but a share
+        ``significance`` of them: among twelve rows and twenty permutations, noise alone beats its own
+        every other time.
+        """
+        return self.beats_all_permutations and self.family_p_value <= significance
+
+
+@dataclass(frozen=True, config=STRICT)
+class DirectionsReport:
+    """Whether there is anything to steer with.
+
+    Attributes:
+        table: A row per block and place; empty if no problem has rewards that differ.
+        significance: What a row's p-value over all rows may be at most.
+        num_rollouts, num_problems: Recorded.
+        num_used, num_mixed: Differentiated rollouts, and their problems, whose rewards differ.
+        truncated_rate: Of the recorded rollouts; those that were cut off are kept.
+        token_forwards: Fed forward, padding included; those after the prompts went backwards too.
+        recorded_tokens: Tokens of the differentiated rollouts, their prompts' included.
+    """
+
+    table: tuple[DirectionEstimate, ...]
+    significance: float
+    num_rollouts: int
+    num_problems: int
+    num_used: int
+    num_mixed: int
+    truncated_rate: float
+    token_forwards: int
+    recorded_tokens: int
+
+    @property
+    def passing(self) -> tuple[DirectionEstimate, ...]:
+        """Rows that are more than noise, largest gain above chance first."""
+        found = [row for row in self.table if row.passes(self.significance)]
+        return tuple(sorted(found, key=lambda row: -row.gain_above_chance))
 
 
 @dataclass(frozen=True, config=STRICT)

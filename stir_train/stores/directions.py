@@ -20,6 +20,17 @@ from stir_train.types.directions import (
 from stir_train.types.trajectory import StateLabel
 
 FINGERPRINT = "model_fingerprint"
+DIRECTIONS_FILE = "directions.safetensors"
+
+
+def gradients_file(chunk: int) -> str:
+    """Name of a chunk's gradients."""
+    return f"gradients-{chunk:05d}.safetensors"
+
+
+def cost_file(chunk: int) -> str:
+    """Name of what a chunk's gradients cost."""
+    return f"cost-{chunk:05d}.json"
 
 
 def save_directions(
@@ -56,7 +67,7 @@ def save_gradients(
 ) -> None:
     """Write a chunk's gradients as one of a stage's files."""
     tensors = {
-        "samples": torch.tensor(gradients.samples),
+        "samples": torch.tensor(gradients.samples, dtype=torch.long),
         "logprobs": gradients.logprobs,
         "sums": gradients.sums,
     }

@@ -1,0 +1,247 @@
+"""The stage that makes directions, and runs that steer by them: resumed, abstaining, to the report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+
+from stir_train.artifacts.run_dir import RunDir
+from stir_train.config.load import load_config
+from stir_train.config.pipeline import STAGES, stages_off
+from stir_train.config.run import RunConfig
+from stir_train.config.steering import VectorAction, VectorSteering
+from stir_train.directions.grid import vector_grid
+from stir_train.errors import ConfigError
+from stir_train.generation.fixed import FixedVector
+from stir_train.recipes import directions as recipe
+from stir_train.steering.artifacts import open_run_artifacts
+from stir_train.stores.directions import DIRECTIONS_FILE, load_directions
+from stir_train.stores.reports import load_report
+from stir_train.stores.rollouts import RolloutStore
+from stir_train.tools.compare import read_results
+from stir_train.types.reports import DirectionEstimate, DirectionsReport
+from tests.support.ranks import outputs, run_ranks
+from tests.support.smoke import SMOKE, run_smoke, smoke_arguments
+
+SETTINGS = (
+    "splits={num_harvest: 64, num_tune: 48, num_test: 24}",
+    "rollout.temperature=1.0",
+    "harvest.depths=[0.8]",
+    "tune={modes: [vector], vectors: {every_token: [20], prompt_end: [5]}, max_accuracy_loss: 1, "
+    "num_halvings: 0}",
+    "utility.token_price=5",
+    "distill.enabled=false",
+)
+"""A norm that changes answers of a model of this size, and a price at which that is a gain."""
+WITHOUT = ("harvest", "basis", "validate", "value")
+
+
+def _run(output: Path, *more: str, verb: str = "run") -> subprocess.CompletedProcess[str]:
+    return run_smoke(output, *SETTINGS, *more, verb=verb)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("vectors")
+    done = _run(output)
+    assert done.returncode == 0, done.stderr
+    assert "above" in done.stderr
+    assert "passes" in done.stderr
+    return output
+
+
+def _digests(stage: Path) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(stage.glob("*"))
+        if path.is_file() and path.name not in ("complete", "manifest.json")
+    }
+
+
+def test_a_run_of_vectors_makes_no_basis_and_ends_with_a_report(finished: Path) -> None:
+    run = RunDir(finished / "smoke")
+    assert not [name for name in WITHOUT if run.stage(name).path.exists()]
+    results = read_results(run.path)
+    assert [row.name for row in results.methods] == [
+        "greedy",
+        "stir",
+        "control-random-0",
+        "control-random-1",
+        "control-random-2",
+        "control-shuffled-rewards",
+    ]
+    chosen = results.find("stir")
+    assert chosen is not None
+    assert chosen.steering == VectorSteering(
+        actions=(VectorAction(place="every_token", depth=0.8, strength=20),)
+    )
+    page = (run.path / "report" / "report.html").read_text()
+    assert "Is there anything to steer?" in page
+    assert "Value head" not in page
+    again = _run(finished)
+    assert again.stderr.count("nothing to do") == len(STAGES) - len(WITHOUT) - 3
+
+
+def test_the_report_says_what_was_used_and_what_it_cost(finished: Path) -> None:
+    stage = RunDir(finished / "smoke").stage("directions")
+    report = load_report(stage, DirectionsReport)
+    assert {row.place for row in report.table} == {"prompt_end", "everywhere"}
+    assert [row.place for row in report.passing] == ["everywhere"]
+    rewards: dict[str, set[bool]] = {}
+    graded = RolloutStore(RunDir(finished / "smoke").stage("rollout")).read()
+    for item in graded:
+        rewards.setdefault(item.rollout.prompt_id, set()).add(item.grade.correct)
+    mixed = {prompt for prompt, seen in rewards.items() if len(seen) == 2}
+    used = [item.rollout for item in graded if item.rollout.prompt_id in mixed]
+    assert (report.num_rollouts, report.num_problems) == (len(graded), len(rewards))
+    assert (report.num_used, report.num_mixed) == (len(used), len(mixed))
+    assert report.recorded_tokens == sum(
+        len(rollout.prompt_token_ids) + len(rollout.token_ids) for rollout in used
+    )
+    assert report.token_forwards < 2 * report.recorded_tokens
+
+
+def test_a_strength_is_the_norm_along_the_saved_direction(finished: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from stir_train.models.identity import identify_model
+    from stir_train.models.load import EMBEDDED_ROOT
+    from stir_train.steering.attach import steering
+
+    run = finished / "smoke"
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_ROOT / "addition", padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(EMBEDDED_ROOT / "addition")
+    identity = identify_model(model, tokenizer)
+    artifacts = open_run_artifacts(run, identity)
+    made = artifacts.controller(artifacts.choice(), device=model.device)
+    assert isinstance(made, tuple)
+    (vector,) = made
+    assert isinstance(vector, FixedVector)
+    saved = load_directions(run / "directions" / DIRECTIONS_FILE, identity)
+    torch.testing.assert_close(vector.vector, saved.vector(vector.block, "everywhere"))
+    torch.testing.assert_close(vector.vector.norm(), torch.tensor(1.0))
+    assert (vector.place, vector.strength) == ("every_token", 20.0)
+
+    graded = RolloutStore(RunDir(run).stage("evaluate")).read("stir")
+    inputs = tokenizer(
+        [tokenizer.decode(g.rollout.prompt_token_ids) for g in graded],
+        return_tensors="pt",
+        padding=True,
+    )
+    inputs.pop("token_type_ids", None)
+    with steering(model, tokenizer, run):
+        output = model.generate(**inputs, max_new_tokens=128, do_sample=False)
+    width = inputs["input_ids"].shape[1]
+    for row, item in zip(output[:, width:].tolist(), graded, strict=True):
+        assert row[: len(item.rollout.token_ids)] == list(item.rollout.token_ids)
+    plain = RolloutStore(RunDir(run).stage("evaluate")).read("greedy")
+    assert [g.rollout.token_ids for g in graded] != [g.rollout.token_ids for g in plain]
+    nowhere = VectorSteering(actions=(VectorAction(place="segment", depth=0.8, strength=1),))
+    with pytest.raises(ConfigError, match="no direction for segment"):
+        artifacts.controller(nowhere, device=model.device)
+
+
+def test_the_chosen_vector_is_what_is_exported(finished: Path, tmp_path: Path) -> None:
+    target = tmp_path / "lm-eval"
+    done = _run(finished, "--format", "lm-eval", "--to", str(target), verb="export")
+    assert done.returncode == 0, done.stderr
+    assert "the chosen controller itself" in done.stderr
+    (held,) = torch.load(target / "steer.pt", weights_only=True).values()
+    vector = held["steering_vector"].flatten()
+    torch.testing.assert_close(vector.norm(), torch.tensor(20.0))
+
+
+def test_a_stage_stopped_between_chunks_goes_on_to_the_same_bytes(
+    finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished / "smoke" / "rollout", tmp_path / "smoke" / "rollout")
+    whole, num_made = recipe.rollout_gradients, 0
+
+    def stop_at_the_third(*arguments: object, **named: object) -> object:
+        nonlocal num_made
+        num_made += 1
+        if num_made == 3:
+            raise KeyboardInterrupt
+        return whole(*arguments, **named)  # type: ignore[arg-type]
+
+    with mock.patch.object(recipe, "rollout_gradients", stop_at_the_third):
+        assert _run(tmp_path, verb="directions").returncode != 0
+    stage = tmp_path / "smoke" / "directions"
+    assert len(list(stage.glob("gradients-*"))) == 2
+    resumed = _run(tmp_path, verb="directions")
+    assert resumed.returncode == 0, resumed.stderr
+    assert _digests(stage) == _digests(finished / "smoke" / "directions")
+
+
+@pytest.mark.slow
+def test_two_ranks_make_what_one_process_makes(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "smoke" / "rollout", tmp_path / "smoke" / "rollout")
+    arguments = smoke_arguments(tmp_path, *SETTINGS, verb="directions")
+    log = tmp_path / "log"
+    assert run_ranks(2, ["-m", "stir_train", *arguments], log) == [0, 0], outputs(2, log)
+    made = _digests(tmp_path / "smoke" / "directions")
+    assert made == _digests(finished / "smoke" / "directions")
+
+
+@pytest.fixture
+def coin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A grader that looks at nothing but a hash."""
+    (tmp_path / "coin_grader.py").write_text(
+        "import hashlib\n\n\ndef toss(response, gold):\n"
+        "    digest = hashlib.sha256(f'{gold.answer}{response}'.encode()).digest()\n"
+        "    return digest[0] % 2 == 0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield "coin_grader:toss"
+    sys.modules.pop("coin_grader", None)
+
+
+def test_rewards_that_mean_nothing_end_the_run_with_the_reason(coin: str, tmp_path: Path) -> None:
+    done = _run(tmp_path, f"task.grader={coin}", "splits.num_harvest=32")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stderr.split())
+    assert "no direction beats those from rewards shuffled within problems" in said
+    assert "splits.num_harvest" in said
+    assert not (tmp_path / "smoke" / "tune").exists()
+    report = load_report(RunDir(tmp_path / "smoke").stage("directions"), DirectionsReport)
+    assert report.table
+    assert not report.passing
+
+
+def _row(block: int, place: str, gain: float) -> DirectionEstimate:
+    return DirectionEstimate(block, place, gain, gain, 0.5, 0.0, 0.0, 0.005, 0.005)  # type: ignore[arg-type]
+
+
+def test_the_grid_takes_each_places_best_block_alone_and_in_pairs() -> None:
+    passing = [_row(2, "everywhere", 3.0), _row(1, "prompt_end", 2.0), _row(1, "everywhere", 1.0)]
+    norms = {"prompt_end": (2.0, 5.0), "every_token": (1.0,), "control_point": (4.0,)}
+    grid = vector_grid(passing, norms, {1: 0.3, 2: 0.6})  # type: ignore[arg-type]
+    tried = [[(a.place, a.depth, a.strength) for a in one.actions] for one in grid]
+    low, high, held = ("prompt_end", 0.3, 2.0), ("prompt_end", 0.3, 5.0), ("every_token", 0.6, 1.0)
+    assert tried == [[low], [high], [held], [low, held], [high, held]]
+    assert vector_grid([], norms, {}) == []  # type: ignore[arg-type]
+
+
+def test_what_a_run_makes_follows_from_the_modes_that_it_tries() -> None:
+    def off(*overrides: str) -> set[str]:
+        return set(stages_off(load_config(RunConfig, SMOKE, list(overrides))))
+
+    assert off() == {"directions", "baselines"}
+    assert off("tune.modes=[vector]") == {*WITHOUT, "baselines"}
+    assert off("tune.modes=[vector, value]") == {"baselines"}
+    given = json.dumps(
+        {"mode": "vector", "actions": [dict(place="segment", depth=0.6, strength=2)]}
+    )
+    assert off(f"steering={given}", "tune.enabled=false") == {*WITHOUT, "baselines"}
+    with pytest.raises(ConfigError, match=r"no directions at depths \[0.6\]"):
+        off(f"steering={given}", "tune.enabled=false", "directions.depths=[0.5]")
