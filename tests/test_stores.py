@@ -3,97 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
 from stir_train.artifacts import run_dir
-from stir_train.artifacts.run_dir import StageDir, StageInputs
+from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tables import save_table
 from stir_train.artifacts.tensors import TensorFile, save_tensors
-from stir_train.errors import ArtifactError, StageError
+from stir_train.errors import ArtifactError
 from stir_train.stores import gathered
 from stir_train.stores.contrasts import ContrastStore, save_contrasts
-from stir_train.stores.interventions import (
-    GREEDY_SET,
-    InterventionStore,
-    round_set,
-    save_plan,
-    save_trials,
-)
 from stir_train.stores.rollouts import RolloutStore, rollouts_file, save_decisions, save_rollouts
 from stir_train.stores.states import StateStore, save_states, states_file
-from stir_train.types.rollout import Grade, GradedRollout, Impulse, Rollout
 from stir_train.types.steering import (
-    UNSTEERED,
     Candidates,
-    ControlBasis,
-    Intervention,
     PlannedTrial,
     SteeringDecision,
 )
 from stir_train.types.trajectory import CapturedStates, StateLabel
-from stir_train.value.examples import HeadData
-
-BLOCKS, WIDTH, NUM_CHUNKS, CHUNK = (2, 5, 9), 4, 3, 5
-
-
-def _rollout(number: int, impulses: tuple[Impulse, ...] = ()) -> GradedRollout:
-    length = 6 + number % 7
-    return GradedRollout(
-        Rollout(
-            prompt_id=f"{number // 2:04x}",
-            sample=number % 2,
-            prompt_token_ids=(1, 2),
-            token_ids=tuple(range(number, number + length)),
-            logprobs=(-0.5,) * length,
-            control_points=(2, 4),
-            finish_reason="length" if number % 3 == 0 else "stop",
-            impulses=impulses,
-        ),
-        text=f"answer {number}",
-        grade=Grade(correct=number % 2 == 0, extracted="", reason=""),
-        reward=number / 10,
-    )
-
-
-def _captured(rollouts: list[GradedRollout]) -> CapturedStates:
-    labels = tuple(
-        StateLabel(g.rollout.prompt_id, g.rollout.sample, point, index, g.rollout.token_ids[index])
-        for g in rollouts
-        for point, index in enumerate(g.rollout.control_points, start=1)
-    )
-    generator = torch.Generator().manual_seed(int(rollouts[0].reward * 10))
-    return CapturedStates(
-        labels, BLOCKS, torch.randn(len(labels), len(BLOCKS), WIDTH, generator=generator)
-    )
-
-
-def _write_chunk(stage: StageDir, name: str, number: int, rollouts: list[GradedRollout]) -> None:
-    plain = [graded.rollout for graded in rollouts]
-    captured = _captured(rollouts)
-    save_states(stage, (name, number), plain, captured, block_convention="output")
-    save_rollouts(stage, name, number, rollouts)
-
-
-def _chunks() -> list[list[GradedRollout]]:
-    return [[_rollout(c * CHUNK + i) for i in range(CHUNK)] for c in range(NUM_CHUNKS)]
-
-
-def _begin(tmp_path: Path) -> StageDir:
-    stage = StageDir(tmp_path / "rollouts")
-    assert stage.begin(StageInputs({}, {}))
-    return stage
+from tests.support.stored import (
+    BLOCKS,
+    CHUNK,
+    NUM_CHUNKS,
+    WIDTH,
+    begin_stage,
+    captured_states,
+    chunks_of_rollouts,
+    write_chunk,
+)
 
 
 @pytest.fixture(params=["finished", "unfinished"])
 def stage(request: pytest.FixtureRequest, tmp_path: Path) -> StageDir:
-    made = _begin(tmp_path)
+    made = begin_stage(tmp_path)
     for name in ("", "null", "round-01/block-3"):
-        for number, rollouts in enumerate(_chunks()):
-            _write_chunk(made, name, number, rollouts)
+        for number, rollouts in enumerate(chunks_of_rollouts()):
+            write_chunk(made, name, number, rollouts)
     if request.param == "finished":
         made.finish({})
     return StageDir(made.path)
@@ -103,7 +50,7 @@ def test_sets_and_their_rollouts_are_found_without_being_told_of_the_job(stage: 
     store = RolloutStore(stage)
     assert store.sets() == ["", "null", "round-01/block-3"]
     assert store.chunks("null") == [rollouts_file("null", n) for n in range(NUM_CHUNKS)]
-    everything = [graded for chunk in _chunks() for graded in chunk]
+    everything = [graded for chunk in chunks_of_rollouts() for graded in chunk]
     assert store.read("round-01/block-3") == everything
     assert [
         (o.prompt_id, o.sample, o.num_tokens, o.correct, o.truncated, o.reward)
@@ -127,7 +74,9 @@ def test_rows_and_blocks_equal_the_full_read_and_labels_match(stage: StageDir) -
     store = StateStore(stage)
     parts = [captured for _, captured in store.chunks("null")]
     full = CapturedStates.concatenate(parts)
-    expected = CapturedStates.concatenate([_captured(chunk) for chunk in _chunks()])
+    expected = CapturedStates.concatenate(
+        [captured_states(chunk) for chunk in chunks_of_rollouts()]
+    )
     assert full.labels == expected.labels
     assert torch.equal(full.states, expected.states)
     assert store.blocks("null") == BLOCKS
@@ -199,23 +148,23 @@ def test_missing_and_damaged_files_are_errors_that_say_what_to_do(
 
 
 def test_an_unfinished_stage_reads_what_is_whole(tmp_path: Path) -> None:
-    stage, chunks = _begin(tmp_path), _chunks()
+    stage, chunks = begin_stage(tmp_path), chunks_of_rollouts()
     store = RolloutStore(stage)
     assert store.sets() == []
-    _write_chunk(stage, "", 0, chunks[0])
+    write_chunk(stage, "", 0, chunks[0])
     save_states(
         stage,
         ("", 1),
         [g.rollout for g in chunks[1]],
-        _captured(chunks[1]),
+        captured_states(chunks[1]),
         block_convention="output",
     )
     assert store.read() == chunks[0], "a chunk without its rollout table is not made yet"
     assert len(StateStore(stage).labels()) == 2 * CHUNK
-    _write_chunk(stage, "", 2, chunks[2])
+    write_chunk(stage, "", 2, chunks[2])
     with pytest.raises(ArtifactError, match=r"chunk 1 of the unnamed set is missing.*run"):
         store.read()
-    _write_chunk(stage, "", 1, chunks[1])
+    write_chunk(stage, "", 1, chunks[1])
     assert len(store.read()) == NUM_CHUNKS * CHUNK
     with pytest.raises(ArtifactError, match="missing; run it first"):
         RolloutStore(StageDir(tmp_path / "nothing")).read()
@@ -229,15 +178,15 @@ def test_tables_that_a_stage_did_not_write_are_refused(stage: StageDir) -> None:
 
 
 def test_states_of_other_rollouts_are_refused(tmp_path: Path) -> None:
-    stage, (first, *_) = _begin(tmp_path), _chunks()
-    _write_chunk(stage, "", 0, first)
+    stage, (first, *_) = begin_stage(tmp_path), chunks_of_rollouts()
+    write_chunk(stage, "", 0, first)
     save_rollouts(stage, "", 0, first[:2])
     with pytest.raises(ArtifactError, match="do not belong together"):
         StateStore(stage).labels()
 
 
 def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
-    stage = _begin(tmp_path)
+    stage = begin_stage(tmp_path)
     save_table(stage, rollouts_file("", 0), PlannedTrial, [PlannedTrial(0, 5, 0, 1.0, 0.5)])
     for read in (RolloutStore(stage).read, RolloutStore(stage).outcomes):
         with pytest.raises(ArtifactError, match=r"expected columns|table of rollouts"):
@@ -245,9 +194,9 @@ def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_decisions_read_back(tmp_path: Path) -> None:
-    stage, (first, *_) = _begin(tmp_path), _chunks()
+    stage, (first, *_) = begin_stage(tmp_path), chunks_of_rollouts()
     decision = SteeringDecision("p", 0, 1, 4, 5, (3, 1), (0.5, 0.25), 0.1, 3, 2.0)
-    _write_chunk(stage, "greedy", 0, first)
+    write_chunk(stage, "greedy", 0, first)
     save_decisions(stage, "greedy", 0, [decision])
     assert RolloutStore(stage).decisions("greedy") == [decision]
 
@@ -258,9 +207,9 @@ def test_decisions_read_back(tmp_path: Path) -> None:
 def test_gathered_states_are_the_same_in_memory_and_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: slice
 ) -> None:
-    stage = _begin(tmp_path)
-    for number, rollouts in enumerate(_chunks()):
-        _write_chunk(stage, "", number, rollouts)
+    stage = begin_stage(tmp_path)
+    for number, rollouts in enumerate(chunks_of_rollouts()):
+        write_chunk(stage, "", number, rollouts)
     lazy = StateStore(stage).lazy()
     held, mixed = gathered.GatheredStates(tmp_path / "none"), gathered.GatheredStates(tmp_path)
     held.add(lazy)
@@ -289,7 +238,7 @@ def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path, content: bytes
 
 
 def test_a_tensor_of_another_name_or_dtype_is_refused(tmp_path: Path) -> None:
-    stage = _begin(tmp_path)
+    stage = begin_stage(tmp_path)
     save_tensors(stage, "x", {"half": torch.zeros(2, dtype=torch.float16)}, {"a": "1"})
     file = TensorFile(stage.verified("x"))
     assert file.metadata == {"a": "1"}
@@ -314,7 +263,7 @@ def _contrasts(seed: int, count: int) -> Candidates:
 
 
 def test_contrasts_read_by_block_and_kind_equal_what_was_written(tmp_path: Path) -> None:
-    stage = _begin(tmp_path)
+    stage = begin_stage(tmp_path)
     written = [_contrasts(seed, count) for seed, count in enumerate((5, 0, 8))]
     for number in (0, 2):
         save_contrasts(stage, number, written[number])
@@ -332,120 +281,3 @@ def test_contrasts_read_by_block_and_kind_equal_what_was_written(tmp_path: Path)
                     found.means(block, where), expected.means(block, where), strict=True
                 ):
                     assert torch.equal(one, other)
-
-
-def _steered(number: int, sample: int) -> GradedRollout:
-    graded = _rollout(number, (Impulse(2, 5, 0, 1.0),))
-    return dataclasses.replace(graded, rollout=dataclasses.replace(graded.rollout, sample=sample))
-
-
-def _trial(state: int, item: GradedRollout) -> Intervention:
-    length = len(item.rollout.token_ids)
-    return Intervention(
-        item.rollout.prompt_id, state, 1, 2, 5, 0, 1.0, 0.5, True, True, length, False, length
-    )
-
-
-@pytest.fixture
-def validation(tmp_path: Path) -> StageDir:
-    stage = _begin(tmp_path)
-    for number, rollouts in enumerate(_chunks()):
-        _write_chunk(stage, GREEDY_SET, number, rollouts)
-    for number in range(2):
-        trials = [_steered(i, 100 + 10 * number + i) for i in range(6)]
-        save_plan(stage, number, [PlannedTrial(i, 5, 0, 1.0, 0.5) for i in range(len(trials))])
-        for chunk, part in enumerate((trials[:4], trials[4:])):
-            _write_chunk(stage, round_set(number), chunk, part)
-            save_trials(stage, number, chunk, [_trial(i, item) for i, item in enumerate(part)])
-    return stage
-
-
-def test_what_validation_tried_is_read_by_its_directory(validation: StageDir) -> None:
-    store = InterventionStore(validation)
-    assert store.num_rounds() == 2
-    data, greedy = store.read(), store.read(0)
-    num_greedy = NUM_CHUNKS * CHUNK
-    assert len(greedy.graded) == num_greedy
-    assert len(data.graded) == num_greedy + 12
-    assert (len(greedy.trials), len(store.read(1).trials), len(data.trials)) == (0, 6, 12)
-    # Trials were steered at token 2, so that of their control points (2, 4) one comes after.
-    assert len(data.labels) == len(data.states) == 2 * num_greedy + 12
-    assert set(data.labels.token_index[2 * num_greedy :].tolist()) == {4}
-    assert data.labels.rollout[2 * num_greedy :].tolist() == list(
-        range(num_greedy, num_greedy + 12)
-    )
-    assert data.steered().tolist() == [UNSTEERED] * 2 * num_greedy + [5] * 12
-    last = data.states.gather(torch.tensor([len(data.states) - 1]))[0]
-    made = RolloutStore(validation).read_chunk(round_set(1), 1)
-    assert torch.equal(last, _captured(made).states[-1])
-
-
-def test_states_are_gathered_once_for_all_heads_and_rounds(
-    validation: StageDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sampled = StageDir(tmp_path / "sampled")
-    sampled.begin(StageInputs({}, {}))
-    for number, rollouts in enumerate(_chunks()):
-        _write_chunk(sampled, "", number, rollouts)
-    read: Counter[tuple[str, str]] = Counter()
-    rows = TensorFile.rows
-
-    def counted(file: TensorFile, name: str, index: torch.Tensor) -> torch.Tensor:
-        read[str(file.path), name] += name.startswith("states")
-        return rows(file, name, index)
-
-    monkeypatch.setattr(TensorFile, "rows", counted)
-    basis = ControlBasis(
-        keys=torch.ones(1, WIDTH),
-        directions=torch.full((1, WIDTH), 2.0),
-        blocks=torch.tensor([5]),
-        points=torch.tensor([1]),
-        quality=torch.ones(1),
-        is_anchor=torch.zeros(1, dtype=torch.bool),
-        saves_tokens=torch.zeros(1, dtype=torch.bool),
-        contrast=torch.zeros(1, dtype=torch.long),
-    )
-    made = []
-    for held in (1 << 28, 0):
-        monkeypatch.setattr(gathered, "HELD_BYTES", held)
-        head_data = HeadData(RolloutStore(sampled), tmp_path / "scratch", reads_below=True)
-        read.clear()
-        for num_rounds in (1, 2):
-            data = InterventionStore(validation).read(num_rounds)
-            for states in head_data.missing(data):
-                head_data.states.write(states)
-                head_data.states.add(states)
-            assert not list(head_data.missing(data))
-            made.append([])
-            for block in BLOCKS:
-                observed, caused = head_data.examples(data, basis, block)
-                assert caused is not None
-                made[-1] += [observed.batch(), caused.batch()]
-        assert set(read.values()) == {0, 1}, "columns are not counted, states are read once"
-    for held_batches, scratch_batches in zip(made[:2], made[2:], strict=True):
-        for one, other in zip(held_batches, scratch_batches, strict=True):
-            assert all(torch.equal(vars(one)[name], vars(other)[name]) for name in vars(one))
-    (_, _, _, of_five, *_) = made[1]
-    assert [batch.states.shape[1] for batch in made[1][::2]] == [WIDTH, 2 * WIDTH, 3 * WIDTH]
-    # All 30 greedy states, the 12 that trials of block 5 reached, and 12 with an impulse there.
-    assert len(of_five.points) == 30 + 12 + 12
-    assert of_five.impulses.sum(1).tolist() == [0] * 42 + [2 * WIDTH] * 12
-
-
-@pytest.mark.parametrize("suffix", ["trials-00001.parquet", "rollouts-00001.parquet"])
-def test_a_round_that_lacks_trials_is_an_error(validation: StageDir, suffix: str) -> None:
-    (validation.path / round_set(1) / suffix).unlink()
-    with pytest.raises(ArtifactError, match=r"round 1 planned 6 trials, 4 are there; run"):
-        InterventionStore(validation).read()
-    assert len(InterventionStore(validation).read(1).trials) == 6
-
-
-def test_greedy_rollouts_without_a_control_point_are_nowhere_to_steer(tmp_path: Path) -> None:
-    stage = _begin(tmp_path)
-    rollouts = [
-        dataclasses.replace(g, rollout=dataclasses.replace(g.rollout, control_points=()))
-        for g in _chunks()[0]
-    ]
-    _write_chunk(stage, GREEDY_SET, 0, rollouts)
-    with pytest.raises(StageError, match="nowhere to steer"):
-        InterventionStore(stage).read()
