@@ -23,6 +23,7 @@ from stir_train.config.inputs import TaskConfig
 from stir_train.config.load import load_config, parse_config
 from stir_train.config.run import RunConfig
 from stir_train.launch.site import SiteConfig
+from stir_train.models.lora import known_deprecations
 from tests.support.commands import stir_train
 from tests.support.documents import PAGES, ROOT, SHELL, Block, Command, commands_of, read_blocks
 from tests.support.smoke import SMOKE
@@ -187,7 +188,8 @@ def test_commands_on_a_finished_run(command: Command, clone: Path) -> None:
 def test_snippets_run_beside_a_finished_run(block: Block, clone: Path) -> None:
     if block.not_run:
         pytest.skip(block.not_run)
-    exec(compile(block.text, _named(block), "exec"), {"__name__": "snippet"})
+    with known_deprecations():
+        exec(compile(block.text, _named(block), "exec"), {"__name__": "snippet"})
 
 
 def _expanded(command: Command, folder: Path) -> list[str]:
