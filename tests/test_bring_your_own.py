@@ -68,7 +68,7 @@ def test_generations_start_from_the_last_student_and_the_test_split_comes_last(
     run = tmp_path / "smoke"
     second = json.loads((run / "generation-2/rollout/stage.json").read_text())
     first = json.loads((run / "generation-1/rollout/stage.json").read_text())
-    assert second["sources"]["model"] != first["sources"]["model"]
+    assert second["sources"]["model weights"] != first["sources"]["model weights"]
     assert second["sources"]["split harvest"] == first["sources"]["split harvest"]
     config = (run / "generation-2/config.yaml").read_text()
     assert f"name: {run}/students/1" in config
