@@ -6,13 +6,11 @@ import importlib
 import json
 from collections.abc import Sequence
 
-from pydantic import BaseModel
-
 from stir_train.artifacts.run_dir import StageDir, StageInputs
 from stir_train.config.base import imported_by
 from stir_train.config.import_path import module_sha256
 from stir_train.config.inputs import SplitName
-from stir_train.config.pipeline import STAGES, Settings, Stage, stages_from
+from stir_train.config.pipeline import STAGES, Settings, Stage, settings_as_json, stages_from
 from stir_train.data.prompts import prompts_sha256, split_sha256
 from stir_train.monitoring.console import caution, good
 from stir_train.runtime.abilities import require_backend
@@ -113,13 +111,8 @@ def _begin(
         sources[f"split {split}"] = split_sha256(context.splits[split])
         sources[f"prompts of {split}"] = prompts_sha256(context.splits[split])
     sources |= _imported(context, settings, steers="tune" in reads)
-    config = {
-        key: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-        for key, value in settings.items()
-    }
-    has_work = directory.begin(
-        StageInputs(config=config, sources=sources), alone=not context.is_worker
-    )
+    inputs = StageInputs(config=settings_as_json(settings), sources=sources)
+    has_work = directory.begin(inputs, alone=not context.is_worker)
     used = {split: sorted(p.prompt_id for p in context.splits[split]) for split in splits}
     if has_work and used and not directory.has(PROBLEMS_FILE):
         with directory.writing(PROBLEMS_FILE) as path:
