@@ -64,6 +64,7 @@ def test_a_page_of_several_runs_stands_alone_and_warns_of_what_cannot_be_compare
     page = render_comparison(runs)
     assert "&lt;tiny&gt;" in page
     assert "http" not in page
+    assert "width=device-width" in page
     assert page.count("data:image/png") == 2
     for shown in ("stir", "deer", "+10.0 points", "[5.0, 15.0]"):
         assert shown in page
