@@ -106,6 +106,8 @@ def test_dry_run_shows_the_work_and_touches_nothing(tmp_path: Path) -> None:
         (("verify", DEMO), "missing; run it first"),
         (("inspect", "nothing"), "is no run directory"),
         (("settings", "nothing"), "sections: model"),
+        (("grade", "nowhere.jsonl"), "nowhere.jsonl: no such file or directory\n"),
+        (("grade", "nowhere.jsonl", "--task", "gsm9k"), "did you mean 'gsm8k'?"),
     ],
 )
 def test_mistakes_are_answered(tmp_path: Path, arguments: tuple[str, ...], expected: str) -> None:

@@ -41,7 +41,10 @@ def grade(
     """
     from stir_train.config.inputs import TaskConfig
     from stir_train.config.load import parse_config
+    from stir_train.config.tasks import require_known_task
 
+    if task != "custom":
+        require_known_task(task, origin="--task")
     config = parse_config(TaskConfig, {"name": task}, overrides or [], origin=f"--task {task}")
     from stir_train.tools.grade import grade_file
 
