@@ -103,7 +103,6 @@ def test_dry_run_shows_the_work_and_touches_nothing(tmp_path: Path) -> None:
         (("run", DEMO, "task.name=chess"), "no embedded family"),
         (("run", DEMO, "splits.num_test=100000"), "distinct"),
         (("harvest", DEMO), "rollout stage is missing; run it first"),
-        (("verify", DEMO), "missing; run it first"),
         (("inspect", "nothing"), "is no run directory"),
         (("settings", "nothing"), "sections: model"),
         (("grade", "nowhere.jsonl"), "nowhere.jsonl: no such file or directory\n"),
@@ -116,6 +115,15 @@ def test_mistakes_are_answered(tmp_path: Path, arguments: tuple[str, ...], expec
     assert failed.returncode == 1
     assert expected in failed.stderr
     assert not list(tmp_path.rglob("complete"))
+
+
+@pytest.mark.parametrize("verb", ["verify", "export", "generate", "trace"])
+def test_what_reads_a_run_begins_none(tmp_path: Path, verb: str) -> None:
+    prompt = ("--prompt", "a6") if verb == "generate" else ()
+    failed = stir_train(verb, DEMO, f"output_dir={tmp_path / 'runs'}", *prompt)
+    assert failed.returncode == 1
+    assert "no run here" in failed.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_mistake_ends_the_process_without_a_traceback() -> None:
