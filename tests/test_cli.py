@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from stir_train import __version__
+from stir_train.artifacts.run_dir import RunDir, StageInputs
 from tests.support.commands import stir_train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,6 +116,18 @@ def test_mistakes_are_answered(tmp_path: Path, arguments: tuple[str, ...], expec
     assert failed.returncode == 1
     assert expected in failed.stderr
     assert not list(tmp_path.rglob("complete"))
+
+
+def test_a_refused_attempt_leaves_the_record_of_what_made_the_run(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "demo")
+    run.stage("rollout").begin(StageInputs(config={"seed": 1}, sources={}))
+    (run.path / "config.yaml").write_text("name: kept\n")
+    refused = stir_train("rollout", DEMO, f"output_dir={tmp_path}")
+    assert refused.returncode == 1
+    assert "made with other settings" in refused.stderr
+    assert (run.path / "config.yaml").read_text() == "name: kept\n"
+    asked = (run.path / "logs/attempt_1/config.yaml").read_text()
+    assert "name: demo" in asked
 
 
 @pytest.mark.parametrize("verb", ["verify", "export", "generate", "trace"])

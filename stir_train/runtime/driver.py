@@ -6,15 +6,17 @@ import importlib
 import json
 from collections.abc import Sequence
 
+from stir_train.artifacts.atomic import write_text
 from stir_train.artifacts.run_dir import StageDir, StageInputs
 from stir_train.config.base import imported_by
 from stir_train.config.import_path import module_sha256
 from stir_train.config.inputs import SplitName
+from stir_train.config.load import dump_config
 from stir_train.config.pipeline import STAGES, Settings, Stage, settings_as_json, stages_from
 from stir_train.data.prompts import prompts_sha256, split_sha256
 from stir_train.monitoring.console import caution, good
 from stir_train.runtime.abilities import require_backend
-from stir_train.runtime.context import PROBLEMS_FILE, Finish, Outcome, RunContext
+from stir_train.runtime.context import CONFIG_FILE, PROBLEMS_FILE, Finish, Outcome, RunContext
 
 
 def run_stages(context: RunContext, names: Sequence[str], *, redo: bool) -> None:
@@ -113,6 +115,8 @@ def _begin(
     sources |= _imported(context, settings, steers="tune" in reads)
     inputs = StageInputs(config=settings_as_json(settings), sources=sources)
     has_work = directory.begin(inputs, alone=not context.is_worker)
+    if has_work:  # what is refused or only read leaves the record of what made the run
+        write_text(context.run_dir.path / CONFIG_FILE, dump_config(context.config))
     used = {split: sorted(p.prompt_id for p in context.splits[split]) for split in splits}
     if has_work and used and not directory.has(PROBLEMS_FILE):
         with directory.writing(PROBLEMS_FILE) as path:
