@@ -104,18 +104,37 @@ def test_dry_run_shows_the_work_and_touches_nothing(tmp_path: Path) -> None:
         (("run", DEMO, "task.name=chess"), "no embedded family"),
         (("run", DEMO, "splits.num_test=100000"), "distinct"),
         (("harvest", DEMO), "rollout stage is missing; run it first"),
-        (("inspect", "nothing"), "is no run directory"),
+        (("inspect", "nothing"), "nothing: no such file or directory"),
+        (("inspect", DEMO), "is no run directory"),
         (("settings", "nothing"), "sections: model"),
         (("grade", "nowhere.jsonl"), "nowhere.jsonl: no such file or directory\n"),
         (("grade", "nowhere.jsonl", "--task", "gsm9k"), "did you mean 'gsm8k'?"),
     ],
 )
 def test_mistakes_are_answered(tmp_path: Path, arguments: tuple[str, ...], expected: str) -> None:
-    extra = (f"output_dir={tmp_path}",) if DEMO in arguments else ()
+    extra = (
+        (f"output_dir={tmp_path}",) if DEMO in arguments[1:] and arguments[0] != "inspect" else ()
+    )
     failed = stir_train(*arguments, *extra)
     assert failed.returncode == 1
     assert expected in failed.stderr
     assert not list(tmp_path.rglob("complete"))
+
+
+def test_inspect_shows_hashes_by_their_beginning_and_the_rest_whole(tmp_path: Path) -> None:
+    stage = RunDir(tmp_path).stage("basis")
+    sentence = "h[b] is the residual stream after decoder block b"
+    sources = {"model": "ab" * 32, "chat template": "", "block convention": sentence}
+    stage.begin(StageInputs(config={}, sources=sources))
+    stage.finish({"num_entries": 3})
+    shown = stir_train("inspect", str(stage.path))
+    assert shown.returncode == 0, shown.stderr
+    for line in (
+        f"model: {'ab' * 8}\n",
+        "chat template: none\n",
+        f"block convention: {sentence}\n",
+    ):
+        assert line in shown.stderr
 
 
 def test_a_refused_attempt_leaves_the_record_of_what_made_the_run(tmp_path: Path) -> None:
