@@ -134,7 +134,7 @@ def test_inspect_shows_hashes_by_their_beginning_and_the_rest_whole(tmp_path: Pa
         "chat template: none\n",
         f"block convention: {sentence}\n",
     ):
-        assert line in shown.stderr
+        assert line in shown.stdout
 
 
 def test_a_refused_attempt_leaves_the_record_of_what_made_the_run(tmp_path: Path) -> None:
@@ -176,13 +176,13 @@ def test_a_directory_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
 def test_data_settings_and_doctor_print_what_they_promise() -> None:
     shown = stir_train("data", DEMO)
     assert shown.returncode == 0, shown.stderr
-    assert "gold answer" in shown.stderr
-    assert " sum, " in shown.stderr
+    assert "gold answer" in shown.stdout
+    assert " sum, " in shown.stdout
     settings = stir_train("settings", "rollout")
     assert "rollout.num_samples = 8" in settings.stdout
     doctor = stir_train("doctor")
     assert doctor.returncode == 0, doctor.stderr
-    assert "torch" in doctor.stderr
+    assert "torch" in doctor.stdout
 
 
 def test_offline_wandb_writes_one_run_whose_id_is_kept(tmp_path: Path) -> None:

@@ -65,3 +65,10 @@ def console() -> Any:
     from stir_train.monitoring.console import make_console
 
     return make_console()
+
+
+def answers() -> Any:
+    """Where a verb that only looks puts what it found, so that it can be piped."""
+    from stir_train.monitoring.console import make_console
+
+    return make_console(sys.stdout)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from stir_train.cli.arguments import ConfigPath, Overrides, console, opened
+from stir_train.cli.arguments import ConfigPath, Overrides, answers, console, opened
 
 app = typer.Typer()
 
@@ -78,10 +77,9 @@ def trace(
 ) -> None:
     """Show a completion with its control points: what was retrieved, and what was injected."""
     with opened(config, overrides or [], begins=False) as context:
-        from stir_train.monitoring.console import make_console
         from stir_train.tools.trace import show_decisions
 
-        show_decisions(context, index, method, make_console(sys.stdout))
+        show_decisions(context, index, method, answers())
 
 
 @app.command()
@@ -105,4 +103,4 @@ def compare(
     if markdown:
         print(as_markdown(rows))
     else:
-        console().print(as_table(rows))
+        answers().print(as_table(rows))

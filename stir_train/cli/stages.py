@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stir_train.cli.arguments import ConfigPath, Overrides, console, fail, load, opened
+from stir_train.cli.arguments import ConfigPath, Overrides, answers, console, fail, load, opened
 from stir_train.config.pipeline import STAGE_NAMES, STAGES, stages_from
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def status(
         table.add_column(column)
     for stage in found.stages:
         table.add_row(stage.name, stage.state, stage.progress, stage.job)
-    out = console()
+    out = answers()
     out.print(table)
     if found.queue:
         out.print(caution(found.queue), soft_wrap=True)
@@ -212,7 +212,7 @@ def _show_plan(config: RunConfig, names: list[str], *, redo: bool) -> None:
     from rich.table import Table
 
     from stir_train.launch.plan import plan_run
-    from stir_train.monitoring.console import caution, make_console
+    from stir_train.monitoring.console import caution
 
     remade = stages_from(min(names, key=STAGE_NAMES.index)) if redo else ()
     planned = [stage for stage in plan_run(config, remade=remade) if stage.name in names]
@@ -221,7 +221,7 @@ def _show_plan(config: RunConfig, names: list[str], *, redo: bool) -> None:
         table.add_column(column)
     for stage in planned:
         table.add_row(stage.name, stage.state, stage.work)
-    out = make_console(sys.stdout)
+    out = answers()
     out.print(f"{config.model.name} on {config.task.name}, in {config.directory}", soft_wrap=True)
     out.print(table)
     for refusal in [stage.refusal for stage in planned if stage.refusal][:1]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stir_train.cli.arguments import ConfigPath, Overrides, console, load
+from stir_train.cli.arguments import ConfigPath, Overrides, answers, load
 
 app = typer.Typer()
 
@@ -18,7 +18,7 @@ def data(config: ConfigPath, overrides: Overrides = None) -> None:
     """Show what a configuration would read: split sizes, token lengths, a rendered prompt."""
     from stir_train.tools.inspect import describe_data
 
-    describe_data(load(config, overrides or []), console())
+    describe_data(load(config, overrides or []), answers())
 
 
 @app.command()
@@ -61,7 +61,7 @@ def inspect(path: Annotated[Path, typer.Argument(help="Run, stage, or artifact f
     """Say what an artifact is, what made it, and whether it is whole."""
     from stir_train.tools.inspect import describe_path
 
-    describe_path(path, console())
+    describe_path(path, answers())
 
 
 @app.command()
@@ -69,7 +69,7 @@ def doctor() -> None:
     """Say what works here: versions, devices, deepspeed, Slurm, wandb, disk."""
     from stir_train.tools.doctor import run_doctor
 
-    raise SystemExit(0 if run_doctor(console()) else 1)
+    raise SystemExit(0 if run_doctor(answers()) else 1)
 
 
 @app.command()
