@@ -107,13 +107,16 @@ def test_dry_run_shows_the_work_and_touches_nothing(tmp_path: Path) -> None:
         (("inspect", "nothing"), "nothing: no such file or directory"),
         (("inspect", DEMO), "is no run directory"),
         (("settings", "nothing"), "sections: model"),
+        (("status", DEMO), "give the run's directory"),
         (("grade", "nowhere.jsonl"), "nowhere.jsonl: no such file or directory\n"),
         (("grade", "nowhere.jsonl", "--task", "gsm9k"), "did you mean 'gsm8k'?"),
     ],
 )
 def test_mistakes_are_answered(tmp_path: Path, arguments: tuple[str, ...], expected: str) -> None:
     extra = (
-        (f"output_dir={tmp_path}",) if DEMO in arguments[1:] and arguments[0] != "inspect" else ()
+        (f"output_dir={tmp_path}",)
+        if DEMO in arguments[1:] and arguments[0] not in ("inspect", "status")
+        else ()
     )
     failed = stir_train(*arguments, *extra)
     assert failed.returncode == 1
@@ -147,6 +150,13 @@ def test_a_refused_attempt_leaves_the_record_of_what_made_the_run(tmp_path: Path
     assert (run.path / "config.yaml").read_text() == "name: kept\n"
     asked = (run.path / "logs/attempt_1/config.yaml").read_text()
     assert "name: demo" in asked
+
+
+def test_a_run_directory_given_for_a_configuration_is_told_where_that_is(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: x\n")
+    failed = stir_train("trace", str(tmp_path))
+    assert failed.returncode == 1
+    assert f"a run's is {tmp_path / 'config.yaml'}" in failed.stderr
 
 
 @pytest.mark.parametrize("verb", ["verify", "export", "generate", "trace"])
