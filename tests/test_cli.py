@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from stir_train import __version__
+from stir_train.artifacts.run_dir import RunDir, StageInputs
 from tests.support.commands import stir_train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,17 +104,68 @@ def test_dry_run_shows_the_work_and_touches_nothing(tmp_path: Path) -> None:
         (("run", DEMO, "task.name=chess"), "no embedded family"),
         (("run", DEMO, "splits.num_test=100000"), "distinct"),
         (("harvest", DEMO), "rollout stage is missing; run it first"),
-        (("verify", DEMO), "missing; run it first"),
-        (("inspect", "nothing"), "is no run directory"),
+        (("inspect", "nothing"), "nothing: no such file or directory"),
+        (("inspect", DEMO), "is no run directory"),
         (("settings", "nothing"), "sections: model"),
+        (("status", DEMO), "give the run's directory"),
+        (("grade", "nowhere.jsonl"), "nowhere.jsonl: no such file or directory\n"),
+        (("grade", "nowhere.jsonl", "--task", "gsm9k"), "did you mean 'gsm8k'?"),
     ],
 )
 def test_mistakes_are_answered(tmp_path: Path, arguments: tuple[str, ...], expected: str) -> None:
-    extra = (f"output_dir={tmp_path}",) if DEMO in arguments else ()
+    extra = (
+        (f"output_dir={tmp_path}",)
+        if DEMO in arguments[1:] and arguments[0] not in ("inspect", "status")
+        else ()
+    )
     failed = stir_train(*arguments, *extra)
     assert failed.returncode == 1
     assert expected in failed.stderr
     assert not list(tmp_path.rglob("complete"))
+
+
+def test_inspect_shows_hashes_by_their_beginning_and_the_rest_whole(tmp_path: Path) -> None:
+    stage = RunDir(tmp_path).stage("basis")
+    sentence = "h[b] is the residual stream after decoder block b"
+    sources = {"model": "ab" * 32, "chat template": "", "block convention": sentence}
+    stage.begin(StageInputs(config={}, sources=sources))
+    stage.finish({"num_entries": 3})
+    shown = stir_train("inspect", str(stage.path))
+    assert shown.returncode == 0, shown.stderr
+    for line in (
+        f"model: {'ab' * 8}\n",
+        "chat template: none\n",
+        f"block convention: {sentence}\n",
+    ):
+        assert line in shown.stdout
+
+
+def test_a_refused_attempt_leaves_the_record_of_what_made_the_run(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "demo")
+    run.stage("rollout").begin(StageInputs(config={"seed": 1}, sources={}))
+    (run.path / "config.yaml").write_text("name: kept\n")
+    refused = stir_train("rollout", DEMO, f"output_dir={tmp_path}")
+    assert refused.returncode == 1
+    assert "made with other settings" in refused.stderr
+    assert (run.path / "config.yaml").read_text() == "name: kept\n"
+    asked = (run.path / "logs/attempt_1/config.yaml").read_text()
+    assert "name: demo" in asked
+
+
+def test_a_run_directory_given_for_a_configuration_is_told_where_that_is(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: x\n")
+    failed = stir_train("trace", str(tmp_path))
+    assert failed.returncode == 1
+    assert f"a run's is {tmp_path / 'config.yaml'}" in failed.stderr
+
+
+@pytest.mark.parametrize("verb", ["verify", "export", "generate", "trace"])
+def test_what_reads_a_run_begins_none(tmp_path: Path, verb: str) -> None:
+    prompt = ("--prompt", "a6") if verb == "generate" else ()
+    failed = stir_train(verb, DEMO, f"output_dir={tmp_path / 'runs'}", *prompt)
+    assert failed.returncode == 1
+    assert "no run here" in failed.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_mistake_ends_the_process_without_a_traceback() -> None:
@@ -134,13 +186,13 @@ def test_a_directory_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
 def test_data_settings_and_doctor_print_what_they_promise() -> None:
     shown = stir_train("data", DEMO)
     assert shown.returncode == 0, shown.stderr
-    assert "gold answer" in shown.stderr
-    assert " sum, " in shown.stderr
+    assert "gold answer" in shown.stdout
+    assert " sum, " in shown.stdout
     settings = stir_train("settings", "rollout")
     assert "rollout.num_samples = 8" in settings.stdout
     doctor = stir_train("doctor")
     assert doctor.returncode == 0, doctor.stderr
-    assert "torch" in doctor.stderr
+    assert "torch" in doctor.stdout
 
 
 def test_offline_wandb_writes_one_run_whose_id_is_kept(tmp_path: Path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from stir_train.errors import ArtifactError
 from stir_train.evals.comparison_page import render_comparison, warnings_of
 from stir_train.evals.frontier import frontier, undominated
-from stir_train.tools.compare import as_markdown, result_rows
+from stir_train.tools.compare import as_markdown, as_table, result_rows
 from stir_train.types.results import OutOfDomainResults
 from tests.support.results import metrics, results
 
@@ -40,14 +42,31 @@ def test_tasks_outside_the_harvest_have_rows_under_the_settings_of_their_methods
     assert [row[0] for row in rows[4:]] == ["two", "two", "two on lists", "two on lists"]
 
 
+def test_a_comparison_fits_80_columns_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = results("greedy", "stir", "control-random-vectors")
+    monkeypatch.setattr("stir_train.tools.compare.read_results", lambda run: found)
+    rows = result_rows([Path("first/demo"), Path("second/demo")])
+    out = StringIO()
+    Console(file=out, width=80).print(as_table(rows))
+    shown = out.getvalue()
+    assert "…" not in shown
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    for run in ("first/demo", "second/demo"):
+        assert shown.count(f"{run} ") == 1
+    for row in rows:
+        for figure in (row[1], *row[3:]):  # settings are folded
+            assert figure in shown
+
+
 def test_a_page_of_several_runs_stands_alone_and_warns_of_what_cannot_be_compared() -> None:
     runs = {"one": results("greedy", "stir"), "two": results("greedy", "deer")}
     assert warnings_of(runs) == []
     page = render_comparison(runs)
     assert "&lt;tiny&gt;" in page
     assert "http" not in page
+    assert "width=device-width" in page
     assert page.count("data:image/png") == 2
-    for shown in ("stir", "deer", "+10.0 %", "[5.0, 15.0]"):
+    for shown in ("stir", "deer", "+10.0 points", "[5.0, 15.0]"):
         assert shown in page
     other = {**runs, "three": results("greedy", items_sha256="bb", test_openings=2)}
     assert [w for w in warnings_of(other) if "different test items: one, two | three" in w]

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from stir_train.artifacts.run_dir import RunDir, StageInputs
 from stir_train.config.base import imported_by
 from stir_train.config.describe import describe_settings
 from stir_train.config.load import dump_config, load_config
-from stir_train.config.pipeline import STAGE_NAMES
+from stir_train.config.pipeline import STAGE_NAMES, settings_as_json, stage
 from stir_train.config.run import RunConfig
 from stir_train.config.steering import CustomSteering, StaticSteering, ValueSteering
 from stir_train.errors import ConfigError
@@ -39,6 +40,24 @@ def test_shipped_configs_validate_plan_and_survive_a_round_trip(path: Path, tmp_
     assert [stage.name for stage in plan_run(config)] == list(STAGE_NAMES)
     again = load_config(RunConfig, _write(tmp_path, dump_config(config)))
     assert again == config
+
+
+def test_a_plan_says_where_other_settings_would_be_refused(tmp_path: Path) -> None:
+    text = f"name: x\noutput_dir: {tmp_path}\n"
+    config = load_config(RunConfig, _write(tmp_path, text))
+    changed = load_config(RunConfig, _write(tmp_path, f"{text}harvest: {{depths: [0.3]}}\n"))
+    for name in ("rollout", "harvest"):
+        settings = settings_as_json(stage(name).settings(config))
+        RunDir(config.directory).stage(name).begin(StageInputs(config=settings, sources={}))
+    kept = {planned.name: planned for planned in plan_run(config)}
+    refused = {planned.name: planned for planned in plan_run(changed)}
+    remade = {planned.name: planned for planned in plan_run(changed, remade=STAGE_NAMES)}
+    assert kept["rollout"].state == "unfinished"
+    assert not any(planned.refusal for planned in kept.values())
+    assert refused["rollout"].state == "refused"
+    assert "[0.3] now" in refused["rollout"].refusal
+    assert remade["rollout"].state == "to remake"
+    assert remade["basis"].state == "to do"
 
 
 def test_every_problem_is_listed_at_once_with_the_nearest_name(tmp_path: Path) -> None:

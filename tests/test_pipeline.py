@@ -330,7 +330,7 @@ def test_other_methods_and_other_tasks_join_the_comparison(finished: Path, tmp_p
         before.metrics.tokens_mean,
     )
     status = stir_train("status", str(tmp_path / "smoke"))
-    assert status.stderr.count("done") == len(STAGES) + 1
+    assert status.stdout.count("done") == len(STAGES) + 1
 
 
 @pytest.mark.slow

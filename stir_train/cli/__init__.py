@@ -62,6 +62,8 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(EXIT_PREEMPTED) from None
+    except FileNotFoundError as error:
+        fail(f"{error.filename or error}: no such file or directory")
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         fail(f"{error.strerror or error}{where}; nothing half-written counts as complete")

@@ -37,9 +37,23 @@ def load(path: Path, overrides: list[str]) -> RunConfig:
 
 
 @contextmanager
-def opened(path: Path, overrides: list[str], *, is_worker: bool = False) -> Iterator[Any]:
-    """A run's context; the configuration is checked before torch is imported."""
+def opened(
+    path: Path, overrides: list[str], *, is_worker: bool = False, begins: bool = True
+) -> Iterator[Any]:
+    """A run's context; the configuration is checked before torch is imported.
+
+    Args:
+        path: Its configuration.
+        overrides: Settings to change in it.
+        is_worker: Whether it makes chunks beside other workers.
+        begins: Whether a run is begun where there is none; else that is refused.
+    """
     config = load(path, overrides)
+    if not begins and not (config.directory / "config.yaml").is_file():
+        fail(
+            f"{config.directory}: no run here (no config.yaml); if it was made with overrides "
+            "(name=...), give them again"
+        )
     from stir_train.runtime.attempt import open_run
 
     with open_run(config, console(), sys.argv, is_worker=is_worker) as context:
@@ -51,3 +65,10 @@ def console() -> Any:
     from stir_train.monitoring.console import make_console
 
     return make_console()
+
+
+def answers() -> Any:
+    """Where a verb that only looks puts what it found, so that it can be piped."""
+    from stir_train.monitoring.console import make_console
+
+    return make_console(sys.stdout)

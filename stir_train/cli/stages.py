@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stir_train.cli.arguments import ConfigPath, Overrides, console, fail, load, opened
-from stir_train.config.pipeline import STAGE_NAMES, STAGES
+from stir_train.cli.arguments import ConfigPath, Overrides, answers, console, fail, load, opened
+from stir_train.config.pipeline import STAGE_NAMES, STAGES, stages_from
 
 if TYPE_CHECKING:
     from stir_train.config.run import RunConfig
@@ -121,7 +121,7 @@ def status(
         table.add_column(column)
     for stage in found.stages:
         table.add_row(stage.name, stage.state, stage.progress, stage.job)
-    out = console()
+    out = answers()
     out.print(table)
     if found.queue:
         out.print(caution(found.queue), soft_wrap=True)
@@ -153,7 +153,7 @@ def _run(
     worker: bool = False,
 ) -> None:
     if dry_run:
-        _show_plan(load(path, overrides), names)
+        _show_plan(load(path, overrides), names, redo=redo)
         return
     with opened(path, overrides, is_worker=worker) as context:
         from stir_train.runtime.driver import run_stages
@@ -183,7 +183,7 @@ def _submit(
     scripts = slurm.scripts_of(config, site, jobs)
     out = console()
     if dry_run:
-        _show_plan(config, names)
+        _show_plan(config, names, redo=False)
         for script, text in scripts[1:]:
             print(f"# {script}\n{text}")
     for note in found.notes:
@@ -207,19 +207,22 @@ def _submit(
     out.print(f"watch it with: stir-train status {config.directory}", soft_wrap=True)
 
 
-def _show_plan(config: RunConfig, names: list[str]) -> None:
+def _show_plan(config: RunConfig, names: list[str], *, redo: bool) -> None:
     from rich.box import SIMPLE
     from rich.table import Table
 
     from stir_train.launch.plan import plan_run
-    from stir_train.monitoring.console import make_console
+    from stir_train.monitoring.console import caution
 
+    remade = stages_from(min(names, key=STAGE_NAMES.index)) if redo else ()
+    planned = [stage for stage in plan_run(config, remade=remade) if stage.name in names]
     table = Table(box=SIMPLE)
     for column in ("stage", "state", "what it does"):
         table.add_column(column)
-    for stage in plan_run(config):
-        if stage.name in names:
-            table.add_row(stage.name, stage.state, stage.work)
-    out = make_console(sys.stdout)
+    for stage in planned:
+        table.add_row(stage.name, stage.state, stage.work)
+    out = answers()
     out.print(f"{config.model.name} on {config.task.name}, in {config.directory}", soft_wrap=True)
     out.print(table)
+    for refusal in [stage.refusal for stage in planned if stage.refusal][:1]:
+        out.print(caution(f"the run would stop: {refusal}"), soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stir_train.cli.arguments import ConfigPath, Overrides, console, load
+from stir_train.cli.arguments import ConfigPath, Overrides, answers, load
 
 app = typer.Typer()
 
@@ -18,7 +18,7 @@ def data(config: ConfigPath, overrides: Overrides = None) -> None:
     """Show what a configuration would read: split sizes, token lengths, a rendered prompt."""
     from stir_train.tools.inspect import describe_data
 
-    describe_data(load(config, overrides or []), console())
+    describe_data(load(config, overrides or []), answers())
 
 
 @app.command()
@@ -41,7 +41,10 @@ def grade(
     """
     from stir_train.config.inputs import TaskConfig
     from stir_train.config.load import parse_config
+    from stir_train.config.tasks import require_known_task
 
+    if task != "custom":
+        require_known_task(task, origin="--task")
     config = parse_config(TaskConfig, {"name": task}, overrides or [], origin=f"--task {task}")
     from stir_train.tools.grade import grade_file
 
@@ -58,7 +61,7 @@ def inspect(path: Annotated[Path, typer.Argument(help="Run, stage, or artifact f
     """Say what an artifact is, what made it, and whether it is whole."""
     from stir_train.tools.inspect import describe_path
 
-    describe_path(path, console())
+    describe_path(path, answers())
 
 
 @app.command()
@@ -66,7 +69,7 @@ def doctor() -> None:
     """Say what works here: versions, devices, deepspeed, Slurm, wandb, disk."""
     from stir_train.tools.doctor import run_doctor
 
-    raise SystemExit(0 if run_doctor(console()) else 1)
+    raise SystemExit(0 if run_doctor(answers()) else 1)
 
 
 @app.command()

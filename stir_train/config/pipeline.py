@@ -386,3 +386,11 @@ def stages_off(config: RunConfig) -> frozenset[str]:
 def stages_from(name: str) -> tuple[str, ...]:
     """A stage and those after it, which are remade with it."""
     return STAGE_NAMES[STAGE_NAMES.index(name) :]
+
+
+def settings_as_json(settings: Settings) -> dict[str, Any]:
+    """Settings as a stage's record on disk holds them."""
+    return {
+        key: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+        for key, value in settings.items()
+    }

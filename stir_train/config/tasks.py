@@ -6,8 +6,11 @@ copy in any of these schemas. Hub ids carry no revision here: set `task.revision
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
+
+from stir_train.errors import ConfigError
 
 _STEPS = "{question}\n\nThink step by step, with a blank line between steps. "
 _NUMBER = _STEPS + "End with a line 'Answer: <number>'."
@@ -115,3 +118,23 @@ KNOWN_TASKS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """Settings of `task` by `task.name`; `custom`, like any other name, has none."""
+
+
+def require_known_task(name: str, *, origin: str) -> None:
+    """Refuse a name that fills nothing in, where one that does was asked for.
+
+    Args:
+        name: A task's name.
+        origin: What gave it.
+
+    Raises:
+        ConfigError: Naming the nearest known task.
+    """
+    if name in KNOWN_TASKS:
+        return
+    near = difflib.get_close_matches(name, KNOWN_TASKS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KNOWN_TASKS)}."
+    raise ConfigError(
+        f"{origin}: no known task {name!r}; {hint} For a task of your own leave it out and give "
+        "settings, as in grader=numeric"
+    )

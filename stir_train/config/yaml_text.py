@@ -61,7 +61,9 @@ def read_yaml(path: Path) -> YamlValues:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ConfigError(f"{path}: a configuration is a regular file, and this is none")
+            held = path / "config.yaml"
+            hint = f"; a run's is {held}" if held.is_file() else ""
+            raise ConfigError(f"{path}: a configuration is a regular file, and this is none{hint}")
         with path.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
         text = content.decode("utf-8")

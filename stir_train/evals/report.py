@@ -114,6 +114,7 @@ def page_environment() -> Environment:
     environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
     environment.filters["interval"] = lambda ends: f"[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
     environment.filters["signed_percent"] = lambda value: f"{100 * value:+.1f} %"
+    environment.filters["signed_points"] = lambda value: f"{100 * value:+.1f}"
     return environment
 
 

@@ -73,7 +73,8 @@ def run_status(directory: Path) -> RunStatus:
     """
     config_file = directory / "config.yaml"
     if not config_file.is_file() and not (directory / SLURM).is_dir():
-        raise ArtifactError(f"{directory}: no run here (no config.yaml)")
+        hint = "; give the run's directory, not its configuration" if directory.is_file() else ""
+        raise ArtifactError(f"{directory}: no run here (no config.yaml){hint}")
     run_dir = RunDir(directory)
     off: frozenset[str] = frozenset()
     if config_file.is_file():

@@ -26,7 +26,7 @@ from stir_train.distributed.world import PeerError, World, open_world
 from stir_train.errors import StageError
 from stir_train.monitoring.console import caution, make_console
 from stir_train.monitoring.metrics import Metrics, MetricsFile, open_metrics
-from stir_train.runtime.context import RunContext, set_threads
+from stir_train.runtime.context import CONFIG_FILE, RunContext, set_threads
 from stir_train.runtime.resources import Resources
 
 LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "accelerate", "datasets", "safetensors")
@@ -95,7 +95,9 @@ def _open_attempt(
     stack.enter_context(run_dir.locked(shared=is_worker))
     attempt = run_dir.new_attempt()
     write_json(attempt / "provenance.json", provenance(argv))
-    write_text(run_dir.path / "config.yaml", dump_config(config))
+    write_text(attempt / CONFIG_FILE, dump_config(config))
+    if not (run_dir.path / CONFIG_FILE).is_file():  # later ones replace it once a stage takes them
+        write_text(run_dir.path / CONFIG_FILE, dump_config(config))
     return str(attempt.relative_to(run_dir.path))
 
 

@@ -26,6 +26,8 @@ from stir_train.stores.steering import SteeringStore
 from stir_train.train.checkpoint import CheckpointFile
 from stir_train.types.rollout import Prompt
 
+CONFIG_FILE = "config.yaml"
+"""The resolved configuration, of a run and of each attempt."""
 PROBLEMS_FILE = "problems.json"
 """Ids of the problems a stage was made from, by split."""
 

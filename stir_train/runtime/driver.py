@@ -6,17 +6,17 @@ import importlib
 import json
 from collections.abc import Sequence
 
-from pydantic import BaseModel
-
+from stir_train.artifacts.atomic import write_text
 from stir_train.artifacts.run_dir import StageDir, StageInputs
 from stir_train.config.base import imported_by
 from stir_train.config.import_path import module_sha256
 from stir_train.config.inputs import SplitName
-from stir_train.config.pipeline import STAGES, Settings, Stage, stages_from
+from stir_train.config.load import dump_config
+from stir_train.config.pipeline import STAGES, Settings, Stage, settings_as_json, stages_from
 from stir_train.data.prompts import prompts_sha256, split_sha256
 from stir_train.monitoring.console import caution, good
 from stir_train.runtime.abilities import require_backend
-from stir_train.runtime.context import PROBLEMS_FILE, Finish, Outcome, RunContext
+from stir_train.runtime.context import CONFIG_FILE, PROBLEMS_FILE, Finish, Outcome, RunContext
 
 
 def run_stages(context: RunContext, names: Sequence[str], *, redo: bool) -> None:
@@ -116,13 +116,10 @@ def _begin(
         sources[f"split {split}"] = split_sha256(context.splits[split])
         sources[f"prompts of {split}"] = prompts_sha256(context.splits[split])
     sources |= _imported(context, settings, steers="tune" in reads)
-    config = {
-        key: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-        for key, value in settings.items()
-    }
-    has_work = directory.begin(
-        StageInputs(config=config, sources=sources), alone=not context.is_worker
-    )
+    inputs = StageInputs(config=settings_as_json(settings), sources=sources)
+    has_work = directory.begin(inputs, alone=not context.is_worker)
+    if has_work:  # what is refused or only read leaves the record of what made the run
+        write_text(context.run_dir.path / CONFIG_FILE, dump_config(context.config))
     used = {split: sorted(p.prompt_id for p in context.splits[split]) for split in splits}
     if has_work and used and not directory.has(PROBLEMS_FILE):
         with directory.writing(PROBLEMS_FILE) as path:

@@ -41,36 +41,51 @@ def read_results(run: Path) -> Results:
 def result_rows(runs: Sequence[Path]) -> list[tuple[str, ...]]:
     """One row a run and method, tasks outside the harvest last; deltas are from greedy decoding."""
     rows: list[tuple[str, ...]] = []
-    for run in runs:
-        results = read_results(run)
+    for run_name, results in _results_by_name(runs).items():
         labels = {row.name: row.label for row in results.methods}
-        tables = [(run.name, tuple(row.metrics for row in results.methods))]
-        tables += [(f"{run.name} on {o.task}", o.methods) for o in results.out_of_domain]
+        tables = [(run_name, tuple(row.metrics for row in results.methods))]
+        tables += [(f"{run_name} on {o.task}", o.methods) for o in results.out_of_domain]
         for name, methods in tables:
             rows += [(name, *_figures(method, labels[method.name])) for method in methods]
     return rows
 
 
 def write_page(runs: Sequence[Path], target: Path) -> None:
-    """Write one HTML page of several runs; those that share a name go by their paths."""
-    names = [run.name for run in runs]
-    results = {
-        run.name if names.count(run.name) == 1 else str(run): read_results(run) for run in runs
-    }
-    write_text(target, render_comparison(results))
+    """Write one HTML page of several runs."""
+    write_text(target, render_comparison(_results_by_name(runs)))
 
 
 def as_table(rows: Sequence[tuple[str, ...]]) -> Table:
-    """Rows for the terminal."""
-    table = Table(box=SIMPLE, title="held-out test items; 95 % paired intervals")
-    for i, column in enumerate(COLUMNS):
-        table.add_column(
-            column,
-            justify="left" if i < NUM_TEXT_COLUMNS else "right",
-            no_wrap=i < NUM_TEXT_COLUMNS - 1,
-        )
+    """Rows for a terminal of 80 columns: two lines a method, as the two lines of the header say."""
+    table = Table(
+        box=SIMPLE,
+        title="held-out test items; 95 % paired intervals",
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+    table.add_column("method\n  settings", overflow="fold")
+    for column in (
+        "accuracy\npoints gained",
+        "tokens (passes)\nchange of tokens, %",
+        "cut off\nno marker",
+    ):
+        table.add_column(column, justify="right")
+    before = ""
     for row in rows:
-        table.add_row(*row)
+        run, method, settings, accuracy, points, tokens, change_of_tokens, passes, cut, unmarked = (
+            row
+        )
+        if run != before:
+            table.add_section()
+            table.add_row(run, style="bold")
+            before = run
+        table.add_row(
+            f"{method}\n  {settings}".rstrip(),
+            f"{accuracy}\n{points}",
+            f"{tokens} ({passes})\n{change_of_tokens}",
+            f"{cut}\n{unmarked}",
+        )
     return table
 
 
@@ -79,6 +94,12 @@ def as_markdown(rows: Sequence[tuple[str, ...]]) -> str:
     rule = ["---" if i < NUM_TEXT_COLUMNS else "---:" for i in range(len(COLUMNS))]
     lines = [COLUMNS, rule, *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _results_by_name(runs: Sequence[Path]) -> dict[str, Results]:
+    """Results in the order given; runs that share a name go by their paths."""
+    names = [run.name for run in runs]
+    return {run.name if names.count(run.name) == 1 else str(run): read_results(run) for run in runs}
 
 
 def _figures(method: MethodMetrics, label: str) -> tuple[str, ...]:

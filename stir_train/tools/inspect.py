@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -19,7 +20,7 @@ from stir_train.errors import ArtifactError
 from stir_train.models.load import load_tokenizer
 from stir_train.runtime.problems import read_problems
 
-MAX_LISTED_PAIRS, SHOWN_CHARACTERS = 5, 60
+MAX_LISTED_PAIRS, SHOWN_CHARACTERS, SHOWN_DIGITS = 5, 60, 16
 
 
 def describe_data(config: RunConfig, console: Console) -> None:
@@ -55,8 +56,10 @@ def describe_path(path: Path, console: Console) -> None:
     """Print what a run directory, a stage directory or an artifact file is.
 
     Raises:
-        ArtifactError: If it is none of these, or not whole.
+        ArtifactError: If it is not there, none of these, or not whole.
     """
+    if not path.exists():
+        raise ArtifactError(f"{path}: no such file or directory")
     if path.is_dir() and (path / "config.yaml").is_file():
         _describe_run(RunDir(path), console)
     elif path.is_dir() and (path / STAGE_FILE).is_file():
@@ -98,12 +101,19 @@ def _describe_stage(stage: StageDir, console: Console) -> None:
     console.print(f"figures: {_figures(manifest['summary'])}")
     console.print("made from:")
     for source, fingerprint in manifest["sources"].items():
-        console.print(f"  {source}: {fingerprint[:16]}")
+        console.print(f"  {source}: {_source(fingerprint)}", soft_wrap=True)
     total = sum(entry["bytes"] for entry in manifest["files"].values())
     console.print(
         f"{len(manifest['files'])} files, {total:,} bytes, every checksum right "
         f"({stage.path / MANIFEST})",
     )
+
+
+def _source(value: str) -> str:
+    """A hash by its beginning; names and sentences whole."""
+    if not value:
+        return "none"
+    return value[:SHOWN_DIGITS] if re.fullmatch(r"[0-9a-f]{32,}", value) else value
 
 
 def _short(text: str) -> str:

@@ -137,7 +137,7 @@ def test_one_command_queues_the_pipeline_and_it_ends_complete(alone: Path, tmp_p
     _until_over(run)
     _require_equal(run, alone)
     _require_nothing_twice(run, "rollout", "steer")
-    shown = _stir_train(tmp_path, "status", str(run)).stderr
+    shown = _stir_train(tmp_path, "status", str(run)).stdout
     assert "complete" in shown
     assert shown.count("done") == 10
 
@@ -209,7 +209,7 @@ def test_an_array_of_workers_then_another_number_of_nodes(alone: Path, tmp_path:
     _until(lambda: all(job_state(job.job_id) == "CANCELLED" for job in jobs), run)
     made = _chunks(run, "rollout")
     assert made < 12, "cancelled too late to show anything"
-    assert "goes on at rollout" in _stir_train(tmp_path, "status", str(run)).stderr
+    assert "goes on at rollout" in _stir_train(tmp_path, "status", str(run)).stdout
     _submit(tmp_path, _site(tmp_path, nodes=1, tasks_per_node=2), "rollout")
     _until_over(run)
     assert _files(run, "rollout") == _files(alone, "rollout")
@@ -225,7 +225,7 @@ def test_a_failing_job_stops_the_chain_and_status_shows_whose_error(tmp_path: Pa
     jobs = {job.name: job.job_id for job in submitted_jobs(RunDir(run))}
     _until(lambda: job_state(jobs["harvest"]) == "FAILED", run)
     _until(lambda: job_state(jobs["evaluate"]) == "CANCELLED", run)
-    shown = " ".join(_stir_train(tmp_path, "status", str(run)).stderr.split())
+    shown = " ".join(_stir_train(tmp_path, "status", str(run)).stdout.split())
     assert "rank 0 on n1: ArtifactError" in shown
     assert damaged.name in shown
     assert "mend what failed" in shown
