@@ -102,6 +102,8 @@ def test_dry_run_shows_the_work_and_touches_nothing(tmp_path: Path) -> None:
         (("run", DEMO, "model.name=embedded/nothing"), "embedded models: addition"),
         (("run", DEMO, "model.name=/no/such/dir"), "no directory"),
         (("run", DEMO, "task.name=chess"), "no embedded family"),
+        (("run", DEMO, "--submit", "--redo"), "--redo with --submit"),
+        (("tune", DEMO, "--submit", "--redo"), "--redo with --submit"),
         (("run", DEMO, "splits.num_test=100000"), "distinct"),
         (("harvest", DEMO), "rollout stage is missing; run it first"),
         (("inspect", "nothing"), "nothing: no such file or directory"),

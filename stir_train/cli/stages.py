@@ -56,6 +56,7 @@ def _stage_command(name: str) -> Callable[..., None]:
                 f"--worker: {name} is not made in chunks by a job array; {' and '.join(WORKERS)} are"
             )
         if submit or site is not None:
+            _refuse_redo(redo=redo)
             _submit([name], config, overrides or [], site, dry_run=dry_run)
             return
         _run([name], config, overrides or [], dry_run=dry_run, redo=redo, worker=worker)
@@ -85,6 +86,7 @@ def run(
     if unknown:
         fail(f"--only: no stage {', '.join(unknown)}; stages: {', '.join(STAGE_NAMES)}")
     if submit or site is not None:
+        _refuse_redo(redo=redo)
         _submit(names, config, overrides or [], site, dry_run=dry_run)
         return
     _run(names, config, overrides or [], dry_run=dry_run, redo=redo)
@@ -161,6 +163,15 @@ def _run(
 
         run_stages(context, names, redo=redo)
         show_outcome(context, names)
+
+
+def _refuse_redo(*, redo: bool) -> None:
+    """A chain of jobs makes what is lacking; which of them should discard what there is?"""
+    if redo:
+        fail(
+            "--redo with --submit or --site: jobs make what a run lacks. Discard first, with the same "
+            "command and --redo alone for the first of the stages, or use another run name"
+        )
 
 
 def _submit(
