@@ -91,6 +91,7 @@ def test_a_run_that_its_backend_cannot_finish_is_refused_before_its_first_stage(
 
 
 def test_an_answer_is_streamed_only_by_a_backend_that_can(small: None, tmp_path: Path) -> None:
+    assert run_smoke(tmp_path, "rollout.num_samples=1", verb="rollout").returncode == 0
     asked = ("--prompt=a2, b2, c9, d1: ones sum, quiz\n", "--method=greedy")
     shown = run_smoke(tmp_path, *asked, verb="generate")
     assert "Answer:" in shown.stdout
