@@ -163,7 +163,7 @@ def test_any_number_of_ranks_gives_equal_artifacts(alone: Path, tmp_path: Path, 
     for stage in TRAINED:
         assert _files(run, stage).keys() == _files(alone, stage).keys(), stage
     one, other = (
-        load_file(path / "adapter/lora/adapter_model.safetensors") for path in (alone, run)
+        load_file(path / "distill/lora/adapter_model.safetensors") for path in (alone, run)
     )
     assert max(float((one[k] - other[k]).abs().max()) for k in one) < ROUNDING
     results = [
@@ -184,7 +184,7 @@ def test_a_killed_rank_loses_nothing_and_other_numbers_of_ranks_go_on(
     argv += [f"output_dir={tmp_path}", "generation.chunk_completions=8"]
     ranks = start_ranks(3, argv, tmp_path / "killed")
     deadline = time.monotonic() + 120
-    while not len(list(run.glob("rollouts/rollouts-*.parquet"))) >= 3:
+    while not len(list(run.glob("rollout/rollouts-*.parquet"))) >= 3:
         assert time.monotonic() < deadline, outputs(3, tmp_path / "killed")
         time.sleep(0.02)  # watching for files, not waiting out a race
     ranks[1].send_signal(signal.SIGKILL)

@@ -121,7 +121,7 @@ def test_ranks_that_hold_a_model_together_leave_together_and_others_go_on(
     run, log = tmp_path / "smoke", tmp_path / "stopped"
     ranks = start_ranks(2, _arguments(tmp_path, "rollout", *sharding), log)
     deadline = time.monotonic() + 120
-    while not any(run.glob("rollouts/rollouts-*.parquet")):
+    while not any(run.glob("rollout/rollouts-*.parquet")):
         assert time.monotonic() < deadline, outputs(2, log)
         time.sleep(0.02)  # watching for a file, not waiting out a race
     ranks[1].send_signal(signal.SIGTERM)

@@ -113,7 +113,7 @@ def _require_equal(run: Path, alone: Path) -> None:
     for stage in EXACT:
         assert _files(run, stage) == _files(alone, stage), stage
     one, other = (
-        load_file(path / "adapter/lora/adapter_model.safetensors") for path in (alone, run)
+        load_file(path / "distill/lora/adapter_model.safetensors") for path in (alone, run)
     )
     assert max(float((one[k] - other[k]).abs().max()) for k in one) < ROUNDING
 
