@@ -100,7 +100,7 @@ def test_two_ranks_that_hold_a_model_together_run_the_pipeline(
     run = tmp_path / "smoke"
     _require_same_rollouts(run, whole)
     for method in ("greedy", "lora-student"):
-        assert _tokens(run, f"eval/{method}") == _tokens(whole, f"eval/{method}"), method
+        assert _tokens(run, f"evaluate/{method}") == _tokens(whole, f"evaluate/{method}"), method
     verified = json.loads((run / "distill" / "manifest.json").read_text())["summary"]
     assert verified["effect"] > 0
 

@@ -147,7 +147,7 @@ def test_a_directory_of_any_name_is_written_to_and_no_other(tmp_path: Path) -> N
     directory.mkdir()
     run = _submit(directory, _site(directory, options={"comment": 'a # "b"'}), "rollout")
     _until_over(run)
-    assert (run / "rollouts" / "complete").is_file()
+    assert (run / "rollout" / "complete").is_file()
     (log,) = (run / "logs" / "slurm").glob("*.out")
     assert log.name == f"rollout-{submitted_jobs(RunDir(run))[0].job_id}.out"
 
