@@ -103,6 +103,7 @@ def test_dry_run_shows_the_work_and_touches_nothing(tmp_path: Path) -> None:
         (("run", DEMO, "model.name=/no/such/dir"), "no directory"),
         (("run", DEMO, "task.name=chess"), "no embedded family"),
         (("run", DEMO, "--submit", "--redo"), "--redo with --submit"),
+        (("rollout", DEMO, "--worker", "--redo"), "--worker --redo"),
         (("tune", DEMO, "--submit", "--redo"), "--redo with --submit"),
         (("run", DEMO, "splits.num_test=100000"), "distinct"),
         (("harvest", DEMO), "rollout stage is missing; run it first"),

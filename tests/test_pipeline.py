@@ -206,6 +206,16 @@ def test_redo_remakes_a_stage_and_those_after_it(finished: Path, tmp_path: Path)
     assert not (copy / "smoke" / "tune").exists()
 
 
+def test_redo_of_a_stage_that_is_off_discards_nothing(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    refused = run_smoke(copy, "--redo", verb="directions")
+    assert refused.returncode == 1
+    assert "directions: off" in refused.stderr
+    assert (copy / "smoke" / "harvest" / "complete").exists()
+    assert (copy / "smoke" / "report" / "complete").exists()
+
+
 def test_plain_generate_inside_the_context_gives_the_engines_tokens(finished: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -55,6 +55,8 @@ def _stage_command(name: str) -> Callable[..., None]:
             fail(
                 f"--worker: {name} is not made in chunks by a job array; {' and '.join(WORKERS)} are"
             )
+        if worker and redo:
+            fail("--worker --redo: one of several workers would discard what the others make")
         if submit or site is not None:
             _refuse_redo(redo=redo)
             _submit([name], config, overrides or [], site, dry_run=dry_run)

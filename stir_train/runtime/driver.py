@@ -14,6 +14,7 @@ from stir_train.config.inputs import SplitName
 from stir_train.config.load import dump_config
 from stir_train.config.pipeline import STAGES, Settings, Stage, settings_as_json, stages_from
 from stir_train.data.prompts import prompts_sha256, split_sha256
+from stir_train.errors import StageError
 from stir_train.monitoring.console import caution, good
 from stir_train.runtime.abilities import require_backend
 from stir_train.runtime.context import CONFIG_FILE, PROBLEMS_FILE, Finish, Outcome, RunContext
@@ -26,7 +27,8 @@ def run_stages(context: RunContext, names: Sequence[str], *, redo: bool) -> None
     is left out.
 
     Raises:
-        StageError: If one of them needs what the run's backend lacks; then nothing is made or discarded.
+        StageError: If one of them needs what the run's backend lacks, or the stage to be remade is off;
+            then nothing is made or discarded.
     """
     wanted = [stage for stage in STAGES if stage.name in names]
     require_backend(context.config, [s.name for s in wanted if s.is_on(context.config)])
@@ -150,6 +152,8 @@ def _ended_before(context: RunContext, stage: Stage) -> str | None:
     """Why this stage cannot be made, if one before it found so."""
     for earlier in STAGES[: STAGES.index(stage)]:
         directory = context.stage(earlier.name)
+        if not earlier.is_on(context.config):
+            continue
         if directory.is_complete and (reason := directory.ends_run()) is not None:
             return reason
     return None
@@ -157,6 +161,11 @@ def _ended_before(context: RunContext, stage: Stage) -> str | None:
 
 def _discard(context: RunContext, first: Stage) -> None:
     """Discard a stage and those after it, once all that could be refused afterwards has been read."""
+    if not first.is_on(context.config):
+        raise StageError(
+            f"{first.name}: off, since nothing in this configuration asks for it; --redo would discard "
+            "the stages after it and remake nothing in its place"
+        )
 
     def resolve() -> None:
         _ = context.resources.described, context.splits
