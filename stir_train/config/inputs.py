@@ -6,11 +6,11 @@ import re
 from datetime import date
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, model_validator
 
 from stir_train.config.base import FrozenConfig, NonEmptyText
 from stir_train.config.import_path import is_import_path
-from stir_train.config.tasks import KNOWN_TASKS
+from stir_train.config.tasks import REASONING_GYM, known_settings
 
 SPREAD = "spread"
 SplitName = Literal["harvest", "tune", "test"]
@@ -86,10 +86,14 @@ class TaskConfig(FrozenConfig):
     """Where problems come from and how answers are judged."""
 
     name: str = "addition"
-    """An embedded family, a public task that is known (`gsm8k`, `math500`, ...), or any label."""
+    """An embedded family, a public task that is known (`gsm8k`, `math500`, ...), `reasoning-gym:NAME`
+    for problems that the package reasoning-gym generates, or any label."""
+    parameters: dict[str, JsonValue] = Field(default_factory=dict)
+    """Of a `reasoning-gym:NAME` source: its generator's parameters, with `size` (problems made, 4000) and
+    `seed` (0) among them."""
     source: NonEmptyText | Annotated[tuple[NonEmptyText, ...], Field(min_length=1)] | None = None
-    """Hub id, or a local folder, JSONL, JSON, Parquet or CSV file; or a function of your own, as
-    `package.module:function`; or several of them."""
+    """Hub id, or a local folder, JSONL, JSON, Parquet or CSV file; `reasoning-gym:NAME`; a function of
+    your own, as `package.module:function`; or several of them."""
     revision: str | None = None
     """Pinned hub revision of the dataset."""
     subset: str | None = None
@@ -135,12 +139,14 @@ class TaskConfig(FrozenConfig):
             return values
         name = str(values.get("name"))
         own = {"source": name} if is_import_path(name) else {}
-        return {**KNOWN_TASKS.get(name, own), **values}
+        return {**(known_settings(name) or own), **values}
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         if "{question}" not in self.template:
             raise ValueError("template must contain {question}")
+        if self.parameters and not any(s.startswith(REASONING_GYM) for s in self.sources):
+            raise ValueError(f"parameters are for a source that is {REASONING_GYM}NAME")
         if self.chat_template is False and self.system_prompt is not None:
             raise ValueError("system_prompt needs the chat template, which is off")
         reserved = sorted(RESERVED_CHAT_ARGUMENTS & set(self.chat_template_kwargs))

@@ -119,6 +119,44 @@ KNOWN_TASKS: Mapping[str, Mapping[str, Any]] = {
 }
 """Settings of `task` by `task.name`; `custom`, like any other name, has none."""
 
+REASONING_GYM = "reasoning-gym:"
+"""Before the name of a dataset that the package reasoning-gym generates, as a task's name or source."""
+NUMERIC_DATASETS = frozenset(
+    [
+        "basic_arithmetic",
+        "chain_sum",
+        "count_bits",
+        "count_primes",
+        "gcd",
+        "gsm_symbolic",
+        "largest_island",
+        "lcm",
+        "leg_counting",
+        "letter_counting",
+        "maze",
+        "number_sequence",
+        "products",
+        "rectangle_count",
+        "rotten_oranges",
+        "simple_equations",
+        "simple_geometry",
+    ]
+)
+"""Datasets of reasoning-gym whose answers are single numbers, which our own grader reads leniently."""
+
+
+def known_settings(name: str) -> Mapping[str, Any]:
+    """What a task's name fills in; nothing for a label of one's own."""
+    if not name.startswith(REASONING_GYM):
+        return KNOWN_TASKS.get(name, {})
+    if name.removeprefix(REASONING_GYM) in NUMERIC_DATASETS:
+        return {"source": name, "grader": "numeric", "template": _NUMBER}
+    return {
+        "source": name,
+        "grader": "stir_train.data.reasoning_gym:ReasoningGymScorer",
+        "template": _STEPS + "End with a line 'Answer: <answer>'.",
+    }
+
 
 def require_known_task(name: str, *, origin: str) -> None:
     """Refuse a name that fills nothing in, where one that does was asked for.
@@ -130,7 +168,7 @@ def require_known_task(name: str, *, origin: str) -> None:
     Raises:
         ConfigError: Naming the nearest known task.
     """
-    if name in KNOWN_TASKS:
+    if known_settings(name):
         return
     near = difflib.get_close_matches(name, KNOWN_TASKS, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KNOWN_TASKS)}."

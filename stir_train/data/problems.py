@@ -14,11 +14,13 @@ from typing import Any
 
 from stir_train.config.import_path import is_import_path, load_object
 from stir_train.config.inputs import TaskConfig
+from stir_train.config.tasks import REASONING_GYM
 from stir_train.data.checkers import CheckerPool, is_mathematics
 from stir_train.data.choices import LETTERS
 from stir_train.data.extraction import boxed
 from stir_train.data.grading import require_gold
 from stir_train.data.own_grader import load_grader
+from stir_train.data.reasoning_gym import reasoning_gym_problems
 from stir_train.data.sources import NumberText, SourceRow, source_rows
 from stir_train.distributed.launch import usable_cores
 from stir_train.errors import DataError, StirError
@@ -103,6 +105,10 @@ def read_source(config: TaskConfig) -> list[SourceProblem]:
 
 def _rows(config: TaskConfig, source: str) -> Iterator[SourceRow | tuple[str, SourceProblem]]:
     """The rows of a source, or the finished problems of a loader of the user's own."""
+    if source.startswith(REASONING_GYM):
+        for number, values in enumerate(reasoning_gym_problems(config, source), start=1):
+            yield SourceRow(f"{source} problem {number}", values)
+        return
     if not is_import_path(source):
         yield from source_rows(config, source)
         return
@@ -145,7 +151,7 @@ def _problem_of(row: SourceRow | tuple[str, SourceProblem], config: TaskConfig) 
             raise DataError(f"the {name} is not text but {type(text).__name__}")
         if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
             raise DataError(f"the {name} holds half a character (a lone surrogate): {text!a:.80}")
-    require_gold(Gold(problem.answer, problem.choices), config)
+    require_gold(Gold(problem.answer, problem.choices, problem.question), config)
     return problem
 
 

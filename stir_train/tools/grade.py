@@ -98,7 +98,7 @@ def _parse(line: bytes, task: TaskConfig) -> ResponseLine:
         raise DataError(f"response is not text but {type(response).__name__}")
     if not isinstance(choices, list) or not all(isinstance(text, str) for text in choices):
         raise DataError("choices is not a list of texts")
-    gold = Gold(str(values["answer"]), tuple(choices))
+    gold = Gold(str(values["answer"]), tuple(choices), str(values.get("question", "")))
     require_gold(gold, task)
     return ResponseLine(values, response, gold, bool(values.get("truncated", False)))
 

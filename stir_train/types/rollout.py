@@ -20,10 +20,12 @@ class Gold:
     Attributes:
         answer: The gold answer, for multiple choice a letter.
         choices: The texts of the options, in the order of their letters.
+        question: The problem as its source states it; empty where it is not known.
     """
 
     answer: str
     choices: tuple[str, ...] = ()
+    question: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Prompt:
     @property
     def gold(self) -> Gold:
         """What its responses are graded against."""
-        return Gold(self.answer, self.choices)
+        return Gold(self.answer, self.choices, self.question)
 
 
 @dataclass(frozen=True)
