@@ -49,7 +49,7 @@ def test_a_datasets_own_scorer_takes_what_the_gold_answer_is_not() -> None:
     scorer = ReasoningGymScorer(task)
     problem = read_source(task)[0]
     gold = Gold(problem.answer, question=problem.question)
-    other = " ".join(["("] + problem.answer.split() + [")"])
+    other = " ".join(["(", *problem.answer.split(), ")"])
     assert other != problem.answer
     for text, is_right in [(problem.answer, True), (other, True), ("1 + 1", False)]:
         assert scorer(f"Hm.\n\nAnswer: {text}", gold).correct is is_right

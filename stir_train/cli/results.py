@@ -104,3 +104,18 @@ def compare(
         print(as_markdown(rows))
     else:
         answers().print(as_table(rows))
+
+
+@app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Finished run directory.")],
+    method: Annotated[str, typer.Option(help="Whose answers.")] = "stir",
+    than: Annotated[str, typer.Option(help="Compared with whose.")] = "greedy",
+    phrases: Annotated[int, typer.Option(min=1, help="Phrases in the table at most.")] = 10,
+    examples: Annotated[int, typer.Option(min=0, help="Phrases with an example.")] = 3,
+) -> None:
+    """Say what steering changed: phrases that became rarer or commoner, with answers side by side."""
+    from stir_train.tools.explain import explain_run, print_explanation
+
+    found = explain_run(run, method=method, than=than, max_phrases=phrases)
+    print_explanation(found, answers(), method=method, than=than, num_examples=examples)

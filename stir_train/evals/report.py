@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined, select_autoescape
 from stir_train.evals import plots
 from stir_train.evals.frontier import frontier
 from stir_train.evals.intervals import describe_change
+from stir_train.evals.phrases import PhraseChange, examples_of, phrase_changes
 from stir_train.types.reports import (
     BasisReport,
     DirectionsReport,
@@ -23,6 +24,7 @@ from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import SteeringDecision
 
 NUM_EXAMPLES = 4
+NUM_EXPLAINED = 3
 PAGE = "report.html"
 
 
@@ -37,6 +39,21 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Changes:
+    """What the chosen controller changed in the wording of answers.
+
+    Attributes:
+        num_items: Problems answered.
+        phrases: The phrases whose frequency changed most.
+        examples: Of the first of them, a problem answered twice.
+    """
+
+    num_items: int
+    phrases: Sequence[PhraseChange]
+    examples: Mapping[str, Example]
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything the page shows.
 
@@ -47,6 +64,7 @@ class ReportData:
         tune: The report of tuning.
         summaries: Stage name to summary figures.
         decisions: The steered method's decisions on the test items.
+        changes: What the steered method says otherwise.
         wins, losses: Items that steering mended, and that it broke.
         lineage: Stage name to fingerprint.
         config: The resolved configuration as YAML.
@@ -61,6 +79,7 @@ class ReportData:
     tune: TuneReport
     summaries: Mapping[str, Mapping[str, float | str]]
     decisions: Sequence[SteeringDecision]
+    changes: Changes
     wins: Sequence[Example]
     losses: Sequence[Example]
     lineage: Mapping[str, str]
@@ -142,6 +161,23 @@ def build_examples(
             question, answer = questions[plain.rollout.prompt_id]
             kept.append(Example(question, answer, plain.text, _pieces(changed, decode)))
     return wins, losses
+
+
+def build_changes(
+    baseline: Sequence[GradedRollout],
+    steered: Sequence[GradedRollout],
+    questions: Mapping[str, tuple[str, str]],
+) -> Changes:
+    """The phrases that changed most, with an example of the first few; arguments as `build_examples`."""
+    phrases = phrase_changes(baseline, steered)
+    examples = {}
+    told = phrases[:NUM_EXPLAINED]
+    for change, item in zip(told, examples_of(told, baseline, steered), strict=True):
+        question, answer = questions[baseline[item].rollout.prompt_id]
+        examples[change.phrase] = Example(
+            question, answer, baseline[item].text, (steered[item].text,)
+        )
+    return Changes(len(baseline), phrases, examples)
 
 
 def _pieces(graded: GradedRollout, decode: Callable[[Sequence[int]], str]) -> tuple[str, ...]:

@@ -6,7 +6,13 @@ from stir_train.answering.methods import GREEDY, STEERED
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.config.load import dump_config
 from stir_train.config.pipeline import STAGES, stages_off
-from stir_train.evals.report import PAGE, ReportData, build_examples, render_report
+from stir_train.evals.report import (
+    PAGE,
+    ReportData,
+    build_changes,
+    build_examples,
+    render_report,
+)
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.stores.reports import Record, load_report
 from stir_train.stores.results import load_results
@@ -45,6 +51,7 @@ def _write(context: RunContext, stage: StageDir) -> Outcome:
             tune=load_report(context.stage("tune"), TuneReport),
             summaries={name: context.stage(name).summary() for name in stages},
             decisions=decisions,
+            changes=build_changes(greedy, steered, questions),
             wins=wins,
             losses=losses,
             lineage={name: context.stage(name).fingerprint() for name in stages},
