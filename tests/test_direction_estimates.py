@@ -78,6 +78,7 @@ def synthetic(seed: int, *, planted: float) -> tuple[RolloutGradients, Advantage
             BLOCKS,
             torch.zeros(len(keys)),
             sums,
+            torch.rand(len(keys), len(BLOCKS), generator=generator),
         ),
         advantages,
     )
@@ -90,6 +91,7 @@ def take(gradients: RolloutGradients, rows: Sequence[int]) -> RolloutGradients:
         gradients.blocks,
         gradients.logprobs[list(rows)],
         gradients.sums[list(rows)],
+        gradients.state_norms[list(rows)],
     )
 
 

@@ -321,12 +321,16 @@ def test_a_half_precision_model_points_the_same_way(
 def test_acting_vectors_are_part_of_the_differentiated_policy() -> None:
     loaded, rollouts = double("phi"), some_rollouts()
     vector = torch.randn(32, generator=torch.Generator().manual_seed(6)).double()
-    acting = (PlacedVector(0, "segment", vector), PlacedVector(1, "prompt_end", vector))
+    acting = (
+        PlacedVector(0, "segment", vector),
+        PlacedVector(0, "every_token", -vector),
+        PlacedVector(1, "prompt_end", vector),
+    )
     found, _ = rollout_gradients(loaded, rollouts, dataclasses.replace(SETTINGS, acting=acting))
     for row, one in enumerate(rollouts):
 
         def add(states: Tensor, where: Sequence[int]) -> Tensor:
-            states = states.clone()
+            states = states - vector
             states[0, list(where)] += vector
             return states
 
@@ -365,6 +369,23 @@ def test_steered_rollouts_are_refused() -> None:
     steered = dataclasses.replace(some_rollouts()[0], impulses=(Impulse(2, 1, 0, 1.0),))
     with pytest.raises(ArtifactError, match="steered"):
         rollout_gradients(tiny_models.build("phi"), [steered], SETTINGS)
+
+
+def test_rollouts_steered_by_what_acts_are_differentiated() -> None:
+    loaded, plain = double("phi"), some_rollouts()[:2]
+    vector = torch.ones(32).double()
+    acting = (PlacedVector(2, "every_token", vector),)
+    settings = dataclasses.replace(SETTINGS, acting=acting)
+    made = [
+        dataclasses.replace(one, impulses=(Impulse(-1, 2, -1, 1.0, "every_token"),))
+        for one in plain
+    ]
+    found, _ = rollout_gradients(loaded, made, settings)
+    expected, _ = rollout_gradients(loaded, plain, settings)
+    assert torch.equal(found.sums, expected.sums)
+    other = dataclasses.replace(plain[0], impulses=(Impulse(-1, 2, -1, 1.0, "prompt_end"),))
+    with pytest.raises(ArtifactError, match="steered"):
+        rollout_gradients(loaded, [other], settings)
 
 
 def test_an_unknown_change_of_logits_is_refused() -> None:

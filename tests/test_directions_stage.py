@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from stir_train.artifacts.run_dir import RunDir
+from stir_train.config.inputs import ModelConfig
 from stir_train.config.load import load_config
 from stir_train.config.pipeline import STAGES, stages_off
 from stir_train.config.run import RunConfig
@@ -22,7 +23,9 @@ from stir_train.config.steering import VectorAction, VectorSteering
 from stir_train.directions.grid import vector_grid
 from stir_train.errors import ConfigError
 from stir_train.generation.fixed import FixedVector
+from stir_train.models.load import load_model
 from stir_train.recipes import directions as recipe
+from stir_train.runtime.direction_steps import VECTORS_FILE
 from stir_train.steering.artifacts import open_run_artifacts
 from stir_train.stores.directions import DIRECTIONS_FILE, load_directions
 from stir_train.stores.reports import load_report
@@ -36,12 +39,14 @@ SETTINGS = (
     "splits={num_harvest: 64, num_tune: 48, num_test: 24}",
     "rollout.temperature=1.0",
     "harvest.depths=[0.8]",
-    "tune={modes: [vector], vectors: {every_token: [20], prompt_end: [5]}, max_accuracy_loss: 1, "
+    "tune={modes: [vector], vectors: {every_token: [0.1], prompt_end: [0.025]}, max_accuracy_loss: 1, "
     "num_halvings: 0}",
     "utility.token_price=5",
     "distill.enabled=false",
 )
 """A norm that changes answers of a model of this size, and a price at which that is a gain."""
+HELD = 27.9
+"""A tenth of the typical norm of a state there."""
 WITHOUT = ("harvest", "basis", "validate", "value")
 
 
@@ -82,7 +87,7 @@ def test_a_run_of_vectors_makes_no_basis_and_ends_with_a_report(finished: Path) 
     chosen = results.find("stir")
     assert chosen is not None
     assert chosen.steering == VectorSteering(
-        actions=(VectorAction(place="every_token", depth=0.8, strength=20),)
+        actions=(VectorAction(place="every_token", depth=0.8, strength=HELD),)
     )
     page = (run.path / "report" / "report.html").read_text()
     assert "Is there anything to steer?" in page
@@ -129,7 +134,7 @@ def test_a_strength_is_the_norm_along_the_saved_direction(finished: Path) -> Non
     saved = load_directions(run / "directions" / DIRECTIONS_FILE, identity)
     torch.testing.assert_close(vector.vector, saved.vector(vector.block, "everywhere"))
     torch.testing.assert_close(vector.vector.norm(), torch.tensor(1.0))
-    assert (vector.place, vector.strength) == ("every_token", 20.0)
+    assert (vector.place, vector.strength) == ("every_token", HELD)
 
     graded = RolloutStore(RunDir(run).stage("evaluate")).read("stir")
     inputs = tokenizer(
@@ -157,7 +162,7 @@ def test_the_chosen_vector_is_what_is_exported(finished: Path, tmp_path: Path) -
     assert "the chosen controller itself" in done.stderr
     (held,) = torch.load(target / "steer.pt", weights_only=True).values()
     vector = held["steering_vector"].flatten()
-    torch.testing.assert_close(vector.norm(), torch.tensor(20.0))
+    torch.testing.assert_close(vector.norm(), torch.tensor(HELD))
 
 
 def test_a_stage_stopped_between_chunks_goes_on_to_the_same_bytes(
@@ -180,6 +185,42 @@ def test_a_stage_stopped_between_chunks_goes_on_to_the_same_bytes(
     resumed = _run(tmp_path, verb="directions")
     assert resumed.returncode == 0, resumed.stderr
     assert _digests(stage) == _digests(finished / "smoke" / "directions")
+
+
+def test_a_second_step_goes_from_where_the_first_came_to(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "smoke" / "rollout", tmp_path / "smoke" / "rollout")
+    done = _run(tmp_path, "directions.num_steps=2", verb="directions")
+    assert done.returncode == 0, done.stderr
+    assert "step 2: samples" in " ".join(done.stderr.split())
+    stage = RunDir(tmp_path / "smoke").stage("directions")
+    first, second = load_report(stage, DirectionsReport).steps
+    assert (first.number, first.acting, second.number) == (1, (), 2)
+    (acting,) = second.acting
+    assert (acting.place, acting.norm) == ("every_token", 0.05 * first.table[0].state_norm)
+    assert (
+        first.table
+        == load_report(RunDir(finished / "smoke").stage("directions"), DirectionsReport).table
+    )
+    made = RolloutStore(stage).read("step-2")
+    plain = RolloutStore(RunDir(tmp_path / "smoke").stage("rollout")).read()
+    assert [g.rollout.prompt_id for g in made] == [g.rollout.prompt_id for g in plain]
+    impulses = [one for g in made for one in g.rollout.impulses]
+    assert len(impulses) == len(made)
+    assert {one.place for one in impulses} == {"every_token"}
+    assert [one.strength for one in impulses] == pytest.approx([acting.norm] * len(made))
+    assert [g.rollout.token_ids for g in made] != [g.rollout.token_ids for g in plain]
+
+    identity = load_model(ModelConfig(name="embedded/addition")).identity
+    before = load_directions(stage.file(VECTORS_FILE), identity)
+    after = load_directions(stage.file(f"step-2/{VECTORS_FILE}"), identity)
+    final = load_directions(stage.file(DIRECTIONS_FILE), identity)
+    assert torch.equal(final.directions, after.directions)
+    at = after.places.index("everywhere")
+    passed = any(row.passes(0.05) for row in second.table if row.place == "everywhere")
+    assert torch.equal(before.directions[at], after.directions[at]) is not passed
+    torch.testing.assert_close(after.directions[at].norm(), torch.tensor(1.0))
+    other = after.places.index("prompt_end")
+    assert torch.equal(before.directions[other], after.directions[other])
 
 
 @pytest.mark.slow
@@ -219,13 +260,13 @@ def test_rewards_that_mean_nothing_end_the_run_with_the_reason(coin: str, tmp_pa
 
 
 def _row(block: int, place: str, gain: float) -> DirectionEstimate:
-    return DirectionEstimate(block, place, gain, gain, 0.5, 0.0, 0.0, 0.005, 0.005)  # type: ignore[arg-type]
+    return DirectionEstimate(block, place, gain, gain, 0.5, 0.0, 0.0, 0.005, 0.005, 10.0)  # type: ignore[arg-type]
 
 
 def test_the_grid_takes_each_places_best_block_alone_and_in_pairs() -> None:
     passing = [_row(2, "everywhere", 3.0), _row(1, "prompt_end", 2.0), _row(1, "everywhere", 1.0)]
-    norms = {"prompt_end": (2.0, 5.0), "every_token": (1.0,), "control_point": (4.0,)}
-    grid = vector_grid(passing, norms, {1: 0.3, 2: 0.6})  # type: ignore[arg-type]
+    shares = {"prompt_end": (0.2, 0.5), "every_token": (0.1,), "control_point": (0.4,)}
+    grid = vector_grid(passing, shares, {1: 0.3, 2: 0.6})  # type: ignore[arg-type]
     tried = [[(a.place, a.depth, a.strength) for a in one.actions] for one in grid]
     low, high, held = ("prompt_end", 0.3, 2.0), ("prompt_end", 0.3, 5.0), ("every_token", 0.6, 1.0)
     assert tried == [[low], [high], [held], [low, held], [high, held]]

@@ -103,18 +103,22 @@ def _directions_settings(config: RunConfig) -> Settings:
         {
             "directions": config.directions,
             "depths": config.direction_depths,
-            "max_points": config.control_points.max_points,
-            "max_new_tokens": config.generation.max_new_tokens,
+            "control_points": config.control_points,
+            "generation": config.generation,
+            "rollout": config.rollout,
         },
     )
 
 
 def _directions_plan(config: RunConfig) -> str:
     depths = ", ".join(f"{depth:g}" for depth in config.direction_depths)
+    later = config.directions.num_steps - 1
+    num_rollouts = config.splits.num_harvest * config.rollout.num_samples
+    steps = f"; then {later} x {num_rollouts} rollouts under what was found" if later else ""
     return (
         "gradients of rollouts of problems with unequal rewards, at depths "
         f"{depths} and {', '.join(config.directions.places)}; "
-        f"{config.directions.num_permutations} permutations"
+        f"{config.directions.num_permutations} permutations{steps}"
     )
 
 
@@ -248,6 +252,7 @@ STAGES: tuple[Stage, ...] = (
         _directions_settings,
         _directions_plan,
         reads=("rollout",),
+        splits=("harvest",),
         is_on=lambda config: config.uses_directions,
         uses_every_node=True,
     ),

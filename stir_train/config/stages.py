@@ -74,6 +74,13 @@ class DirectionsConfig(FrozenConfig):
     """Shuffles of the rewards within problems, which a direction must beat."""
     significance: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """A direction counts if its p-value over all blocks and places is at most this."""
+    num_steps: PositiveInt = 1
+    """Steps of gradient ascent: each after the first samples the harvest split again, under the vectors
+    so far, and adds to them what it finds there. Steps end where that is no more than noise."""
+    step_norms: dict[Place, PositiveFloat] = Field(
+        default={"prompt_end": 0.3, "every_token": 0.05}, min_length=1
+    )
+    """Norms of the vectors that later steps sample under, as shares of the typical norm of the states."""
     filtered: bool = False
     """Differentiate the distribution that top-p and top-k leave; costs a sort of the vocabulary a token."""
     max_batch_tokens: PositiveInt = 4096
@@ -186,10 +193,11 @@ class TuneConfig(FrozenConfig):
     """`steering.num_candidates` to try, in the same modes, of twice as many nearest entries (or
     `steering.num_nearest`, if more); empty keeps the given one."""
     vectors: dict[Place, Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]] = Field(
-        default={"prompt_end": (2.0, 5.0, 8.0), "every_token": (0.5, 1.0, 1.5)}, min_length=1
+        default={"prompt_end": (0.15, 0.3, 0.45), "every_token": (0.03, 0.06, 0.1)}, min_length=1
     )
-    """Of mode `vector`, norms to try by place: each alone, and of every two places together, at the
-    block whose direction there is most above chance."""
+    """Of mode `vector`, norms to try by place, as shares of the typical norm of the states there (the
+    table of stage directions has it): each alone, and of every two places together, at the block
+    whose direction there is most above chance."""
     num_halvings: Annotated[int, Field(ge=0, le=6)] = 1
     """How often the worse half of the settings is given up: once means that all answer the first half
     of the problems and the better half of them (and the best of each mode) the rest."""

@@ -80,7 +80,10 @@ def estimate_directions(
         norms.append(torch.cat([total.norm()[None], (permuted @ values.double()).norm(dim=1)]))
         cosines.append(_split_half_cosine(halves * weights, values.double(), total))
     gains = torch.stack(norms) / count
-    table = _table(pairs, gains, cosines)
+    typical = dict(
+        zip(gradients.blocks, gradients.state_norms.median(0).values.tolist(), strict=True)
+    )
+    table = _table(pairs, gains, cosines, [typical[block] for block, _ in pairs])
     return Estimate(
         table=table,
         directions=_direction_set(table, torch.stack(sums)),
@@ -161,6 +164,7 @@ def _table(
     pairs: Sequence[tuple[int, Place]],
     gains: Float[Tensor, "K P"],
     cosines: Sequence[float],
+    state_norms: Sequence[float],
 ) -> tuple[DirectionEstimate, ...]:
     """``gains`` has a row per pair: observed first, then permuted."""
     centred = gains - gains.mean(1, keepdim=True)
@@ -168,8 +172,8 @@ def _table(
     deviations = centred / gains.std(1, keepdim=True).clamp_min(torch.finfo(gains.dtype).tiny)
     largest = deviations.amax(0)
     rows = []
-    for (block, place), row, deviation, cosine in zip(
-        pairs, gains, deviations, cosines, strict=True
+    for (block, place), row, deviation, cosine, state_norm in zip(
+        pairs, gains, deviations, cosines, state_norms, strict=True
     ):
         observed, permuted = row[0], row[1:]
         count = len(permuted)
@@ -185,6 +189,7 @@ def _table(
                 permuted_max=float(permuted.max()),
                 p_value=(1 + int((permuted >= observed).sum())) / (1 + count),
                 family_p_value=(1 + int((largest[1:] >= deviation[0]).sum())) / (1 + count),
+                state_norm=state_norm,
             )
         )
     return tuple(rows)

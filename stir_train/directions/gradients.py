@@ -124,6 +124,7 @@ def rollout_gradients(
         blocks=settings.blocks,
         logprobs=torch.stack([part.logprob for part in made]),
         sums=torch.stack([part.sums for part in made]),
+        state_norms=torch.stack([part.states.norm(dim=-1).mean(0) for part in made]),
         points=_all_points(made) if settings.keep_points else None,
     )
     return gradients, gradient_pass.cost
@@ -211,7 +212,11 @@ class _GradientPass:
         distinct = list(dict.fromkeys(prompts))
         fed = torch.tensor(distinct)
         self.cost.prompt_token_forwards += fed.numel()
-        with torch.no_grad(), self._head.apart():
+        with (
+            torch.no_grad(),
+            block_hooks(self._loaded.blocks, self._on_prompts()),
+            self._head.apart(),
+        ):
             cache = self._loaded.model(
                 input_ids=fed.to(self._loaded.device), use_cache=True
             ).past_key_values
@@ -219,12 +224,24 @@ class _GradientPass:
             cache.batch_select_indices(torch.tensor([row_of[prompt] for prompt in prompts]))
         return cache
 
+    def _on_prompts(self) -> Mapping[int, BlockEdit]:
+        """What acts on every token of a prompt."""
+        held: dict[int, Tensor] = {}
+        for action in self._settings.acting:
+            if action.place == "every_token":
+                held[action.block] = held.get(action.block, 0) + action.vector
+        return {block: _adding(vector) for block, vector in held.items()}
+
     def _count(self, rollouts: Sequence[Rollout], token_ids: Int[Tensor, "B T"]) -> None:
         self.cost.batches += 1
         self.cost.graph_token_forwards += token_ids.numel()
         self.cost.recorded_tokens += sum(
             len(r.prompt_token_ids) + len(r.token_ids) for r in rollouts
         )
+
+
+def _adding(vector: Float[Tensor, "D"]) -> BlockEdit:
+    return lambda states: states + vector.to(states)
 
 
 class _BlockWatch:
@@ -355,12 +372,13 @@ def _require_differentiable(
             f"set it to 1, not {settings.sampling.repetition_penalty}"
         )
     blocks = settings.blocks
+    acting = {(action.block, action.place) for action in settings.acting}
     if not blocks or list(blocks) != sorted(set(blocks)) or not 0 <= blocks[0] <= blocks[-1]:
         raise StageError(f"blocks to differentiate must be ascending and distinct, not {blocks}")
     if blocks[-1] >= len(loaded.blocks):
         raise StageError(f"block {blocks[-1]} of a model of {len(loaded.blocks)} blocks")
     for rollout in rollouts:
-        if rollout.impulses:
+        if not {(one.block, one.place) for one in rollout.impulses} <= acting:
             raise ArtifactError(
                 f"{rollout.prompt_id}, sample {rollout.sample}: steered by a controller, whose "
                 "impulses this pass would not reproduce; record plain rollouts"

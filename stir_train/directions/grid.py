@@ -20,16 +20,18 @@ def vector_grid(
 
     Args:
         passing: Rows that are more than noise, largest gain above chance first.
-        norms: By place, what to try; a place without a passing row is left out.
+        norms: By place, what to try, as shares of the typical norm of the states there; a place without a
+            passing row is left out.
         depth_of: Depths by block.
     """
     singles: dict[Place, list[VectorAction]] = {}
-    for place, strengths in norms.items():
+    for place, shares in norms.items():
         best = next((row for row in passing if row.place == estimated_at(place)), None)
         if best is not None:
             depth = depth_of[best.block]
             singles[place] = [
-                VectorAction(place=place, depth=depth, strength=strength) for strength in strengths
+                VectorAction(place=place, depth=depth, strength=_rounded(share * best.state_norm))
+                for share in shares
             ]
     together = [
         (one, other)
@@ -39,3 +41,8 @@ def vector_grid(
     ]
     alone = [(action,) for actions in singles.values() for action in actions]
     return [VectorSteering(actions=actions) for actions in [*alone, *together]]
+
+
+def _rounded(norm: float) -> float:
+    """To three digits, as people write it."""
+    return float(f"{norm:.3g}")

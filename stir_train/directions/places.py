@@ -41,13 +41,16 @@ def spans_of(rollout: Rollout, max_points: int) -> list[Span]:
 def place_mask(
     rollouts: Sequence[Rollout], place: Place, *, max_points: int
 ) -> Float[Tensor, "B T"]:
-    """1 at the columns of a place, 0 elsewhere; ``T`` is the longest rollout's."""
+    """1 at the columns of a place, 0 elsewhere; ``T`` is the longest rollout's.
+
+    The rest of the prompt, where ``every_token`` acts too, has no columns.
+    """
     mask = torch.zeros(len(rollouts), max(map(num_fed, rollouts)))
     for row, rollout in enumerate(rollouts):
         spans = spans_of(rollout, max_points)
         if place == "prompt_end":
             mask[row, 0] = 1
-        elif place == "everywhere":
+        elif place in ("everywhere", "every_token"):
             mask[row, : num_fed(rollout)] = 1
         else:
             for span in spans[1:]:

@@ -116,6 +116,7 @@ def directions_table(report: DirectionsReport) -> Table:
         "split\nhalf",
         "permuted\nmax",
         "p, all\nrows",
+        "state\nnorm",
         "",
     ):
         table.add_column(column, justify="right")
@@ -129,6 +130,7 @@ def directions_table(report: DirectionsReport) -> Table:
             f"{row.split_half_cosine:.2f}",
             f"{row.permuted_max:.4f}",
             f"{row.family_p_value:.3f}",
+            f"{row.state_norm:.1f}",
             "passes" if passes else "",
             style="bold" if passes else "",
         )

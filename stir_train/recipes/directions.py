@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from stir_train.artifacts.run_dir import StageDir
-from stir_train.directions.advantages import Advantages
-from stir_train.directions.estimate import estimate_directions
 from stir_train.directions.gradients import GradientCost, GradientSettings, rollout_gradients
 from stir_train.distributed.leases import Note
 from stir_train.evals.tables import directions_table
 from stir_train.monitoring.console import progress
 from stir_train.runtime.chunk_scheduler import make_missing
 from stir_train.runtime.context import Finish, Outcome, RunContext
-from stir_train.runtime.directions import advantages_of, read_gradients
-from stir_train.runtime.generation import sampling_params
+from stir_train.runtime.direction_steps import (
+    StepFiles,
+    acting_vectors,
+    load_step,
+    load_vectors,
+    sampling_job,
+    step_files,
+    take_step,
+)
+from stir_train.runtime.directions import advantages_of
+from stir_train.runtime.generation import generate_jobs, sampling_params
 from stir_train.stores.directions import (
     DIRECTIONS_FILE,
     cost_file,
@@ -25,57 +32,78 @@ from stir_train.stores.directions import (
     save_gradients,
 )
 from stir_train.stores.reports import load_record, save_record, save_report
-from stir_train.stores.rollouts import RolloutStore
-from stir_train.types.directions import PLACES, RolloutGradients, estimated_at
-from stir_train.types.reports import DirectionEstimate, DirectionsReport
-from stir_train.types.rollout import GradedRollout
+from stir_train.types.directions import PLACES, PlacedVector, RolloutGradients
+from stir_train.types.reports import DirectionsReport
 
 
 def run(context: RunContext, stage: StageDir) -> Finish:
-    """Differentiate the rollouts of problems with unequal rewards, a chunk of rollouts at a time."""
-    rollouts = RolloutStore(context.stage("rollout")).require_complete()
-    files = {f"{chunk:05d}": gradients_file(chunk) for chunk in range(rollouts.num_chunks())}
+    """Differentiate the rollouts of problems with unequal rewards, and step as often as asked and useful."""
+    taken = 0
+    for number in range(1, context.config.directions.num_steps + 1):
+        if number > 1:
+            job = sampling_job(context, stage, number)
+            total = len(job.prompts) * job.num_samples
+            with progress(context.console, f"step {number}", total, "rollouts") as advance:
+                generate_jobs(context, stage, [job], advance)
+        _differentiate(context, stage, step_files(context, stage, number))
+        taken = number
+        if not context.world.on_main(f"step {number}", partial(take_step, context, stage, number)):
+            break
+    return lambda: _finish(context, stage, taken)
+
+
+def _differentiate(context: RunContext, stage: StageDir, step: StepFiles) -> None:
+    """A step's gradients, a chunk of its rollouts at a time."""
+    chunks = range(step.store.num_chunks(step.set_name))
+    files = {f"{step.prefix}{n:05d}": f"{step.prefix}{gradients_file(n)}" for n in chunks}
+    acting = acting_vectors(context, stage, step.number)
 
     def make(key: str) -> Note:
-        return _make_chunk(context, stage, rollouts.read_chunk("", int(key)), int(key))
+        return _make_chunk(context, stage, step, int(key.removeprefix(step.prefix)), acting)
 
-    with progress(context.console, "directions", len(files), "chunks") as advance:
+    title = "directions" if step.number == 1 else f"directions {step.number}"
+    with progress(context.console, title, len(files), "chunks") as advance:
 
         def on_finished(key: str, note: Note) -> None:
             if note:
-                context.metrics.log("directions", note, step=int(key))
+                number = int(key.removeprefix(step.prefix))
+                context.metrics.log("directions", {"step": step.number, **note}, step=number)
             advance(1)
 
         together = context.resources.engine if context.is_sharded else None
         make_missing(context, stage, files, make, on_finished, together=together)
-    return lambda: _finish(context, stage, rollouts.read(), range(len(files)))
 
 
 def _make_chunk(
-    context: RunContext, stage: StageDir, graded: Sequence[GradedRollout], chunk: int
+    context: RunContext,
+    stage: StageDir,
+    step: StepFiles,
+    chunk: int,
+    acting: tuple[PlacedVector, ...],
 ) -> dict[str, float]:
     """A chunk's gradients; problems are whole within it, so their advantages are known."""
+    graded = step.store.read_chunk(step.set_name, chunk)
     worth = advantages_of(context, graded)
     wanted = [
         item.rollout
         for item in graded
         if (item.rollout.prompt_id, item.rollout.sample) in worth.by_rollout
     ]
-    settings = _gradient_settings(context)
+    settings = _gradient_settings(context, acting)
     gradients, cost = _no_gradients(context, settings.blocks), GradientCost()
     if wanted:
         gradients, cost = rollout_gradients(context.resources.loaded, wanted, settings)
-    if not context.is_mine_to_write(
-        f"{stage.name}/{chunk:05d}", [rollout.token_ids for rollout in wanted]
-    ):
+    token_ids = [rollout.token_ids for rollout in wanted]
+    if not context.is_mine_to_write(f"{stage.name}/{step.prefix}{chunk:05d}", token_ids):
         return {}
-    save_record(stage, cost_file(chunk), cost)
+    save_record(stage, f"{step.prefix}{cost_file(chunk)}", cost)
     # The gradients come last: a chunk counts as made when they are there.
-    save_gradients(stage, gradients_file(chunk), gradients, context.resources.described.identity)
+    name = f"{step.prefix}{gradients_file(chunk)}"
+    save_gradients(stage, name, gradients, context.resources.described.identity)
     return {"num_rollouts": len(wanted), "token_forwards": cost.token_forwards}
 
 
-def _gradient_settings(context: RunContext) -> GradientSettings:
+def _gradient_settings(context: RunContext, acting: tuple[PlacedVector, ...]) -> GradientSettings:
     config = context.config
     blocks = {context.resources.block_at(depth) for depth in config.direction_depths}
     return GradientSettings(
@@ -85,6 +113,7 @@ def _gradient_settings(context: RunContext) -> GradientSettings:
         filtered=config.directions.filtered,
         max_batch_tokens=config.directions.max_batch_tokens,
         keep_points=False,
+        acting=acting,
     )
 
 
@@ -92,19 +121,28 @@ def _no_gradients(context: RunContext, blocks: tuple[int, ...]) -> RolloutGradie
     """Of a chunk all of whose problems have equal rewards."""
     width = context.resources.described.identity.width
     return RolloutGradients(
-        (), (), blocks, torch.zeros(0), torch.zeros(0, len(PLACES), len(blocks), width)
+        prompt_ids=(),
+        samples=(),
+        blocks=blocks,
+        logprobs=torch.zeros(0),
+        sums=torch.zeros(0, len(PLACES), len(blocks), width),
+        state_norms=torch.zeros(0, len(blocks)),
     )
 
 
-def _finish(
-    context: RunContext, stage: StageDir, graded: Sequence[GradedRollout], chunks: Sequence[int]
-) -> Outcome:
-    """Estimate and test the directions, or find that there are none."""
+def _finish(context: RunContext, stage: StageDir, num_steps: int) -> Outcome:
+    """Save the directions that the steps came to, or say that there are none."""
+    steps = tuple(load_step(stage, number) for number in range(1, num_steps + 1))
+    files = [step_files(context, stage, step.number) for step in steps]
+    graded = files[0].store.read()
     worth = advantages_of(context, graded)
-    table = _estimate(context, stage, worth) if worth.by_rollout else ()
-    costs = [load_record(stage.verified(cost_file(chunk)), GradientCost) for chunk in chunks]
+    costs = [
+        load_record(stage.verified(f"{step.prefix}{cost_file(chunk)}"), GradientCost)
+        for step in files
+        for chunk in range(step.store.num_chunks(step.set_name))
+    ]
     report = DirectionsReport(
-        table=table,
+        steps=steps,
         significance=context.config.directions.significance,
         num_rollouts=len(graded),
         num_problems=len({item.rollout.prompt_id for item in graded}),
@@ -115,13 +153,18 @@ def _finish(
         recorded_tokens=sum(cost.recorded_tokens for cost in costs),
     )
     save_report(stage, report)
-    if table:
+    if worth.by_rollout:
+        # Where a later step had no problem of unequal rewards, it left no vectors.
+        last = max(step.number for step in steps if step.table)
+        identity = context.resources.described.identity
+        save_directions(stage, DIRECTIONS_FILE, load_vectors(context, stage, last), identity)
         context.console.print(directions_table(report))
     return Outcome(
         {
             "num_used": report.num_used,
             "num_mixed": report.num_mixed,
             "num_passing": len(report.passing),
+            "num_steps": len(steps),
             "truncated_rate": report.truncated_rate,
             "token_forwards": report.token_forwards,
             "recorded_tokens": report.recorded_tokens,
@@ -132,22 +175,6 @@ def _finish(
     )
 
 
-def _estimate(
-    context: RunContext, stage: StageDir, worth: Advantages
-) -> tuple[DirectionEstimate, ...]:
-    """Save the directions; the table of them."""
-    identity, config = context.resources.described.identity, context.config
-    found = estimate_directions(
-        read_gradients(context),
-        worth,
-        seed=config.seed,
-        places=tuple(dict.fromkeys(map(estimated_at, config.directions.places))),
-        num_permutations=config.directions.num_permutations,
-    )
-    save_directions(stage, DIRECTIONS_FILE, found.directions, identity)
-    return found.table
-
-
 def _in_words(report: DirectionsReport) -> str:
     best = report.passing[0] if report.passing else None
     found = (
@@ -156,10 +183,15 @@ def _in_words(report: DirectionsReport) -> str:
         else f"{len(report.passing)} of {len(report.table)} directions beat chance, the best at "
         f"{best.place} of block {best.block}"
     )
+    later = "".join(
+        f"; step {step.number}: samples {step.correct_rate:.1%} right, {step.tokens_mean:.0f} tokens"
+        for step in report.steps
+        if len(report.steps) > 1
+    )
     return (
         f"{report.num_used} of {report.num_rollouts} rollouts, of {report.num_mixed} problems with "
         f"unequal rewards, {report.truncated_rate:.1%} of all cut off; {report.token_forwards:,} token "
-        f"forwards for {report.recorded_tokens:,} recorded tokens; {found}"
+        f"forwards for {report.recorded_tokens:,} recorded tokens; {found}{later}"
     )
 
 

@@ -70,6 +70,7 @@ def save_gradients(
         "samples": torch.tensor(gradients.samples, dtype=torch.long),
         "logprobs": gradients.logprobs,
         "sums": gradients.sums,
+        "state_norms": gradients.state_norms,
     }
     metadata = _model(identity) | {
         "prompt_ids": json.dumps(gradients.prompt_ids),
@@ -114,6 +115,7 @@ def load_gradients(path: Path, identity: ModelIdentity) -> RolloutGradients:
         blocks=tuple(json.loads(metadata["blocks"])),
         logprobs=tensors["logprobs"],
         sums=tensors["sums"],
+        state_norms=tensors["state_norms"],
         points=points,
     )
 

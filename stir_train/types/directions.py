@@ -58,6 +58,7 @@ class RolloutGradients:
         blocks: The ``L`` differentiated blocks, ascending.
         logprobs: ``Float[N]`` nats, of the whole completion under the sampled distribution.
         sums: ``Float[N P L D]`` float32, ``P`` in the order of `PLACES`.
+        state_norms: ``Float[N L]``, mean norm of the block's outputs at prompt end and control points.
         points: The single terms, where they were kept; grouped by rollout in the order of ``sums``.
     """
 
@@ -66,6 +67,7 @@ class RolloutGradients:
     blocks: tuple[int, ...]
     logprobs: Float[Tensor, "N"]
     sums: Float[Tensor, "N P L D"]
+    state_norms: Float[Tensor, "N L"]
     points: PointGradients | None = None
 
     def __post_init__(self) -> None:
@@ -111,6 +113,7 @@ class RolloutGradients:
             blocks=parts[0].blocks,
             logprobs=torch.cat([part.logprobs for part in parts])[index],
             sums=torch.cat([part.sums for part in parts])[index],
+            state_norms=torch.cat([part.state_norms for part in parts])[index],
             points=_join(points) if len(points) == len(parts) else None,
         )
 

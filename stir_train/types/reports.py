@@ -21,6 +21,8 @@ class DirectionEstimate:
         p_value: Share of permutations, the observed order counted as one, whose ``|G|`` is as large.
         family_p_value: The same against the largest of all rows in each permutation, in standard
             deviations: it holds however many blocks and places the table has.
+        state_norm: Typical norm of the block's outputs at prompt end and control points: what an added
+            vector's norm is to be compared with. The median over rollouts.
     """
 
     block: int
@@ -32,6 +34,7 @@ class DirectionEstimate:
     permuted_max: float
     p_value: float
     family_p_value: float
+    state_norm: float
 
     @property
     def beats_all_permutations(self) -> bool:
@@ -49,20 +52,54 @@ class DirectionEstimate:
 
 
 @dataclass(frozen=True, config=STRICT)
+class ActingVector:
+    """A vector that acted while a step's rollouts were sampled.
+
+    Attributes:
+        block, place: Where.
+        norm: Of what was added.
+    """
+
+    block: int
+    place: Place
+    norm: float
+
+
+@dataclass(frozen=True, config=STRICT)
+class DirectionStep:
+    """A step of gradient ascent in the added vectors.
+
+    Attributes:
+        number: From 1.
+        acting: What was added while its rollouts were sampled; nothing in the first step.
+        correct_rate, tokens_mean: Of these rollouts.
+        table: A row per block and place; empty if no problem has rewards that differ.
+    """
+
+    number: int
+    acting: tuple[ActingVector, ...]
+    correct_rate: float
+    tokens_mean: float
+    table: tuple[DirectionEstimate, ...]
+
+
+@dataclass(frozen=True, config=STRICT)
 class DirectionsReport:
     """Whether there is anything to steer with.
 
     Attributes:
-        table: A row per block and place; empty if no problem has rewards that differ.
+        steps: At least one; later ones go from where the one before came to.
         significance: What a row's p-value over all rows may be at most.
         num_rollouts, num_problems: Recorded.
-        num_used, num_mixed: Differentiated rollouts, and their problems, whose rewards differ.
+        num_used, num_mixed: Rollouts differentiated in the first step, and their problems, whose rewards
+            differ.
         truncated_rate: Of the recorded rollouts; those that were cut off are kept.
-        token_forwards: Fed forward, padding included; those after the prompts went backwards too.
+        token_forwards: Fed forward in all steps, padding included; those after the prompts went backwards
+            too.
         recorded_tokens: Tokens of the differentiated rollouts, their prompts' included.
     """
 
-    table: tuple[DirectionEstimate, ...]
+    steps: tuple[DirectionStep, ...]
     significance: float
     num_rollouts: int
     num_problems: int
@@ -71,6 +108,11 @@ class DirectionsReport:
     truncated_rate: float
     token_forwards: int
     recorded_tokens: int
+
+    @property
+    def table(self) -> tuple[DirectionEstimate, ...]:
+        """The first step's: whether anything can be done to the plain model."""
+        return self.steps[0].table
 
     @property
     def passing(self) -> tuple[DirectionEstimate, ...]:
