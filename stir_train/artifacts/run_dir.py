@@ -29,7 +29,7 @@ from stir_train.artifacts.atomic import (
 )
 from stir_train.errors import ArtifactError
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 CHECKSUMS = ".checksums"
 TEST_OPENINGS = "test_openings.json"
 PROGRESS = ".progress"

@@ -17,7 +17,7 @@ from stir_train.answering.methods import (
 )
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.baselines.registry import load_baseline
-from stir_train.config.pipeline import STAGE_NAMES
+from stir_train.config.pipeline import stage as stage_of
 from stir_train.config.run import RunConfig
 from stir_train.config.steering import SteeringConfig, VectorSteering, changed
 from stir_train.data.prompts import first_problems, render_prompts, require_unseen, split_sha256
@@ -253,7 +253,7 @@ def _jobs(context: RunContext, method: Method, others: Mapping[str, list[Prompt]
 
 def _open_test(context: RunContext) -> int:
     """Refuse test items that were used before; count the choices that the split was opened for."""
-    made_before = [name for name in STAGE_NAMES if name != "evaluate"]
+    made_before = stage_of("evaluate").sources(context.config)
     require_unseen(context.splits["test"], context.problems_used(made_before))
     openings = context.run_dir.record_opening(context.stage("tune").fingerprint())
     if openings > 1:
