@@ -25,7 +25,7 @@ class StageStatus:
 
     Attributes:
         name: The stage.
-        state: ``done``, ``unfinished``, ``to do`` or ``off``.
+        state: ``done``, ``unfinished``, ``to do``, ``off``, or ``not made`` after a stage that ended the run.
         progress: Chunks made so far, or the finished stage's figures.
         job: Slurm's id and state of the job that makes it, if one was submitted.
     """
@@ -76,9 +76,7 @@ def run_status(directory: Path) -> RunStatus:
         hint = "; give the run's directory, not its configuration" if directory.is_file() else ""
         raise ArtifactError(f"{directory}: no run here (no config.yaml){hint}")
     run_dir = RunDir(directory)
-    off: frozenset[str] = frozenset()
-    if config_file.is_file():
-        off = stages_off(load_config(RunConfig, config_file))
+    off, end = stages_left_out(run_dir), run_end(run_dir)
     queue = _ask_queue(run_dir)
     jobs = queue.jobs
     stages = []
@@ -89,12 +87,32 @@ def run_status(directory: Path) -> RunStatus:
         elif name in off:
             state, progress = "off", ""
         else:
-            state = "unfinished" if stage.path.exists() else "to do"
+            state = "unfinished" if stage.path.exists() else "not made" if end else "to do"
             progress = _chunks(stage.path)
         queued = "" if name not in jobs else f"{jobs[name][0]} {jobs[name][1].lower()}"
         stages.append(StageStatus(name, state, progress, queued))
+    if end:
+        return RunStatus(stages, queue.trouble, "", end)
     failure = "" if all(s.state in ("done", "off") for s in stages) else _last_failure(run_dir)
     return RunStatus(stages, queue.trouble, failure, _advice(stages, failure, queue))
+
+
+def stages_left_out(run_dir: RunDir) -> frozenset[str]:
+    """Stages that a run's own configuration leaves out; none if it holds no configuration."""
+    config_file = run_dir.path / "config.yaml"
+    if not config_file.is_file():
+        return frozenset()
+    return stages_off(load_config(RunConfig, config_file))
+
+
+def run_end(run_dir: RunDir) -> str:
+    """Which stage found that nothing after it can be made, and why; empty if none did."""
+    off = stages_left_out(run_dir)
+    for name in STAGE_NAMES:
+        stage = run_dir.stage(name)
+        if name not in off and stage.is_complete and (reason := stage.ends_run()) is not None:
+            return f"ended at {name}: {reason}"
+    return ""
 
 
 def _ask_queue(run_dir: RunDir) -> _Queue:

@@ -17,6 +17,7 @@ from stir_train.data.chat import chat_lines
 from stir_train.data.duplicates import near_duplicates
 from stir_train.data.prompts import cut_splits, render_prompts, require_disjoint
 from stir_train.errors import ArtifactError
+from stir_train.launch.status import run_end
 from stir_train.models.load import load_tokenizer
 from stir_train.runtime.problems import read_problems
 
@@ -81,7 +82,7 @@ def describe_path(path: Path, console: Console) -> None:
 
 
 def _describe_run(run: RunDir, console: Console) -> None:
-    table = Table(title=str(run.path))
+    table, end = Table(title=str(run.path)), run_end(run)
     for column in ("stage", "state", "figures"):
         table.add_column(column)
     for directory in STAGE_NAMES:
@@ -91,6 +92,8 @@ def _describe_run(run: RunDir, console: Console) -> None:
             continue
         table.add_row(directory, "complete", _figures(stage.summary()))
     console.print(table)
+    if end:
+        console.print(end, markup=False, soft_wrap=True)
 
 
 def _describe_stage(stage: StageDir, console: Console) -> None:

@@ -69,9 +69,9 @@ def recording() -> Iterator[Reads]:
 
     def noted(self: FrozenConfig, attribute: str) -> Any:
         value = original(self, attribute)
-        if attribute in _WHOLE or attribute in type(self).model_fields:
-            if not (isinstance(self, RunConfig) and attribute in _WHOLE):
-                reads.note(self, attribute, value)
+        whole = () if isinstance(self, RunConfig) else _WHOLE
+        if attribute in whole or attribute in type(self).model_fields:
+            reads.note(self, attribute, value)
         return value
 
     open_stage = RunDir.stage
