@@ -69,7 +69,7 @@ def recording() -> Iterator[Reads]:
 
     def noted(self: FrozenConfig, attribute: str) -> Any:
         value = original(self, attribute)
-        whole = () if isinstance(self, RunConfig) else _WHOLE
+        whole = () if type(self) is RunConfig else _WHOLE
         if attribute in whole or attribute in type(self).model_fields:
             reads.note(self, attribute, value)
         return value
