@@ -44,7 +44,7 @@ check: $(STAMP) ## format, lint, types, import contracts, fast tests
 	$(MAKE) test
 
 distill-results: $(STAMP) ## students and other methods, docs/distillation.md (an estimated ninety minutes)
-	for family in distill distill-mixed distill-outside; do \
+	for family in distill distill-mixed distill-out-of-domain; do \
 	  $(BIN)/stir-train run configs/results/$$family.yaml || exit 1; \
 	done
 

@@ -171,6 +171,15 @@ def test_what_reads_a_run_begins_none(tmp_path: Path, verb: str) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("verb", ["directions", "harvest", "value", "evaluate", "report"])
+def test_a_stage_without_what_it_reads_begins_no_run(tmp_path: Path, verb: str) -> None:
+    arguments = (DEMO, f"output_dir={tmp_path / 'runs'}", "tune.modes=[value, vector]")
+    failed = stir_train(verb, *arguments)
+    assert failed.returncode == 1
+    assert "demo/rollout: the rollout stage is missing; run it first" in failed.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_mistake_ends_the_process_without_a_traceback() -> None:
     failed = _process("run", DEMO, "rollout.num_sampels=3")
     assert failed.returncode == 1

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stir_train.artifacts.run_dir import RunDir
+from stir_train.artifacts.run_dir import RunDir, StageInputs
 from stir_train.config.deepspeed import deepspeed_config
 from stir_train.config.learning import TrainConfig
 from stir_train.config.load import load_config
@@ -25,6 +25,7 @@ from stir_train.launch.preflight import EMBEDDED_ROOT, preflight
 from stir_train.launch.site import SiteConfig
 from stir_train.launch.slurm import scripts_of
 from stir_train.launch.status import run_status
+from tests.support.commands import stir_train
 
 LLAMA_70B = {
     "hidden_size": 8192,
@@ -338,3 +339,21 @@ def test_status_says_what_is_done_what_failed_and_what_to_do(tmp_path: Path) -> 
     assert states["distill"] == "off"
     assert "rank 3 on n2: StageError: out of luck" in found.failure
     assert "goes on at rollout" in found.advice
+
+
+def test_status_and_inspect_say_where_a_run_ended_and_why(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    config = _config(tmp_path, "distill.enabled=false", "tune.modes=[vector]")
+    (run.path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    for name, ends_run in (("rollout", None), ("directions", "no effect: nothing to steer with")):
+        run.stage(name).begin(StageInputs(config={}, sources={}))
+        run.stage(name).finish({}, ends_run=ends_run)
+    found = run_status(run.path)
+    assert found.advice == "ended at directions: no effect: nothing to steer with"
+    states = {stage.name: stage.state for stage in found.stages}
+    assert (states["directions"], states["harvest"], states["tune"]) == ("done", "off", "not made")
+    (run.new_attempt() / "failure.json").write_text("{}")
+    assert not run_status(run.path).failure, "a run that ended lacks nothing"
+    shown = stir_train("inspect", str(run.path))
+    assert "ended at directions: no effect: nothing to steer with" in shown.stdout

@@ -164,6 +164,25 @@ def test_a_prompt_is_answered_and_decisions_are_shown(finished: Path, method: st
     assert "gold answer" in shown.stdout
 
 
+def test_what_only_reads_a_run_takes_no_lock_and_leaves_it_as_it_was(
+    finished: Path, tmp_path: Path
+) -> None:
+    def listed() -> dict[Path, int]:
+        return {path: path.lstat().st_mtime_ns for path in (finished / "smoke").rglob("*")}
+
+    with RunDir(finished / "smoke").locked():  # as by a run that goes on meanwhile
+        before = listed()
+        for verb, *options in (
+            ("trace",),
+            ("generate", "--prompt", "a3, b4, c1, d9: ones sum, exam\\n"),
+            ("export", "--to", str(tmp_path / "adapter")),
+            ("verify",),
+        ):
+            done = run_smoke(finished, *options, verb=verb)
+            assert done.returncode == 0, done.stderr
+        assert listed() == before
+
+
 def test_an_unknown_method_is_refused(finished: Path) -> None:
     wrong = run_smoke(finished, "--method", "magic", verb="trace")
     assert wrong.returncode == 1
@@ -299,11 +318,11 @@ def test_validation_goes_on_with_the_block_whose_controller_did_best(finished: P
 @pytest.mark.slow
 def test_other_methods_and_other_tasks_join_the_comparison(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "smoke", tmp_path / "smoke")
-    outside = "evaluate.out_of_domain={sums: {task: {name: addition}, num_problems: 16}}"
+    out_of_domain = "evaluate.out_of_domain={sums: {task: {name: addition}, num_problems: 16}}"
     methods = "baselines.methods=[nowait, thinkedit]"
     only = ("--only", "baselines,evaluate,report", "--redo")
     variants = "evaluate.variants={shut: {margin: 10}, first: {first_point_only: true}}"
-    done = run_smoke(tmp_path, methods, outside, variants, "evaluate.num_samples=2", *only)
+    done = run_smoke(tmp_path, methods, out_of_domain, variants, "evaluate.num_samples=2", *only)
     assert done.returncode == 0, done.stderr
     assert "2 other methods tuned over 11 settings" in done.stderr
     assert "outside the harvest: 16 problems of sums" in done.stderr

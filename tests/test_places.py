@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 import torch
 
-from stir_train.config.steering import PreviewSteering, SimilaritySteering
+from stir_train.config.steering import SimilaritySteering
 from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.errors import ConfigError, StageError
 from stir_train.generation.backend import (
@@ -18,7 +18,6 @@ from stir_train.generation.backend import (
     GenerationRequest,
     PlannedImpulse,
     SamplingParams,
-    abilities_for,
     require_abilities,
 )
 from stir_train.generation.controller import Controller
@@ -230,13 +229,7 @@ def test_a_backend_is_opened_by_name_and_refuses_what_it_cannot_do(loaded: Loade
     assert abilities_of(backend.name) == backend.abilities == frozenset(Ability)
     with pytest.raises(ConfigError, match="'other' is none of transformers"):
         open_backend("other", loaded, Limits(max_rows=2))
-    previews = BasisController(bases.basis(), PreviewSteering(), block=bases.BLOCK)
-    needs = abilities_for((previews, FixedVector("everywhere", 1, _vector(1))))
-    assert needs == {
-        Ability.ACT_AT_CONTROL_POINTS,
-        Ability.HOLD_EVERYWHERE,
-        Ability.PREVIEW,
-    }
+    needs = frozenset({Ability.ACT_AT_CONTROL_POINTS, Ability.PREVIEW})
     require_abilities("transformers", backend.abilities, needs, "mode preview")
     with pytest.raises(
         StageError, match=r"mode preview needs a backend that can .*preview.*=small"

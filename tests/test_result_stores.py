@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stir_train.artifacts.run_dir import RunDir, StageDir, StageInputs
-from stir_train.config.steering import ValueSteering, parse_steering
+from stir_train.config.steering import MODES, ValueSteering
 from stir_train.errors import ArtifactError
 from stir_train.stores.reports import load_report, save_report
 from stir_train.stores.results import (
@@ -148,7 +148,7 @@ def test_reports_go_by_block_and_point_numbers(stage: StageDir) -> None:
 
 def test_the_best_of_each_mode_has_answered_everything_and_is_the_first_of_equals() -> None:
     def trial(mode: str, strength: float, utility: float, num_problems: int = 9) -> SteeringTrial:
-        settings = parse_steering({"mode": mode, "strength": strength, "depth": 0.6})
+        settings = MODES[mode].model_validate({"strength": strength, "depth": 0.6})
         return SteeringTrial(settings, metrics("t", utility=utility), num_problems)
 
     trials = (

@@ -25,11 +25,6 @@ def _stage(tmp_path: Path) -> StageDir:
     return stage
 
 
-def test_openings_of_the_test_split_are_counted_by_choice(tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
-    assert [run.record_opening(choice) for choice in ("a", "a", "b", "a")] == [1, 1, 2, 2]
-
-
 def test_a_finished_stage_reads_back_and_is_not_redone(tmp_path: Path) -> None:
     stage = _stage(tmp_path)
     assert not stage.is_complete

@@ -109,11 +109,11 @@ def test_two_ranks_that_hold_a_model_together_run_the_pipeline(
 
 
 @pytest.mark.slow
-def test_two_teams_share_the_work(whole: Path, tmp_path: Path) -> None:
+def test_two_model_parallel_groups_share_the_work(whole: Path, tmp_path: Path) -> None:
     _run(4, tmp_path, "rollout", *TENSOR)
     _require_same_rollouts(tmp_path / "smoke", whole)
     logs = {path.name for path in (tmp_path / "smoke" / "logs").rglob("*.work.jsonl")}
-    assert logs == {"rank_0.work.jsonl", "rank_2.work.jsonl"}, "the first of each team writes"
+    assert logs == {"rank_0.work.jsonl", "rank_2.work.jsonl"}, "the first of each group writes"
 
 
 @pytest.mark.slow

@@ -54,13 +54,15 @@ def _results() -> Results:
     student = StudentComparison(
         "lora-rejection", "lora-rejection", None, 0.5, -0.101, interval, -0.201, interval
     )
-    outside = OutOfDomainResults("sorting", 99, "aa", (metrics("greedy"), metrics("lora-student")))
+    out_of_domain = OutOfDomainResults(
+        "sorting", 99, "aa", (metrics("greedy"), metrics("lora-student"))
+    )
     return dataclasses.replace(
         results(),
         methods=rows,
         students=(student,),
         sampled=(sampled,),
-        out_of_domain=(outside,),
+        out_of_domain=(out_of_domain,),
     )
 
 

@@ -1,4 +1,4 @@
-"""Claims and elastic work: each key once, the dead replaced, the living left alone."""
+"""Leases and the work queue: each key once, the dead replaced, the living left alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MakeTable = Callable[[], LeaseTable]
 
 @pytest.fixture(params=["store", "files"])
 def make_table(request: pytest.FixtureRequest, tmp_path: Path) -> MakeTable:
-    """Another process's view of the same claims at every call."""
+    """Another process's view of the same leases at every call."""
     if request.param == "files":
         return lambda: FileLeases(tmp_path, KEYS)
     store = HashStore()
@@ -75,7 +75,7 @@ def test_many_workers_make_each_key_once_and_all_hear_of_all(make_table: MakeTab
     assert all(sorted(ears) == sorted(KEYS) for ears in heard)
 
 
-def test_what_a_dead_worker_had_claimed_is_taken_over(make_table: MakeTable) -> None:
+def test_what_a_dead_worker_held_is_taken_over(make_table: MakeTable) -> None:
     dead = make_table()
     taken = [dead.acquire_next("dead") for _ in range(3)]
     assert taken == KEYS[:3]
@@ -91,7 +91,7 @@ def test_nobody_waits_for_a_worker_that_died_while_it_finished() -> None:
     dead = StoreLeases(store, "work", KEYS)
     dead.acquire_next("dead")
     dead.heartbeat("dead", 0)
-    PrefixStore("claims/work", store).add("num_finished", 1)  # and then it was killed
+    PrefixStore("leases/work", store).add("num_finished", 1)  # and then it was killed
     made: Counter[str] = Counter()
     heard: list[str] = []
     _work(StoreLeases(store, "work", KEYS), "alive", made, lease_seconds=0.2, heard=heard)
@@ -99,7 +99,7 @@ def test_nobody_waits_for_a_worker_that_died_while_it_finished() -> None:
     assert sorted(heard) == sorted(KEYS)
 
 
-def test_a_living_worker_keeps_its_claim(make_table: MakeTable) -> None:
+def test_a_living_worker_keeps_its_lease(make_table: MakeTable) -> None:
     slow, holding, may_end = make_table(), threading.Event(), threading.Event()
     made: Counter[str] = Counter()
 

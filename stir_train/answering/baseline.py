@@ -30,16 +30,16 @@ class BaselineAnswerer:
 
     @property
     def model(self) -> str:
-        """The run's own."""
+        """`BASE`: baselines answer with the run's own model."""
         return BASE
 
     @property
     def needs(self) -> frozenset[Ability]:
-        """As the baseline says."""
+        """What the baseline needs of the backend to steer or read as its paper says."""
         return self.method.needs
 
     def open(self) -> GenerationBackend:
-        """What decodes."""
+        """The backend over the run's own model, loaded now if nothing needed it before."""
         return self.open_context().engine
 
     def answer(
@@ -47,8 +47,13 @@ class BaselineAnswerer:
     ) -> Answers:
         """Answer every prompt once, within the token budget of ``sampling``.
 
+        Args:
+            prompts: Problems, in the order of the answers.
+            num_samples: 1.
+            sampling: Gives the token budget; how the method samples is its paper's.
+
         Raises:
-            ValueError: If more than one answer is asked for.
+            ValueError: If more than one answer is asked for, or another budget than the run's.
         """
         if num_samples != 1:
             raise ValueError(f"a baseline answers each problem once, not {num_samples} times")

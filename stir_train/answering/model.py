@@ -45,7 +45,7 @@ class ModelAnswerer:
         return self.make_controller() if self.make_controller else None
 
     def open(self) -> GenerationBackend:
-        """What decodes."""
+        """The backend over its model, loaded now if nothing needed it before."""
         return self.open_backend()
 
     def answer(
@@ -56,7 +56,17 @@ class ModelAnswerer:
         sampling: SamplingParams,
         listener: TokenListener | None = None,
     ) -> Answers:
-        """Answer every prompt; ``listener`` is called with every sampled token."""
+        """Answer every prompt, one request per prompt and sample.
+
+        Args:
+            prompts: Problems.
+            num_samples: Answers to each, told apart by their sampling noise.
+            sampling: Greedy or sampled, and the token budget.
+            listener: Called with every sampled token as it comes.
+
+        Returns:
+            Rollouts prompt by prompt, samples of a prompt together; decisions if something steers.
+        """
         made = self.open().generate(
             [GenerationRequest(prompt, k) for prompt in prompts for k in range(num_samples)],
             sampling,

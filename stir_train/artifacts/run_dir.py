@@ -29,12 +29,13 @@ from stir_train.artifacts.atomic import (
 )
 from stir_train.errors import ArtifactError
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 CHECKSUMS = ".checksums"
-TEST_OPENINGS = "test_openings.json"
 PROGRESS = ".progress"
 DISCARDED = ".discarded"
 METRICS_FILE, FAILURE_FILE = "metrics.jsonl", "failure.json"
+CONFIG_FILE = "config.yaml"
+"""The resolved configuration, of a run and of each attempt."""
 MARKER, MANIFEST, STAGE_FILE = "complete", "manifest.json", "stage.json"
 _Version = tuple[int, int, int]
 """What tells a file from another that took its name: inode, size and time of writing (ns)."""
@@ -285,19 +286,6 @@ class RunDir:
         """The metrics log: one JSON object a line, appended by every attempt."""
         return self.path / METRICS_FILE
 
-    def record_opening(self, choice: str) -> int:
-        """Note that the test split is opened for a frozen choice; return for how many so far.
-
-        Resuming counts once; remaking the choice and evaluating again counts again, whatever was
-        discarded in between.
-        """
-        path = self.path / TEST_OPENINGS
-        choices = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-        if choice not in choices:
-            choices.append(choice)
-            write_json(path, choices)
-        return len(choices)
-
     def discard(self, stages: Sequence[str]) -> None:
         """Delete stages, so that they are made again.
 
@@ -332,8 +320,8 @@ class RunDir:
                 return attempt
 
     def leases(self, stage: str) -> Path:
-        """Where processes that share only the disk claim a stage's work."""
-        return self.path / PROGRESS / stage / "claims"
+        """Where processes that share only the disk lease a stage's work."""
+        return self.path / PROGRESS / stage / "work_queue"
 
     def checkpoints(self, stage: str) -> Path:
         """Where a stage's fits are saved until it is done."""

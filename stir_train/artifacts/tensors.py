@@ -106,7 +106,11 @@ class TensorFile:
         return tuple(self._entry(name)["shape"])
 
     def tensor(self, name: str) -> Tensor:
-        """A whole tensor."""
+        """All rows of a tensor, copied into memory.
+
+        Raises:
+            ArtifactError: If the file holds no such tensor, or ends before its rows do.
+        """
         return self.rows(name, torch.arange(self.shape(name)[0]))
 
     def rows(self, name: str, index: Tensor) -> Tensor:

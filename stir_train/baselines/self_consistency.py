@@ -27,13 +27,13 @@ GRID: tuple[dict[str, int], ...] = (
 
 
 class SelfConsistency:
-    """Majority of samples."""
+    """Majority vote over samples, drawn a window at a time until the vote is decided."""
 
     name = "self-consistency"
     needs = frozenset[Ability]()
 
     def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:  # noqa: ARG002 - the interface's
-        """Nothing is parameters."""
+        """No parameters: a vote learns nothing from the harvest split."""
         return {}
 
     def settings(self, blocks: Sequence[int]) -> list[Setting]:  # noqa: ARG002 - the interface's

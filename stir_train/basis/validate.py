@@ -40,7 +40,7 @@ class PooledStates(Protocol):
     """States ``Float[S L D]``, wherever they are."""
 
     def gather(self, index: Int[Tensor, "B"]) -> Float[Tensor, "B L D"]:
-        """Those at ``index``."""
+        """The states of some rows, in the order of ``index``."""
         ...
 
 

@@ -38,25 +38,30 @@ def load(path: Path, overrides: list[str]) -> RunConfig:
 
 @contextmanager
 def opened(
-    path: Path, overrides: list[str], *, is_worker: bool = False, begins: bool = True
+    path: Path, overrides: list[str], stages: list[str], *, is_worker: bool = False
 ) -> Iterator[Any]:
-    """A run's context; the configuration is checked before torch is imported.
+    """A run's context for making stages; the configuration is checked before torch is imported.
 
     Args:
         path: Its configuration.
         overrides: Settings to change in it.
+        stages: What will be made.
         is_worker: Whether it makes chunks beside other workers.
-        begins: Whether a run is begun where there is none; else that is refused.
     """
     config = load(path, overrides)
-    if not begins and not (config.directory / "config.yaml").is_file():
-        fail(
-            f"{config.directory}: no run here (no config.yaml); if it was made with overrides "
-            "(name=...), give them again"
-        )
     from stir_train.runtime.attempt import open_run
 
-    with open_run(config, console(), sys.argv, is_worker=is_worker) as context:
+    with open_run(config, console(), sys.argv, stages=stages, is_worker=is_worker) as context:
+        yield context
+
+
+@contextmanager
+def reading(path: Path, overrides: list[str]) -> Iterator[Any]:
+    """The context of a run that is there already, and to which nothing is written."""
+    config = load(path, overrides)
+    from stir_train.runtime.attempt import read_run
+
+    with read_run(config, console()) as context:
         yield context
 
 

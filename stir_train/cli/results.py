@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from stir_train.cli.arguments import ConfigPath, Overrides, answers, console, opened
+from stir_train.cli.arguments import ConfigPath, Overrides, answers, console, reading
 
 app = typer.Typer()
 
@@ -15,7 +15,7 @@ app = typer.Typer()
 @app.command()
 def verify(config: ConfigPath, overrides: Overrides = None) -> None:
     """Reload a finished run's adapter in a fresh process and compare its logits."""
-    with opened(config, overrides or [], begins=False) as context:
+    with reading(config, overrides or []) as context:
         from stir_train.monitoring.console import good
         from stir_train.tools.verify import run_verify
 
@@ -42,7 +42,7 @@ def export(
     ] = "lora",
 ) -> None:
     """Write a finished run's adapter, merged weights or mean vector where another tool loads it."""
-    with opened(config, overrides or [], begins=False) as context:
+    with reading(config, overrides or []) as context:
         from stir_train.tools.export import run_export
 
         run_export(context, to, form=form)
@@ -58,7 +58,7 @@ def generate(
     ] = "stir",
 ) -> None:
     """Answer one prompt with a finished run's method, as it is written."""
-    with opened(config, overrides or [], begins=False) as context:
+    with reading(config, overrides or []) as context:
         from stir_train.tools.trace import stream_answer
 
         question = prompt.replace("\\n", "\n")
@@ -76,7 +76,7 @@ def trace(
     ] = "stir",
 ) -> None:
     """Show a completion with its control points: what was retrieved, and what was injected."""
-    with opened(config, overrides or [], begins=False) as context:
+    with reading(config, overrides or []) as context:
         from stir_train.tools.trace import show_decisions
 
         show_decisions(context, index, method, answers())

@@ -159,7 +159,7 @@ def _run(
     if dry_run:
         _show_plan(load(path, overrides), names, redo=redo)
         return
-    with opened(path, overrides, is_worker=worker) as context:
+    with opened(path, overrides, names, is_worker=worker) as context:
         from stir_train.runtime.driver import run_stages
         from stir_train.tools.outcome import show_outcome
 

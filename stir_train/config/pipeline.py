@@ -31,7 +31,8 @@ class Stage:
     Attributes:
         name: Verb, directory and heading.
         summary: What it does, in a sentence for ``--help``.
-        settings: What of the configuration it depends on; others may change between attempts.
+        own_settings: What of the configuration it reads beside what every stage does: all of it, since
+            other settings may change between attempts. ``tests/test_declared_settings.py`` checks it.
         plan: What it would do under a configuration, with counts, for ``--dry-run``.
         reads: Stages that it reads, of which those that are off are left out.
         splits: Splits of the problems that it opens.
@@ -44,7 +45,7 @@ class Stage:
 
     name: str
     summary: str
-    settings: Callable[[RunConfig], Settings]
+    own_settings: Callable[[RunConfig], Settings]
     plan: Callable[[RunConfig], str]
     reads: tuple[str, ...] = ()
     splits: tuple[SplitName, ...] = ()
@@ -64,27 +65,41 @@ class Stage:
         """The SLURM job that runs it."""
         return self.job or self.name
 
+    def settings(self, config: RunConfig) -> Settings:
+        """What it depends on; the bytes of every stage also depend on the seed and the threads."""
+        return {
+            "seed": config.seed,
+            "num_threads": config.num_threads,
+            **self.own_settings(config),
+        }
+
     def sources(self, config: RunConfig) -> tuple[str, ...]:
         """The stages that it reads under a configuration, in pipeline order."""
         return tuple(name for name in self.reads if stage(name).is_on(config))
 
 
-def _reproducibly(config: RunConfig, settings: Settings) -> Settings:
-    """Settings of a stage whose bytes also depend on the seed and the number of threads."""
-    return {"seed": config.seed, "num_threads": config.num_threads, **settings}
+def _answering(config: RunConfig) -> Settings:
+    """Settings of what answers and grades: the budget, sampling, the reward, and the harvested depths."""
+    return {
+        "generation": config.generation,
+        "rollout": config.rollout,
+        "depths": config.harvest.depths,
+        "max_points": config.control_points.max_points,
+    }
+
+
+def _steering(config: RunConfig) -> Settings:
+    """Settings of what answers under a controller: whether there is a basis, and directions."""
+    directions = {"directions": config.directions} if config.uses_directions else {}
+    return {**_answering(config), "needs_basis": config.needs_basis, **directions}
 
 
 def _rollout_settings(config: RunConfig) -> Settings:
-    return _reproducibly(
-        config,
-        {
-            "task": config.task,
-            "control_points": config.control_points,
-            "generation": config.generation,
-            "rollout": config.rollout,
-            "depths": config.harvest.depths,
-        },
-    )
+    return {
+        **_answering(config),
+        "task": config.task,
+        "control_points": config.control_points,
+    }
 
 
 def _rollout_plan(config: RunConfig) -> str:
@@ -94,19 +109,6 @@ def _rollout_plan(config: RunConfig) -> str:
     return (
         f"{num_problems} problems x {num_samples} samples = {num_rollouts} rollouts, at most "
         f"{num_rollouts * config.generation.max_new_tokens:,} tokens; states at depths {depths}"
-    )
-
-
-def _directions_settings(config: RunConfig) -> Settings:
-    return _reproducibly(
-        config,
-        {
-            "directions": config.directions,
-            "depths": config.direction_depths,
-            "control_points": config.control_points,
-            "generation": config.generation,
-            "rollout": config.rollout,
-        },
     )
 
 
@@ -131,17 +133,13 @@ def _harvest_plan(config: RunConfig) -> str:
 
 def _validate_settings(config: RunConfig) -> Settings:
     steering = ValueSteering.like(config.steering, {"depth": None, "strength": 1.0})
-    return _reproducibly(
-        config,
-        {
-            "validate": config.validation,
-            "value": config.value,
-            "max_points": config.control_points.max_points,
-            "steering": steering,
-            "utility": config.utility,
-            "generation": config.generation,
-        },
-    )
+    return {
+        **_answering(config),
+        "validation": config.validation,
+        "value": config.value,
+        "steering": steering,
+        "utility": config.utility,
+    }
 
 
 def _validate_plan(config: RunConfig) -> str:
@@ -154,24 +152,20 @@ def _validate_plan(config: RunConfig) -> str:
 
 
 def _value_settings(config: RunConfig) -> Settings:
-    return _reproducibly(
-        config,
-        {
-            "value": config.value,
-            "max_points": config.control_points.max_points,
-            "max_new_tokens": config.generation.max_new_tokens,
-        },
-    )
+    return {
+        **_answering(config),
+        "value": config.value,
+        "learns_from_replays": config.validation.enabled,
+    }
 
 
 def _tune_settings(config: RunConfig) -> Settings:
     return {
+        **_steering(config),
         "tune": config.tune,
         "steering": config.steering,
         "utility": config.utility,
         "num_bootstrap": config.evaluate.num_bootstrap,
-        "generation": config.generation,
-        "num_threads": config.num_threads,
     }
 
 
@@ -179,17 +173,6 @@ def _tune_plan(config: RunConfig) -> str:
     num_settings = config.num_tried_settings
     fewer = "; the worse half answers fewer" if config.tune.num_halvings else ""
     return f"{num_settings} settings x {config.splits.num_tune} problems, greedy beside them{fewer}"
-
-
-def _steer_settings(config: RunConfig) -> Settings:
-    return _reproducibly(
-        config,
-        {
-            "num_samples": config.distill.num_samples,
-            "rollout": config.rollout,
-            "generation": config.generation,
-        },
-    )
 
 
 def _steer_plan(config: RunConfig) -> str:
@@ -209,16 +192,23 @@ def _distill_plan(config: RunConfig) -> str:
 
 
 def _baselines_settings(config: RunConfig) -> Settings:
-    return _reproducibly(
-        config,
-        {
-            "baselines": config.baselines,
-            "rollout": config.rollout,
-            "generation": config.generation,
-            "utility": config.utility,
-            "num_bootstrap": config.evaluate.num_bootstrap,
-        },
-    )
+    return {
+        **_answering(config),
+        "needs_basis": config.needs_basis,
+        "baselines": config.baselines,
+        "utility": config.utility,
+        "num_bootstrap": config.evaluate.num_bootstrap,
+    }
+
+
+def _evaluate_settings(config: RunConfig) -> Settings:
+    return {
+        **_steering(config),
+        "evaluate": config.evaluate,
+        "utility": config.utility,
+        "baselines": list(config.baselines.names),
+        "students": ["", *config.distill.also] if config.distill.enabled else [],
+    }
 
 
 def _evaluate_plan(config: RunConfig) -> str:
@@ -236,6 +226,20 @@ def _distils(config: RunConfig) -> bool:
     return config.distill.enabled
 
 
+BEFORE_EVALUATION = (
+    "rollout",
+    "directions",
+    "harvest",
+    "basis",
+    "validate",
+    "value",
+    "tune",
+    "steer",
+    "distill",
+    "baselines",
+)
+"""All of them: evaluation asks each which problems it was made from, and the report shows each."""
+
 STAGES: tuple[Stage, ...] = (
     Stage(
         "rollout",
@@ -249,7 +253,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "directions",
         "Differentiate rollouts for directions to steer in, and test whether there are any.",
-        _directions_settings,
+        lambda config: {**_steering(config), "directions": config.directions},
         _directions_plan,
         reads=("rollout",),
         splits=("harvest",),
@@ -271,7 +275,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "basis",
         "Select the control basis and diagnose the contrasts.",
-        lambda config: {"basis": config.basis, "seed": config.seed},
+        lambda config: {"basis": config.basis},
         lambda config: (
             f"{config.basis.selection} selection of up to {config.basis.size} entries a block"
         ),
@@ -285,7 +289,7 @@ STAGES: tuple[Stage, ...] = (
         "Measure what each entry of the basis causes, by paired replay.",
         _validate_settings,
         _validate_plan,
-        reads=("basis",),
+        reads=("rollout", "basis"),
         splits=("harvest",),
         uses_every_node=True,
         is_on=_needs_basis,
@@ -297,7 +301,7 @@ STAGES: tuple[Stage, ...] = (
         lambda config: (
             f"{config.value.num_members} heads a block, at most {config.value.num_steps} steps"
         ),
-        reads=("rollout", "validate"),
+        reads=("rollout", "basis", "validate"),
         decodes=False,
         is_on=_needs_basis,
     ),
@@ -313,7 +317,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "steer",
         "Sample steered rollouts of the harvest split.",
-        _steer_settings,
+        lambda config: {**_steering(config), "num_samples": config.distill.num_samples},
         _steer_plan,
         reads=("directions", "validate", "value", "tune"),
         splits=("harvest",),
@@ -324,9 +328,9 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "distill",
         "Distil steered rollouts into a LoRA adapter, export and verify it.",
-        lambda config: _reproducibly(config, {"distill": config.distill}),
+        lambda config: {**_steering(config), "distill": config.distill},
         _distill_plan,
-        reads=("steer",),
+        reads=("rollout", "directions", "validate", "value", "tune", "steer"),
         decodes=False,
         is_on=_distils,
         uses_every_node=True,
@@ -346,25 +350,18 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "evaluate",
         "Compare every method on the held-out test split.",
-        lambda config: _reproducibly(
-            config,
-            {
-                "evaluate": config.evaluate,
-                "utility": config.utility,
-                "generation": config.generation,
-            },
-        ),
+        _evaluate_settings,
         _evaluate_plan,
-        reads=("directions", "basis", "validate", "value", "tune", "distill", "baselines"),
+        reads=BEFORE_EVALUATION,
         splits=("test",),
         uses_every_node=True,
     ),
     Stage(
         "report",
         "Write the run's HTML report.",
-        lambda _config: {},
+        lambda config: {"stages": [found.name for found in STAGES if found.is_on(config)]},
         lambda _config: "one HTML page",
-        reads=("evaluate",),
+        reads=(*BEFORE_EVALUATION, "evaluate"),
         decodes=False,
         job="evaluate",
     ),

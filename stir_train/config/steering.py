@@ -15,7 +15,6 @@ from pydantic import (
     JsonValue,
     PositiveFloat,
     PositiveInt,
-    TypeAdapter,
     field_validator,
 )
 
@@ -241,16 +240,6 @@ AnySteering = Annotated[
     Annotated[SteeringConfig, Field(discriminator="mode")], BeforeValidator(_with_mode)
 ]
 """`SteeringConfig` as the field of a model; `value` where no mode is given."""
-_STEERING: TypeAdapter[SteeringConfig] = TypeAdapter(AnySteering)
-
-
-def parse_steering(values: Mapping[str, Any]) -> SteeringConfig:
-    """Settings from a mapping, as a stage's report holds them.
-
-    Raises:
-        pydantic.ValidationError: If they are not of the mode that they name.
-    """
-    return _STEERING.validate_python(values)
 
 
 def steering_for(

@@ -33,11 +33,16 @@ class TrainEngine(Protocol):
     num_parts: int
 
     def set_rate(self, factor: float) -> None:
-        """Set every learning rate to a factor of its base."""
+        """Set every learning rate to ``factor`` times the one that the optimizer was made with."""
         ...
 
     def backward(self, loss: Tensor) -> None:
-        """Add a part's gradients. What is descended is the sum of losses over parts and ranks."""
+        """Accumulate the gradients of one part of a batch.
+
+        Args:
+            loss: A scalar. What is minimised is the sum of these over the parts and ranks of a step, so a
+                mean over the batch must be divided by the size of the whole batch.
+        """
         ...
 
     def step(self) -> float:
@@ -49,7 +54,7 @@ class TrainEngine(Protocol):
         ...
 
     def load_parameters(self, values: Mapping[str, Tensor]) -> None:
-        """Set the trainable parameters."""
+        """Set the trainable parameters to what `parameters` returned, here or on other ranks."""
         ...
 
     def state(self) -> dict[str, Tensor]:
@@ -90,13 +95,16 @@ class _Rates:
         self._base = [group["lr"] for group in optimizer.param_groups]
 
     def set(self, factor: float) -> None:
-        """Scale them."""
+        """Set each group's rate to ``factor`` times its base."""
         for group, rate in zip(self._optimizer.param_groups, self._base, strict=True):
             group["lr"] = rate * factor
 
 
 class PlainEngine:
-    """PyTorch in one process."""
+    """A `TrainEngine` of PyTorch alone, in one process.
+
+    It may drive several optimizers over one model; gradients are clipped by their norm over all of them.
+    """
 
     def __init__(
         self,
@@ -112,16 +120,16 @@ class PlainEngine:
         self._trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
 
     def set_rate(self, factor: float) -> None:
-        """Set every learning rate to a factor of its base."""
+        """Set every learning rate to ``factor`` times the one that its optimizer was made with."""
         for rates in self._rates:
             rates.set(factor)
 
     def backward(self, loss: Tensor) -> None:
-        """Add gradients."""
+        """Accumulate the gradients of one part, in the parameters' own ``grad``."""
         loss.backward()
 
     def step(self) -> float:
-        """Clip and update."""
+        """Clip by the global norm, update, and drop the gradients; the norm before clipping."""
         norm = float(nn.utils.clip_grad_norm_(self._trainable.values(), GRADIENT_CLIP))
         for optimizer in self._optimizers:
             optimizer.step()
@@ -129,27 +137,30 @@ class PlainEngine:
         return norm
 
     def parameters(self) -> dict[str, Tensor]:
-        """Copies of the trainable parameters."""
+        """Copies of the trainable parameters by name, float32, on the CPU."""
         return {n: p.detach().float().cpu().clone() for n, p in self._trainable.items()}
 
     @torch.no_grad()
     def load_parameters(self, values: Mapping[str, Tensor]) -> None:
-        """Copy values in."""
+        """Copy values into the trainable parameters, in their own dtype and on their own device."""
         for name, parameter in self._trainable.items():
             parameter.copy_(values[name])
 
     def state(self) -> dict[str, Tensor]:
-        """Parameters and whatever the optimizers keep of each."""
+        """Parameters by name, and what the optimizers keep of each as ``KEY/NAME`` (``exp_avg/...``)."""
         return self.parameters() | _optimizer_state(self._optimizers, self._trainable)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Copy everything in."""
+        """Restore `state`, into parameters and optimizers that have stepped once."""
         self.load_parameters(state)
         _load_optimizer_state(self._optimizers, self._trainable, state)
 
 
 class DeepSpeedEngine:
-    """DeepSpeed, ZeRO stage 0 to 3."""
+    """A `TrainEngine` of DeepSpeed over all ranks, at ZeRO stage 0 to 3.
+
+    Stage 1 shards the optimizer's states over ranks, 2 the gradients too, 3 the weights too.
+    """
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.AdamW, config: TrainConfig, world: World
@@ -173,11 +184,11 @@ class DeepSpeedEngine:
         self.module: nn.Module = self._engine
 
     def set_rate(self, factor: float) -> None:
-        """Set every learning rate to a factor of its base."""
+        """Set every learning rate to ``factor`` times the one that the optimizer was made with."""
         self._rates.set(factor)
 
     def backward(self, loss: Tensor) -> None:
-        """Add gradients; DeepSpeed takes means over parts and ranks, so the loss is scaled up."""
+        """Accumulate a part's gradients; DeepSpeed averages over parts and ranks, so the loss is scaled up."""
         self._engine.backward(loss * (self.num_parts * self.world.size))
         self._engine_boundary()
 
@@ -187,7 +198,7 @@ class DeepSpeedEngine:
             self._engine.step()
 
     def step(self) -> float:
-        """Clip and update."""
+        """Clip by the global norm and update, on every rank; the norm before clipping."""
         if self._stage == 0:
             # Without ZeRO it clips by the norm and does not say what that was.
             gradients = [p.grad for p in self._trainable.values() if p.grad is not None]
@@ -198,12 +209,12 @@ class DeepSpeedEngine:
         return float(self._engine.get_global_grad_norm())
 
     def parameters(self) -> dict[str, Tensor]:
-        """Gathered from the ranks that hold the parts."""
+        """The trainable parameters by name, float32, on the CPU, gathered from the ranks that hold parts."""
         return {name: self._whole(parameter) for name, parameter in self._trainable.items()}
 
     @torch.no_grad()
     def load_parameters(self, values: Mapping[str, Tensor]) -> None:
-        """Hand every rank its parts."""
+        """Set the trainable parameters; every rank passes them whole and keeps its own part."""
         for name, parameter in self._trainable.items():
             value = values[name].to(parameter.device)
             if self._stage == 0:
@@ -215,7 +226,7 @@ class DeepSpeedEngine:
                 parameter.copy_(value)
 
     def state(self) -> dict[str, Tensor]:
-        """Parameters, moments and the step, gathered."""
+        """Parameters by name, and Adam's moments and step as ``KEY/NAME``, gathered whole."""
         state = self.parameters()
         if self._stage == 0:
             return state | _optimizer_state([self._optimizer], self._trainable)
@@ -228,7 +239,7 @@ class DeepSpeedEngine:
         return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Hand every rank its parts."""
+        """Restore `state`, of any number of ranks; every rank passes it whole and keeps its own part."""
         self.load_parameters(state)
         if self._stage == 0:
             _load_optimizer_state([self._optimizer], self._trainable, state)

@@ -100,11 +100,11 @@ class StoreLeases:
         return news
 
     def heartbeat(self, owner: str, count: int) -> None:
-        """Write the count."""
+        """Set the owner's entry of the store to ``count``."""
         self._store.set(f"heartbeat/{owner}", str(count))
 
     def last_heartbeat(self, owner: str) -> str:
-        """Read the count."""
+        """The owner's count as text; empty before its first heartbeat."""
         name = f"heartbeat/{owner}"
         return self._store.get(name).decode() if self._store.check([name]) else ""
 
@@ -124,10 +124,10 @@ class FileLeases:
 
     def acquire_next(self, owner: str) -> str | None:
         """Create the first lease of a key that has none."""
-        claimed = {_key_of(name) for name in self._names("leases")}
-        claimed |= {_key_of(name) for name in self._names("finished")}
+        leased = {_key_of(name) for name in self._names("leases")}
+        leased |= {_key_of(name) for name in self._names("finished")}
         for key in self._keys:
-            if key not in claimed and self._create(key, 0, owner):
+            if key not in leased and self._create(key, 0, owner):
                 return key
         return None
 
@@ -136,7 +136,7 @@ class FileLeases:
         number = self._latest(key)
         if number < 0:
             return None
-        return self._claim(key, number).read_text(encoding="utf-8") or None
+        return self._lease_file(key, number).read_text(encoding="utf-8") or None
 
     def take_over(self, key: str, old: str | None, new: str) -> bool:
         """Create the lease after the latest, if that is still the old owner's."""
@@ -163,14 +163,14 @@ class FileLeases:
         return news
 
     def heartbeat(self, owner: str, count: int) -> None:
-        """Rewrite the owner's file."""
+        """Replace the owner's file by one with ``count``."""
         path = self._directory / "heartbeats" / _file_name(owner)
         partial = path.with_name(f".{path.name}")
         partial.write_text(str(count), encoding="utf-8")
         partial.replace(path)
 
     def last_heartbeat(self, owner: str) -> str:
-        """Read the owner's file."""
+        """What the owner's file holds; empty before its first heartbeat."""
         path = self._directory / "heartbeats" / _file_name(owner)
         return path.read_text(encoding="utf-8") if path.is_file() else ""
 
@@ -182,12 +182,12 @@ class FileLeases:
         numbers = [int(n.removeprefix(stem)) for n in self._names("leases") if n.startswith(stem)]
         return max(numbers, default=-1)
 
-    def _claim(self, key: str, number: int) -> Path:
+    def _lease_file(self, key: str, number: int) -> Path:
         return self._directory / "leases" / f"{_file_name(key)}@{number}"
 
     def _create(self, key: str, number: int, owner: str) -> bool:
         """Link a written file into place: it appears whole, and only if nothing is there."""
-        path = self._claim(key, number)
+        path = self._lease_file(key, number)
         partial = path.with_name(f".{path.name}.{_file_name(owner)}")
         partial.write_text(owner, encoding="utf-8")
         try:
@@ -230,7 +230,13 @@ class Watch:
 
 @contextmanager
 def sending_heartbeats(table: LeaseTable, owner: str, *, every_seconds: float) -> Iterator[None]:
-    """Beat for an owner from a thread for as long as the block runs."""
+    """Send an owner's heartbeats from a thread for as long as the block runs.
+
+    Args:
+        table: Takes them.
+        owner: Whose they are.
+        every_seconds: Time between two.
+    """
     ended = threading.Event()
     table.heartbeat(owner, 0)
 

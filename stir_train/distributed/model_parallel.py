@@ -1,4 +1,4 @@
-"""Consecutive ranks that hold one copy of a model: the first claims work, all of them do it."""
+"""Consecutive ranks that hold one copy of a model: the first leases work, all of them do it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ModelParallelGroup:
 
     @property
     def is_led_by_me(self) -> bool:
-        """Whether this rank claims for the group, and writes what it makes."""
+        """Whether this rank leases work for the group, and writes what it makes."""
         return self._world.rank == self._leader
 
     def leading(self, make: Callable[[str], Note]) -> Callable[[str], Note]:

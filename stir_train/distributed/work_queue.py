@@ -1,4 +1,4 @@
-"""Elastic work: any number of processes claim keys, take over from the dead, and all see the end."""
+"""A work queue: any number of processes lease keys, take over from the dead, and all see the end."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Rules:
 
     Attributes:
         lease_seconds: A key whose owner has shown no sign of life for so long is taken over.
-        wait_for_all: Otherwise a process leaves as soon as there is nothing left to claim.
-        collective_forward: For processes that cannot work without each other: they idle along until all is
-            made, and nobody takes over from the dead.
+        wait_for_all: Otherwise a process leaves as soon as there is no key left to lease.
+        collective_forward: For processes that cannot work without each other: all take part in every forward pass until all
+            is made, and nobody takes over from the dead.
     """
 
     lease_seconds: float
@@ -43,7 +43,7 @@ def work_through(
     """Make every key that no other process makes; return when all are made.
 
     Args:
-        table: Holds the claims.
+        table: Holds the leases.
         keys: All of them, the same on every process.
         owner: This process's name, unlike any other's.
         make: Does one key's work and returns its figures.
@@ -77,7 +77,7 @@ class _Worker:
         self.left = dict.fromkeys(self.keys)
 
     def acquire_all(self) -> None:
-        """Claim keys and make them until none is unclaimed."""
+        """Lease keys and make them until none is free."""
         self._listen()
         while True:
             self.boundary()
@@ -87,7 +87,7 @@ class _Worker:
             self._finish(key)
 
     def acquire_collectively(self, collective_forward: CollectiveForward) -> None:
-        """Claim keys until none is unclaimed; go on serving the others' until all are made."""
+        """Lease keys until none is free; take part in the others' passes until all are made."""
         stopped = False
         try:
             self.acquire_all()
@@ -109,7 +109,7 @@ class _Worker:
             raise Preempted
 
     def see_to_the_rest(self, watch: Watch) -> None:
-        """Wait for the keys that others claimed; take over from those that are gone."""
+        """Wait for the keys that others hold; take over from those that are gone."""
         while True:
             self._listen()
             if not self.left:

@@ -142,7 +142,7 @@ def tables(results: Results) -> list[Table]:
     found = [results_table(results), students_table(results), sampled_table(results)]
     return [
         *(table for table in found if table is not None),
-        *(out_of_domain_table(outside) for outside in results.out_of_domain),
+        *(out_of_domain_table(found) for found in results.out_of_domain),
     ]
 
 

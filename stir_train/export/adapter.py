@@ -49,6 +49,17 @@ def save_adapter(model: PeftModel, stage: StageDir, *, prefix: str = "") -> None
                 shutil.copyfile(Path(scratch) / name, path)
 
 
+def adapter_of(stage: StageDir, *, prefix: str = "") -> Path:
+    """The adapter's directory in a finished stage, both its files verified.
+
+    Raises:
+        ArtifactError: If the stage is unfinished, or one of them is missing or altered.
+    """
+    for name in ADAPTER_FILES:
+        stage.file(f"{prefix}{ADAPTER_DIRECTORY}/{name}")
+    return stage.path / prefix / ADAPTER_DIRECTORY
+
+
 @torch.no_grad()
 def save_probes(
     model: PeftModel, sequences: Sequence[Sequence[int]], stage: StageDir, *, prefix: str = ""

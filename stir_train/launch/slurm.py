@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from stir_train.artifacts.atomic import remove_leftovers, write_json, write_text
-from stir_train.artifacts.run_dir import RunDir
+from stir_train.artifacts.run_dir import CONFIG_FILE, RunDir
 from stir_train.config.load import dump_config
 from stir_train.config.run import RunConfig
 from stir_train.errors import ArtifactError, StageError
@@ -72,7 +72,7 @@ class SubmittedJob:
 def scripts_of(config: RunConfig, site: SiteConfig, jobs: Sequence[Job]) -> list[tuple[Path, str]]:
     """Path and text of every job's script, after the configuration that they all read."""
     directory = config.directory / SLURM
-    frozen = directory / "config.yaml"
+    frozen = directory / CONFIG_FILE
     return [
         (frozen, dump_config(config)),
         *(

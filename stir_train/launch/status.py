@@ -7,13 +7,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from stir_train.artifacts.run_dir import CHECKSUMS, FAILURE_FILE, RunDir
+from stir_train.artifacts.run_dir import CHECKSUMS, CONFIG_FILE, FAILURE_FILE, RunDir
 from stir_train.config.load import load_config
 from stir_train.config.pipeline import STAGE_NAMES, stages_off
 from stir_train.config.run import RunConfig
 from stir_train.errors import ArtifactError, StageError
 from stir_train.launch.slurm import LOGS, SLURM, recorded_jobs, submitted_jobs
 from stir_train.launch.slurm_commands import ALIVE, job_state
+from stir_train.runtime.upstream import end_of_run
 
 UNKNOWN = "UNKNOWN"
 CHUNK = ("rollouts-", "candidates-", "trials-")
@@ -25,7 +26,7 @@ class StageStatus:
 
     Attributes:
         name: The stage.
-        state: ``done``, ``unfinished``, ``to do`` or ``off``.
+        state: ``done``, ``unfinished``, ``to do``, ``off``, or ``not made`` after a stage that ended the run.
         progress: Chunks made so far, or the finished stage's figures.
         job: Slurm's id and state of the job that makes it, if one was submitted.
     """
@@ -71,14 +72,13 @@ def run_status(directory: Path) -> RunStatus:
     Raises:
         ArtifactError: If there is no run.
     """
-    config_file = directory / "config.yaml"
+    config_file = directory / CONFIG_FILE
     if not config_file.is_file() and not (directory / SLURM).is_dir():
         hint = "; give the run's directory, not its configuration" if directory.is_file() else ""
-        raise ArtifactError(f"{directory}: no run here (no config.yaml){hint}")
+        raise ArtifactError(f"{directory}: no run here (no {CONFIG_FILE}){hint}")
     run_dir = RunDir(directory)
-    off: frozenset[str] = frozenset()
-    if config_file.is_file():
-        off = stages_off(load_config(RunConfig, config_file))
+    off = stages_left_out(run_dir)
+    end = end_of_run(run_dir, off)
     queue = _ask_queue(run_dir)
     jobs = queue.jobs
     stages = []
@@ -89,12 +89,22 @@ def run_status(directory: Path) -> RunStatus:
         elif name in off:
             state, progress = "off", ""
         else:
-            state = "unfinished" if stage.path.exists() else "to do"
+            state = "unfinished" if stage.path.exists() else "not made" if end else "to do"
             progress = _chunks(stage.path)
         queued = "" if name not in jobs else f"{jobs[name][0]} {jobs[name][1].lower()}"
         stages.append(StageStatus(name, state, progress, queued))
+    if end:
+        return RunStatus(stages, queue.trouble, "", f"ended at {end.stage}: {end.reason}")
     failure = "" if all(s.state in ("done", "off") for s in stages) else _last_failure(run_dir)
     return RunStatus(stages, queue.trouble, failure, _advice(stages, failure, queue))
+
+
+def stages_left_out(run_dir: RunDir) -> frozenset[str]:
+    """Stages that a run's own configuration leaves out; none if it holds no configuration."""
+    config_file = run_dir.path / CONFIG_FILE
+    if not config_file.is_file():
+        return frozenset()
+    return stages_off(load_config(RunConfig, config_file))
 
 
 def _ask_queue(run_dir: RunDir) -> _Queue:

@@ -24,7 +24,7 @@ from stir_train.errors import ModelError
 def load_tensor_parallel(
     path: str, settings: dict[str, Any], world: World, shards: int, device: torch.device
 ) -> PreTrainedModel:
-    """Split every layer over teams of ``shards`` consecutive ranks. Collective.
+    """Split every layer over groups of ``shards`` consecutive ranks. Collective.
 
     transformers splits over a whole launch. Here a launch may hold several copies: the mesh is ours.
 

@@ -180,14 +180,16 @@ class ValueHead(nn.Module):
         return self.mahalanobis_distance(states) <= self.familiar_limit
 
     @torch.no_grad()
-    def learn_reach(
+    def fit_state_distribution(
         self,
         seen: Iterable[Float[Tensor, "R W"]],
         held_out: Iterable[Float[Tensor, "R2 W"]],
         *,
         share: float,
     ) -> None:
-        """Set what is familiar: all but a ``1 - share`` of held-out states.
+        """Fit the distribution of the training states, and the distance at which a state is out of it.
+
+        Probabilistic PCA of its own block's states; the limit is a quantile over held-out states.
 
         Args:
             seen: States of the training, in pieces that are in memory one at a time.

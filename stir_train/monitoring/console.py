@@ -60,12 +60,12 @@ def make_console(stream: TextIO | None = None) -> Console:
 
 
 def good(sentence: str) -> Text:
-    """Something is done."""
+    """A sentence that reports what was finished, with a green mark before it."""
     return Text.assemble(("✓", "green"), f" {sentence}")
 
 
 def caution(sentence: str) -> Text:
-    """Something that should be known."""
+    """A sentence that warns and stops nothing, in yellow."""
     return Text(f"! {sentence}", style="yellow")
 
 

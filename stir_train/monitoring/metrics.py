@@ -81,14 +81,14 @@ class _Steps:
         self._next = self._end = int(text) if text.isdecimal() else 0
 
     def take(self) -> int:
-        """The next number."""
+        """The next row number; setting aside a block writes to disk once in `STEP_BLOCK` calls."""
         if self._next == self._end:
             self._set_aside(self._end + STEP_BLOCK)
         self._next += 1
         return self._next - 1
 
     def close(self) -> None:
-        """Give back what was not used."""
+        """Give the rest of the block back, so that the next attempt goes on without a gap."""
         self._set_aside(self._next)
 
     def _set_aside(self, end: int) -> None:

@@ -17,14 +17,14 @@ from stir_train.answering.methods import (
 )
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.baselines.registry import load_baseline
-from stir_train.config.pipeline import STAGE_NAMES
+from stir_train.config.pipeline import stage as stage_of
 from stir_train.config.run import RunConfig
 from stir_train.config.steering import SteeringConfig, VectorSteering, changed
 from stir_train.data.prompts import first_problems, render_prompts, require_unseen, split_sha256
 from stir_train.errors import StageError
 from stir_train.evals.retention import compare_students
 from stir_train.evals.sampled import compare_samples
-from stir_train.monitoring.console import caution, progress
+from stir_train.monitoring.console import progress
 from stir_train.runtime.answerers import baseline_answerer, plain_answerer, steered_answerer
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.runtime.directions import vector_controls
@@ -34,6 +34,7 @@ from stir_train.runtime.generation import (
     load_answers,
     sampling_params,
 )
+from stir_train.runtime.opening import open_test_split
 from stir_train.runtime.problems import read_problems
 from stir_train.runtime.search import compare_in_run
 from stir_train.runtime.students import merge_students, student_answerer
@@ -71,7 +72,7 @@ class Jobs:
 
     @property
     def all(self) -> list[GenerationJob]:
-        """All of them."""
+        """The test split first, then other tasks, then samples: a student is loaded once for all."""
         return [
             self.test,
             *self.out_of_domain.values(),
@@ -205,13 +206,13 @@ def out_of_domain_prompts(context: RunContext) -> dict[str, list[Prompt]]:
         DataError: If there are too few, or some went into the run.
     """
     found = {}
-    for name, outside in context.config.evaluate.out_of_domain.items():
-        config: RunConfig = context.config.model_copy(update={"task": outside.task})
+    for name, other in context.config.evaluate.out_of_domain.items():
+        config: RunConfig = context.config.model_copy(update={"task": other.task})
         problems = first_problems(
-            read_problems(config), outside.num_problems, seed=config.splits.seed
+            read_problems(config), other.num_problems, seed=config.splits.seed
         )
         tokenizer = context.resources.described.tokenizer
-        found[name] = render_prompts(problems, outside.task, tokenizer)
+        found[name] = render_prompts(problems, other.task, tokenizer)
         used = {
             f"the run's {split} split": {p.prompt_id for p in context.splits[split]}
             for split in ("harvest", "tune")
@@ -253,17 +254,9 @@ def _jobs(context: RunContext, method: Method, others: Mapping[str, list[Prompt]
 
 def _open_test(context: RunContext) -> int:
     """Refuse test items that were used before; count the choices that the split was opened for."""
-    made_before = [name for name in STAGE_NAMES if name != "evaluate"]
-    require_unseen(context.splits["test"], context.problems_used(made_before))
-    openings = context.run_dir.record_opening(context.stage("tune").fingerprint())
-    if openings > 1:
-        context.console.print(
-            caution(
-                f"evaluate: the test split is opened for choice number {openings} of this run "
-                "directory; its intervals are honest for the first alone"
-            )
-        )
-    return openings
+    made_before = stage_of("evaluate").sources(context.config)
+    used = context.problems_used(made_before)
+    return open_test_split(context, context.stage("tune").fingerprint(), used)
 
 
 def _finish(

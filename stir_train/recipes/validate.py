@@ -207,7 +207,7 @@ def _better_injections(
         data: The greedy rollouts and trials so far.
         controllers: The injections, and the value head of each one's block.
         number: The round that the better half goes on to.
-        advance: Hears of problems answered.
+        advance: Called with the number of problems answered since the last call.
     """
     context, (injections, heads) = validation.context, controllers
     if len(heads) == 1:

@@ -121,9 +121,12 @@ def other_model_answerer(
 
 def baseline_answerer(context: RunContext, method: Baseline, setting: Setting) -> BaselineAnswerer:
     """A baseline under one setting; what it learnt is read when it is first asked."""
-    path = context.stage("baselines").path / parameters_file(method.name)
+    stage, name = context.stage("baselines"), parameters_file(method.name)
     return BaselineAnswerer(
-        method, setting, lambda: load_tensors(path)[0], lambda: answering_context(context)
+        method,
+        setting,
+        lambda: load_tensors(stage.verified(name))[0],
+        lambda: answering_context(context),
     )
 
 

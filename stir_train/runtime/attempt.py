@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from stir_train.artifacts.atomic import write_json, write_text
-from stir_train.artifacts.run_dir import FAILURE_FILE, METRICS_FILE, RunDir
+from stir_train.artifacts.run_dir import CONFIG_FILE, FAILURE_FILE, METRICS_FILE, RunDir
 from stir_train.config.base import imported_by
 from stir_train.config.import_path import load_object
 from stir_train.config.load import dump_config
@@ -23,18 +23,24 @@ from stir_train.config.run import RunConfig
 from stir_train.distributed.launch import usable_cores
 from stir_train.distributed.preemption import Preempted
 from stir_train.distributed.world import PeerError, World, open_world
-from stir_train.errors import StageError
+from stir_train.errors import ArtifactError, StageError
 from stir_train.monitoring.console import caution, make_console
 from stir_train.monitoring.metrics import Metrics, MetricsFile, open_metrics
-from stir_train.runtime.context import CONFIG_FILE, RunContext, set_threads
+from stir_train.runtime.context import RunContext, set_threads
 from stir_train.runtime.resources import Resources
+from stir_train.runtime.upstream import require_sources
 
 LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "accelerate", "datasets", "safetensors")
 
 
 @contextmanager
 def open_run(
-    config: RunConfig, console: Console, argv: Sequence[str], *, is_worker: bool = False
+    config: RunConfig,
+    console: Console,
+    argv: Sequence[str],
+    *,
+    stages: Sequence[str] = (),
+    is_worker: bool = False,
 ) -> Iterator[RunContext]:
     """Join the launch, lock the run directory, record this attempt, and yield the context.
 
@@ -42,13 +48,41 @@ def open_run(
         config: The run.
         console: Where rank 0 speaks; other ranks write to the attempt's logs.
         argv: The command, for the record.
+        stages: What will be made.
         is_worker: Only make chunks, beside other workers that share nothing but the disk.
+
+    Raises:
+        ArtifactError: If what these stages read is not there; then nothing is written.
     """
     with (
         open_world() as world,
-        enter_run(config, console, argv, world, is_worker=is_worker) as context,
+        enter_run(config, console, argv, world, stages=stages, is_worker=is_worker) as context,
     ):
         yield context
+
+
+@contextmanager
+def read_run(config: RunConfig, console: Console) -> Iterator[RunContext]:
+    """The context of a run that is only read: no lock, no attempt, and nothing written to it.
+
+    Raises:
+        ArtifactError: If there is no run.
+    """
+    run_dir = RunDir(config.directory)
+    if not (run_dir.path / CONFIG_FILE).is_file():
+        raise ArtifactError(
+            f"{run_dir.path}: no run here (no {CONFIG_FILE}); if it was made with overrides "
+            "(name=...), give them again"
+        )
+    with open_world() as world:
+        _prepare(config)
+        resources = Resources(config, world)
+        try:
+            yield RunContext(
+                config, run_dir, run_dir.path, world, False, Metrics([]), console, resources
+            )
+        finally:
+            resources.close()
 
 
 @contextmanager
@@ -58,19 +92,21 @@ def enter_run(
     argv: Sequence[str],
     world: World,
     *,
+    stages: Sequence[str] = (),
     is_worker: bool = False,
 ) -> Iterator[RunContext]:
     """The same in a launch that was joined before, which may enter one run after another."""
     run_dir = RunDir(config.directory)
+
+    def attempt_opened() -> str:
+        require_sources(config, stages)  # what is refused leaves no trace
+        return _open_attempt(run_dir, config, argv, stack, is_worker)
+
     with ExitStack() as stack:
         if is_worker and world.size > 1:
             raise StageError("--worker is for processes by themselves, as in a job array")
-        set_threads(config)
-        for setting, path in imported_by(config).items():
-            load_object(path, kind=setting)  # what cannot be found is refused before anything runs
-        attempt = run_dir.path / str(
-            world.on_main("attempt", lambda: _open_attempt(run_dir, config, argv, stack, is_worker))
-        )
+        _prepare(config)
+        attempt = run_dir.path / str(world.on_main("attempt", attempt_opened))
         if not world.is_main:
             log = stack.enter_context((attempt / f"rank_{world.rank}.log").open("a"))
             console = make_console(log)
@@ -86,6 +122,13 @@ def enter_run(
             raise
         finally:
             resources.close()
+
+
+def _prepare(config: RunConfig) -> None:
+    """What the process does before it enters a run: what cannot be found is refused before anything runs."""
+    set_threads(config)
+    for setting, path in imported_by(config).items():
+        load_object(path, kind=setting)
 
 
 def _open_attempt(

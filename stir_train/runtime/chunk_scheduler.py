@@ -29,9 +29,9 @@ def make_missing(
 ) -> None:
     """Make what a stage lacks; return when all of it is there. Collective.
 
-    Alone, keys are made in order. In a launch, ranks claim keys in its store; as a worker, in files
-    beside the run, and it returns when nothing is left to claim. Where ranks hold a model together,
-    the first of each group claims and the others make the same keys along with it.
+    Alone, keys are made in order. In a launch, ranks lease keys in its store; as a worker, in files
+    beside the run, and it returns when no key is left to lease. Where ranks hold a model together,
+    the first of each group leases keys and the others make the same keys along with it.
 
     Args:
         context: The run.

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from stir_train.artifacts.run_dir import RunDir, StageDir
 from stir_train.config.inputs import SplitName
+from stir_train.config.pipeline import stage as stage_of
 from stir_train.config.run import RunConfig
 from stir_train.data.prompts import cut_splits, render_prompts, require_disjoint
 from stir_train.distributed.model_parallel import ModelParallelGroup
@@ -26,8 +27,6 @@ from stir_train.stores.steering import SteeringStore
 from stir_train.train.checkpoint import CheckpointFile
 from stir_train.types.rollout import Prompt
 
-CONFIG_FILE = "config.yaml"
-"""The resolved configuration, of a run and of each attempt."""
 PROBLEMS_FILE = "problems.json"
 """Ids of the problems a stage was made from, by split."""
 
@@ -58,7 +57,7 @@ class RunContext:
     Attributes:
         config: Everything the run depends on.
         run_dir: Where it lives.
-        attempt: This attempt's log directory.
+        attempt: This attempt's log directory; the run's own where it is only read.
         world: The processes that work on it together.
         is_worker: This process only makes chunks, beside others that share nothing but the disk.
         metrics: Sinks; on other ranks than 0 they swallow everything.
@@ -151,12 +150,17 @@ class RunContext:
         self.stage("rollout").require_settings(wanted)
 
     def problems_used(self, names: Sequence[str]) -> dict[str, set[str]]:
-        """Ids of the problems that went into the named stages, by stage and split."""
+        """Ids of the problems that went into the named stages, those that were made, by stage and split.
+
+        Raises:
+            ArtifactError: If a stage's list of them is missing or damaged.
+        """
         used: dict[str, set[str]] = {}
         for name in names:
-            stage = self.stage(name)
-            if stage.has(PROBLEMS_FILE):
-                held = json.loads(stage.file(PROBLEMS_FILE).read_text(encoding="utf-8"))
+            directory = self.stage(name)
+            if directory.path.exists() and stage_of(name).splits:
+                path = directory.verified(PROBLEMS_FILE)
+                held = json.loads(path.read_text(encoding="utf-8"))
                 used |= {f"{name} ({split})": set(ids) for split, ids in held.items()}
         return used
 

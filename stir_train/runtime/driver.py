@@ -7,24 +7,36 @@ import json
 from collections.abc import Sequence
 
 from stir_train.artifacts.atomic import write_text
-from stir_train.artifacts.run_dir import StageDir, StageInputs
+from stir_train.artifacts.run_dir import CONFIG_FILE, StageDir, StageInputs
 from stir_train.config.base import imported_by
 from stir_train.config.import_path import module_sha256
 from stir_train.config.inputs import SplitName
 from stir_train.config.load import dump_config
-from stir_train.config.pipeline import STAGES, Settings, Stage, settings_as_json, stages_from
+from stir_train.config.pipeline import (
+    STAGE_NAMES,
+    STAGES,
+    Settings,
+    Stage,
+    settings_as_json,
+    stages_from,
+    stages_off,
+)
 from stir_train.data.prompts import prompts_sha256, split_sha256
 from stir_train.errors import StageError
 from stir_train.monitoring.console import caution, good
 from stir_train.runtime.abilities import require_backend
-from stir_train.runtime.context import CONFIG_FILE, PROBLEMS_FILE, Finish, Outcome, RunContext
+from stir_train.runtime.context import PROBLEMS_FILE, Finish, Outcome, RunContext
+from stir_train.runtime.upstream import end_of_run
 
 
-def run_stages(context: RunContext, names: Sequence[str], *, redo: bool) -> None:
+def run_stages(context: RunContext, names: Sequence[str], *, redo: bool) -> str | None:
     """Run the named stages in pipeline order; with ``redo`` they and all later ones are remade.
 
     Where a finished stage found that nothing after it can be made, the console says why, and the rest
     is left out.
+
+    Returns:
+        Why the rest was left out, if it was.
 
     Raises:
         StageError: If one of them needs what the run's backend lacks, or the stage to be remade is off;
@@ -38,12 +50,13 @@ def run_stages(context: RunContext, names: Sequence[str], *, redo: bool) -> None
         reason = _ended_before(context, stage)
         if reason is not None:
             context.console.print(caution(reason))
-            return
+            return reason
         if stage.is_on(context.config):
             run_stage(context, stage)
         elif len(wanted) == 1:
             asked = f"{stage.name}: off, since nothing in this configuration asks for it"
             context.console.print(caution(asked))
+    return None
 
 
 def run_stage(context: RunContext, stage: Stage) -> None:
@@ -150,13 +163,10 @@ def _finish(context: RunContext, directory: StageDir, outcome: Outcome) -> None:
 
 def _ended_before(context: RunContext, stage: Stage) -> str | None:
     """Why this stage cannot be made, if one before it found so."""
-    for earlier in STAGES[: STAGES.index(stage)]:
-        directory = context.stage(earlier.name)
-        if not earlier.is_on(context.config):
-            continue
-        if directory.is_complete and (reason := directory.ends_run()) is not None:
-            return reason
-    return None
+    end = end_of_run(context.run_dir, stages_off(context.config))
+    if end is None or STAGE_NAMES.index(end.stage) >= STAGE_NAMES.index(stage.name):
+        return None
+    return end.reason
 
 
 def _discard(context: RunContext, first: Stage) -> None:

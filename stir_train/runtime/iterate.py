@@ -13,14 +13,14 @@ from pathlib import Path
 from rich.console import Console
 
 from stir_train.answering.methods import GREEDY
+from stir_train.artifacts.atomic import json_sha256
 from stir_train.artifacts.run_dir import RunDir
 from stir_train.config.inputs import SplitName
 from stir_train.config.pipeline import STAGE_NAMES
 from stir_train.config.run import RunConfig
-from stir_train.data.prompts import require_unseen, split_sha256
+from stir_train.data.prompts import split_sha256
 from stir_train.distributed.world import World, open_world
 from stir_train.errors import ConfigError
-from stir_train.export.adapter import ADAPTER_DIRECTORY
 from stir_train.models.load import load_model
 from stir_train.monitoring.console import progress
 from stir_train.runtime.abilities import require_backend
@@ -34,6 +34,7 @@ from stir_train.runtime.generation import (
     load_answers,
     sampling_params,
 )
+from stir_train.runtime.opening import open_test_split
 from stir_train.runtime.search import compare_in_run
 from stir_train.runtime.students import merge_adapter
 from stir_train.stores.results import RESULTS_SCHEMA, save_results
@@ -119,10 +120,11 @@ def _make_generation(
                 "samples; nothing is left to learn from contrasting them"
             )
             return False
-        run_stages(inner, UP_TO_STUDENT[1:], redo=False)
-        adapter = inner.stage("distill").path / ADAPTER_DIRECTORY
+        if run_stages(inner, UP_TO_STUDENT[1:], redo=False) is not None:
+            context.console.print(f"generation {generation}: ended without a student")
+            return False
         target = merged_student(context.config, generation)
-        world.on_main("merge", lambda: merge_adapter(inner, adapter, target))
+        world.on_main("merge", lambda: merge_adapter(inner, target))
     return True
 
 
@@ -153,11 +155,15 @@ def _job(context: RunContext, split: SplitName, generation: int) -> GenerationJo
 
 def _answers(context: RunContext, split: SplitName, generation: int) -> list[GradedRollout]:
     """Made once, in a stage of its own."""
-    adapter = RunDir(context.config.directory / f"generation-{generation}").stage("distill")
+    config = context.config
     settings = {
-        "student": adapter.fingerprint() if generation else "base",
-        "generation": context.config.generation,
-        "num_threads": context.config.num_threads,
+        "student": _fingerprint(config, generation) if generation else "base",
+        "seed": config.seed,
+        "num_threads": config.num_threads,
+        "task": config.task,
+        "control_points": config.control_points,
+        "generation": config.generation,
+        "rollout": config.rollout,
     }
     name = f"{split}-{generation}"
     job = _job(context, split, generation)
@@ -170,8 +176,13 @@ def _answers(context: RunContext, split: SplitName, generation: int) -> list[Gra
     return load_answers(context, context.stage(name), job)
 
 
-def _finish(context: RunContext, best: int, made: int) -> Results:
-    """The base and every generation on the test split; which one the tune split chose."""
+def _fingerprint(config: RunConfig, generation: int) -> str:
+    """Of a generation's student, by what it was made from."""
+    return RunDir(config.directory / f"generation-{generation}").stage("distill").fingerprint()
+
+
+def _open_test(context: RunContext, best: int, made: int) -> int:
+    """Refuse test items that a generation was made from; count the choices the split was opened for."""
     generations = [RunDir(context.config.directory / f"generation-{g}") for g in range(1, made + 1)]
     used = {
         f"{run.path.name}: {stage}": ids
@@ -180,7 +191,15 @@ def _finish(context: RunContext, best: int, made: int) -> Results:
         .problems_used([*STAGE_NAMES])
         .items()
     }
-    require_unseen(context.splits["test"], used)
+    students = [_fingerprint(context.config, generation) for generation in range(1, made + 1)]
+    return open_test_split(context, json_sha256({"students": students, "chosen": best}), used)
+
+
+def _finish(context: RunContext, best: int, made: int) -> Results:
+    """The base and every generation on the test split; which one the tune split chose."""
+    openings = int(
+        context.world.on_main("open the test split", lambda: _open_test(context, best, made))
+    )
     answers = {g: _answers(context, "test", g) for g in range(made + 1)}
     names = {g: GREEDY if g == 0 else f"generation-{g}" for g in answers}
     rows = [compare_in_run(context, names[g], given, answers[0]) for g, given in answers.items()]
@@ -194,14 +213,24 @@ def _finish(context: RunContext, best: int, made: int) -> Results:
         num_items=len(test),
         items_sha256=split_sha256(test),
         seeds=(context.config.seed,),
-        test_openings=1,
+        test_openings=openings,
         chosen=names[best],
         methods=tuple(
             MethodRow(row, row.name, "tune" if row.name == names[best] else "nothing")
             for row in rows
         ),
     )
-    stage = begin(context, TEST, {"generations": made, "chosen": best}, splits=("test",))
+    config = context.config
+    settings = {
+        "generations": made,
+        "chosen": best,
+        "seed": config.seed,
+        "num_threads": config.num_threads,
+        "utility": config.utility,
+        "num_bootstrap": config.evaluate.num_bootstrap,
+        "generation": config.generation,
+    }
+    stage = begin(context, TEST, settings, reads=[f"test-{g}" for g in answers], splits=("test",))
     if stage is not None:
 
         def save() -> Outcome:

@@ -235,7 +235,7 @@ def make_basis_controller(inputs: ControllerInputs) -> BasisController:
 
 
 class IdleController:
-    """Never acts, so that there is nothing to record."""
+    """The controller of mode ``none``: adds nothing and records nothing, so answers are plain greedy ones."""
 
     place: Place = "control_point"
 
@@ -248,7 +248,7 @@ class IdleController:
         states: Float[Tensor, "R D"],  # noqa: ARG002 - the protocol's
         batch: ControlBatch,  # noqa: ARG002 - the protocol's
     ) -> None:
-        """Nothing."""
+        """None, whatever the states: nothing is added and no decision recorded."""
         return None
 
 

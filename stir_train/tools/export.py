@@ -15,7 +15,7 @@ from stir_train.config.learning import ObjectiveConfig
 from stir_train.config.pipeline import stage
 from stir_train.config.steering import StaticSteering, VectorSteering
 from stir_train.errors import ArtifactError
-from stir_train.export.adapter import ADAPTER_DIRECTORY, ADAPTER_FILES, save_merged
+from stir_train.export.adapter import ADAPTER_FILES, adapter_of, save_merged
 from stir_train.export.card import Card, render_card
 from stir_train.export.vector import save_gguf_vector, save_lm_eval_vector
 from stir_train.models.load import load_model, unsharded
@@ -60,7 +60,7 @@ def run_export(context: RunContext, target: Path, *, form: Format) -> None:
 
 def _export_student(context: RunContext, target: Path, *, merged: bool) -> str:
     run_verify(context)
-    source = context.stage("distill").path / ADAPTER_DIRECTORY
+    source = adapter_of(context.stage("distill"))
     target.mkdir(parents=True, exist_ok=True)
     if merged:
         save_merged(load_model(unsharded(context.config.model)), source, target)

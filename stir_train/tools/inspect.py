@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from stir_train.artifacts.run_dir import MANIFEST, STAGE_FILE, RunDir, StageDir
+from stir_train.artifacts.run_dir import CONFIG_FILE, MANIFEST, STAGE_FILE, RunDir, StageDir
 from stir_train.artifacts.tensors import load_tensors
 from stir_train.config.pipeline import STAGE_NAMES
 from stir_train.config.run import RunConfig
@@ -17,8 +17,10 @@ from stir_train.data.chat import chat_lines
 from stir_train.data.duplicates import near_duplicates
 from stir_train.data.prompts import cut_splits, render_prompts, require_disjoint
 from stir_train.errors import ArtifactError
+from stir_train.launch.status import stages_left_out
 from stir_train.models.load import load_tokenizer
 from stir_train.runtime.problems import read_problems
+from stir_train.runtime.upstream import end_of_run
 
 MAX_LISTED_PAIRS, SHOWN_CHARACTERS, SHOWN_DIGITS = 5, 60, 16
 
@@ -60,7 +62,7 @@ def describe_path(path: Path, console: Console) -> None:
     """
     if not path.exists():
         raise ArtifactError(f"{path}: no such file or directory")
-    if path.is_dir() and (path / "config.yaml").is_file():
+    if path.is_dir() and (path / CONFIG_FILE).is_file():
         _describe_run(RunDir(path), console)
     elif path.is_dir() and (path / STAGE_FILE).is_file():
         _describe_stage(StageDir(path), console)
@@ -91,6 +93,8 @@ def _describe_run(run: RunDir, console: Console) -> None:
             continue
         table.add_row(directory, "complete", _figures(stage.summary()))
     console.print(table)
+    if (end := end_of_run(run, stages_left_out(run))) is not None:
+        console.print(f"ended at {end.stage}: {end.reason}", markup=False, soft_wrap=True)
 
 
 def _describe_stage(stage: StageDir, console: Console) -> None:

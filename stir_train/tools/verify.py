@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stir_train.export.adapter import ADAPTER_DIRECTORY, PROBES_FILE
+from stir_train.export.adapter import PROBES_FILE, adapter_of
 from stir_train.export.verify import VerificationResult, verify_adapter
 from stir_train.models.load import locate_model
 from stir_train.runtime.context import RunContext
@@ -11,13 +11,10 @@ from stir_train.runtime.context import RunContext
 def run_verify(context: RunContext) -> VerificationResult:
     """Verify a finished run's adapter again."""
     stage = context.stage("distill")
-    stage.require_complete()
-    for file in stage.files(ADAPTER_DIRECTORY):
-        assert file.is_file()
     base_path, gguf_file = locate_model(context.config.model)
     return verify_adapter(
         base_path,
-        stage.path / ADAPTER_DIRECTORY,
+        adapter_of(stage),
         stage.file(PROBES_FILE),
         tolerance=context.config.distill.logit_tolerance,
         gguf_file=gguf_file,

@@ -51,7 +51,7 @@ class CheckpointFile:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The one file, replaced by every checkpoint and gone once the stage is done."""
         return self.directory / FILE
 
     def save(self, checkpoint: Checkpoint) -> None:

@@ -88,7 +88,7 @@ class MethodRow:
 
     @property
     def name(self) -> str:
-        """The method."""
+        """The method's name, which finds its row (`Results.find`) and names its answers' directory."""
         return self.metrics.name
 
 

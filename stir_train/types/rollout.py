@@ -155,7 +155,7 @@ class GradedRollout:
 
     @property
     def outcome(self) -> RolloutOutcome:
-        """How it ended."""
+        """What statistics over rollouts need of it, without its tokens."""
         made = self.rollout
         return RolloutOutcome(
             made.prompt_id,

@@ -86,7 +86,7 @@ def fit_value_head(
     trained = copy.deepcopy(head)
     result = _train(head, trained, (train, validation), config, generator, seed, setup)
     trained.temperature.copy_(_best_temperature(trained, validation))
-    trained.learn_reach(
+    trained.fit_state_distribution(
         (batch.states for batch in train.pieces()),
         (batch.states for batch in validation.pieces()),
         share=FAMILIAR,
