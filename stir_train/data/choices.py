@@ -1,43 +1,88 @@
-"""Read which option, or yes or no, an answer phrase picks."""
+"""Read which option, or yes or no, an answer phrase picks; a phrase that picks two picks none."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
+from stir_train.data.denials import REJECTED_BEHIND, is_corrected
 from stir_train.data.number_phrases import answer_number
 from stir_train.data.numbers import Ambiguous, Number
 from stir_train.data.plain_text import clean
 
 LETTERS = "ABCDEFGHIJ"
 
-_NEGATED = re.compile(
-    r"(?:\bnot|n't|\bneither|\bnor|\bexcept|\brather than|\binstead of|\beliminate|\bexclude"
-    r"|\brule out|\bruling out)\s+(?:(?:option|choice|answer)\s+)?[(\[]?$",
+_DENIED = re.compile(
+    r"(?:\b(?:not|never|cannot|neither|nor|no|except|rather\s+than|instead\s+of|over|besides|unlike|without"
+    r"|eliminat(?:e|es|ed|ing)|exclud(?:e|es|ed|ing)|rul(?:e|es|ed|ing)\s+out|(?:any|every)thing\s+but"
+    r"|all\s+but|none\s+but)|n['\u2019]t)\s+"
+    r"(?:(?:be|the|a|an|exactly|quite|option|choice|answer|letter)\s+){0,3}[(\[\"']?$",
     re.IGNORECASE,
 )
-_REJECTED = re.compile(
-    r"[)\].:]?\s+(?:is|was|are|seems)\s+(?:not\b|wrong|incorrect|false|out\b)|[)\].:]?\s+isn't",
-    re.IGNORECASE,
-)
+"""What stands before an option that is not picked."""
+_ALSO_DENIED = re.compile(r"\s*[)\]]?\s*(?:,?\s*(?:or|nor|and)|/)\s*(?:option\s+)?[(\[]?", re.I)
+_REJECTED = re.compile(rf"[)\].:]?{REJECTED_BEHIND}", re.IGNORECASE)
 _CANDIDATE = re.compile(
     r"(?<![\w'’-])(?P<open>[(\[])?(?P<letter>[A-Ja-j])(?P<close>[)\].:,;!?])?(?![\w'’-])"
 )
 _NAMED = re.compile(r"(?:option|choice|answer|letter)\s*:?\s*[(\[]?$", re.IGNORECASE)
-_CONNECTED = re.compile(
-    r"[)\]]?\s*(?:/|,|&|\bor\b|\band\b|,\s*and)\s*[(\[]?(?P<letter>[A-J])(?![\w'’])"
+_LETTERED = re.compile(
+    r"\b(?:vitamin|plan|hepatitis|grade|class|team|type|figure|fig\.|table|part|section|appendix"
+    r"|exhibit|point|step|group)\s+$",
+    re.IGNORECASE,
 )
-_AFTER_LETTER_A = re.compile(
-    r"\s+(?:is|was|because|since|as|which|for|due|based|would|seems|best|matches|fits)\b|\s*$|\s*[—–-]\s"
+"""What has a letter as its own name."""
+_AN_ARTICLE = re.compile(
+    r"\s+(?!(?:is|was|because|since|as|which|for|due|based|would|seems|best|matches|fits|or|and|nor|vs"
+    r"|plus|then|if|but|not|rather|over|with|possibly|perhaps|maybe)\b)[a-zA-Z]{2,}"
+)
+_REASON = re.compile(
+    r"[,;]?\s+(?:because|since|as|due\s+to|given\s+that|which|unlike|based\s+on)\s", re.IGNORECASE
+)
+_SENTENCE_END = re.compile(r"[.!][\"')\]*]*\s+(?=[A-Z0-9(])")
+_ASKED = re.compile(r"[)\]]?\?+[\"')\]*]*\s+\w")
+_OR_ANOTHER = re.compile(
+    r"\b(?:or|and|nor)\s+(?:none|neither|all|both|any|another|something|maybe|possibly|else)\b",
+    re.I,
+)
+_NO_OPTION = re.compile(
+    r"\W*(?:none|neither|both|all|any|either|each|cannot|can't|unknown)\b", re.IGNORECASE
 )
 _DIGIT = re.compile(r"[(\[]?(?:(?:option|choice|answer)\s+)?[(\[]?([1-9])[)\].]?$", re.IGNORECASE)
 _BOOLEAN = re.compile(
-    r"\b(not\s+|n't\s+)?(yes|no|true|false|correct|incorrect)\b(?!\s+(?:one|doubt|matter|longer|more))",
+    r"\b(yes|no|true|untrue|false|correct|incorrect)\b"
+    r"(?!\s+(?:one|doubt|matter|longer|more|answer|option|choice|statement)\b)",
     re.IGNORECASE,
 )
 _MEANS = {
-    "yes": True, "true": True, "correct": True, "no": False, "false": False, "incorrect": False,
+    "yes": True, "true": True, "correct": True,
+    "no": False, "false": False, "incorrect": False, "untrue": False,
 }  # fmt: skip
+_NEGATION = r"(?:\b(?:not|never|cannot|neither|nor|hardly|nothing|without|(?:any|every)thing\s+but|far\s+from)|n['\u2019]t)"
+_TURNED = re.compile(rf"{_NEGATION}\s+(?:(?:be|a|the|quite|exactly|entirely)\s+){{0,2}}$", re.I)
+_NEAR_NEGATION = re.compile(rf"{_NEGATION}(?:\s+\w+){{1,3}}\s+$", re.IGNORECASE)
+_UNSURE = re.compile(
+    r"\b(?:maybe|perhaps|possibly|might|depends|unless|unsure|not\s+sure|either|if|neither|both)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class _Mention:
+    """An option that a phrase names by its letter.
+
+    Attributes:
+        letter: Its capital letter.
+        start: Where it stands.
+        end: Where it ends, brackets left out.
+        is_denied: It is said not to be the answer.
+    """
+
+    letter: str
+    start: int
+    end: int
+    is_denied: bool
 
 
 def picked_option(phrase: str, options: Sequence[str]) -> str | Ambiguous | None:
@@ -46,20 +91,28 @@ def picked_option(phrase: str, options: Sequence[str]) -> str | Ambiguous | None
     Args:
         phrase: What a response states as its answer.
         options: The texts of the options, in order; empty when only letters are known.
+
+    Returns:
+        None where the phrase names no option; Ambiguous where it names several, denies those it names,
+        asks, or takes its pick back.
     """
     phrase = clean(phrase).strip(" \t\n*.$\"'")
     texts = [_plain(option) for option in options]
     if texts and (whole := _plain(phrase)) in texts:
         return LETTERS[texts.index(whole)] if texts.count(whole) == 1 else Ambiguous()
-    allowed = LETTERS[: len(options)] if options else LETTERS
-    letter = _named_letter(phrase, allowed)
-    if letter is not None:
-        return letter
+    mentions = list(_mentions(phrase))
+    if mentions:
+        picked = _picked(phrase, mentions, texts)
+        if picked is not None:
+            return picked
     digit = _DIGIT.match(phrase)
     numeric = any(isinstance(answer_number(clean(text)), Number) for text in texts)
     if digit and not numeric and int(digit[1]) <= len(options):
         return LETTERS[int(digit[1]) - 1]
-    return _contained(_plain(phrase), texts)
+    contained = _contained(phrase, texts)
+    if contained is None and (mentions or _NO_OPTION.match(phrase)):
+        return Ambiguous()
+    return contained
 
 
 def last_option(text: str, options: Sequence[str]) -> str | Ambiguous | None:
@@ -71,17 +124,29 @@ def last_option(text: str, options: Sequence[str]) -> str | Ambiguous | None:
 
 
 def picked_boolean(phrase: str) -> str | Ambiguous | None:
-    """``yes`` or ``no``, as a phrase says; true and correct mean yes, a negation turns it round."""
-    found = list(_BOOLEAN.finditer(clean(phrase)))
-    if not found:
+    """``yes`` or ``no``, as a phrase says; true and correct mean yes, a negation turns it round.
+
+    Returns:
+        None where it says neither; Ambiguous where it says both, hedges, asks, or takes it back.
+    """
+    phrase = clean(phrase)
+    first = _BOOLEAN.search(phrase)
+    if first is None:
         return None
-    first = found[0]
-    if len(found) > 1:
-        between = clean(phrase)[first.end() : found[1].start()]
-        if re.fullmatch(r"\s*(?:/|and|or|&)\s*", between, re.IGNORECASE):
+    if is_corrected(phrase[first.end() :]):
+        return Ambiguous()
+    phrase = phrase[: _end_of_claim(phrase, first.end())]
+    if _UNSURE.search(phrase):
+        return Ambiguous()
+    meanings = set()
+    for found in _BOOLEAN.finditer(phrase):
+        before = phrase[: found.start()]
+        if _NEAR_NEGATION.search(before):
             return Ambiguous()
-    meaning = _MEANS[first[2].lower()]
-    return "yes" if meaning is not bool(first[1]) else "no"
+        meanings.add(_MEANS[found[1].lower()] is not bool(_TURNED.search(before)))
+    if len(meanings) > 1:
+        return Ambiguous()
+    return "yes" if meanings.pop() else "no"
 
 
 def last_boolean(text: str) -> str | Ambiguous | None:
@@ -90,47 +155,78 @@ def last_boolean(text: str) -> str | Ambiguous | None:
     if not lines:
         return None
     opening = re.findall(
-        r"(?:^|[.!?:]\s+|\bso,?\s+|\btherefore,?\s+)[*_\"']*(yes|no|true|false)\b(?!\s+[a-z])",
+        r"(?:^|[.!?:]\s+|\bso,?\s+|\btherefore,?\s+)[*_\"']*"
+        r"((?:yes|no|true|false)\b(?!\s+[a-z])(?:\s*(?:[/|;,-]|or|and)\s*(?:yes|no|true|false)\b)?)",
         lines[-1][-500:],
         re.IGNORECASE,
     )
     return picked_boolean(opening[-1]) if opening else None
 
 
-def _named_letter(phrase: str, allowed: str) -> str | Ambiguous | None:
-    """The first letter that is an answer: no article, no pronoun, not ruled out."""
+def _end_of_claim(phrase: str, start: int) -> int:
+    """Where the reason or the next sentence begins, behind what was picked."""
+    ends = [found.start() for p in (_REASON, _SENTENCE_END) if (found := p.search(phrase, start))]
+    return min(ends, default=len(phrase))
+
+
+def _mentions(phrase: str) -> Iterator[_Mention]:
+    """The letters of a phrase that name options: no article, no pronoun, no name of another thing."""
+    before_it: _Mention | None = None
     for match in _CANDIDATE.finditer(phrase):
-        letter = match["letter"]
+        letter, start, end = match["letter"], match.start("letter"), match.end("letter")
         before, rest = phrase[: match.start()], phrase[match.end() :]
-        decorated = bool(match["open"] and match["close"]) or match["close"] in (")", "]", ".", ":")
         whole = not before.strip() and not rest.strip()
         named = _NAMED.search(before) is not None
         if letter.islower() and not (match["close"] in (")", "]") or whole or named):
             continue
-        bare = not (decorated or whole or named or match["close"])
-        if letter == "I" and bare:
+        bare = not (match["open"] or match["close"] or whole or named)
+        if bare and (letter == "I" or (letter == "A" and _AN_ARTICLE.match(rest))):
             continue
-        if letter == "A" and bare and not (_AFTER_LETTER_A.match(rest) or _CONNECTED.match(rest)):
+        if bare and _LETTERED.search(before):
             continue
-        if _NEGATED.search(before) or _REJECTED.match(phrase[match.end("letter") :]):
-            continue
-        letter = letter.upper()
-        if letter not in allowed:
-            return None
-        connected = _CONNECTED.match(phrase, match.end("letter"))
-        if connected and connected["letter"] != letter:
-            return Ambiguous()
-        return letter
-    return None
+        denied = bool(_DENIED.search(before)) or _REJECTED.match(phrase[end:]) is not None
+        if before_it is not None and before_it.is_denied:
+            denied = denied or _ALSO_DENIED.fullmatch(phrase[before_it.end : start]) is not None
+        before_it = _Mention(letter.upper(), start, end, denied)
+        yield before_it
+
+
+def _picked(
+    phrase: str, mentions: Sequence[_Mention], texts: Sequence[str]
+) -> str | Ambiguous | None:
+    """What the letters of a phrase pick; None where all of them are denied."""
+    first = next((mention for mention in mentions if not mention.is_denied), None)
+    if first is None:
+        return None
+    end = _end_of_claim(phrase, first.end)
+    claim, rest = phrase[first.end : end], phrase[first.end :]
+    picked = {m.letter for m in mentions if not m.is_denied and m.start < end}
+    is_open = _ASKED.match(rest) or is_corrected(rest) or _OR_ANOTHER.search(claim)
+    if len(picked) > 1 or is_open or first.letter not in LETTERS[: len(texts) or None]:
+        return Ambiguous()
+    behind = _plain(re.sub(r"^[)\].:,;\s=>→(–-]+", "", rest))
+    beside = [
+        (len(text), text)
+        for text in texts
+        if text
+        and (
+            re.match(rf"{re.escape(text)}(?!\w)", behind)
+            or _plain(phrase[: first.start]).rstrip("( ") == text
+        )
+    ]
+    own = texts[LETTERS.index(first.letter)] if texts else ""
+    return first.letter if not beside or max(beside)[1] == own else Ambiguous()
 
 
 def _contained(phrase: str, texts: Sequence[str]) -> str | Ambiguous | None:
     """The one option whose text occurs in the phrase; one that is part of another found does not count."""
-    found = [
-        (i, text)
+    plain = _plain(phrase)
+    places = {
+        i: [m for m in re.finditer(rf"(?<!\w){re.escape(text)}(?!\w)", plain)]
         for i, text in enumerate(texts)
-        if text and re.search(rf"(?<!\w){re.escape(text)}(?!\w)", phrase)
-    ]
+        if text
+    }
+    found = [(i, texts[i]) for i, matches in places.items() if matches]
     outer = [
         (i, text)
         for i, text in found
@@ -138,7 +234,15 @@ def _contained(phrase: str, texts: Sequence[str]) -> str | Ambiguous | None:
     ]
     if not outer:
         return None
-    return LETTERS[outer[0][0]] if len(outer) == 1 else Ambiguous()
+    held = [
+        i
+        for i, _ in outer
+        if not all(
+            _DENIED.search(plain[: m.start()]) or _REJECTED.match(plain[m.end() :])
+            for m in places[i]
+        )
+    ]
+    return LETTERS[held[0]] if len(held) == 1 else Ambiguous()
 
 
 def _plain(text: str) -> str:

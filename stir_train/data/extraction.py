@@ -16,7 +16,9 @@ MAX_STATEMENTS = 16
 MAX_MARKERS = 64
 """Markers looked at, from the last, those without a value included."""
 MAX_STATEMENT_CHARACTERS = 2000
-THINK_END = "</think>"
+_THINK = r"think(?:ing)?|thought|reasoning|reflection"
+_THINK_END = re.compile(rf"</\s*(?:{_THINK})\s*>|\[/THINK\]|◁/think▷", re.IGNORECASE)
+_THINK_START = re.compile(rf"<\s*(?:{_THINK})\s*>|\[THINK\]|◁think▷", re.IGNORECASE)
 
 MarkerKind = Literal["marker", "phrase", "hashes", "box"]
 
@@ -32,6 +34,7 @@ _PHRASES = re.compile(
 _HASHES = re.compile(r"(?<!#)#{4,6}(?!#)")
 _HEADING = re.compile(r"\W{0,4}(?:[a-zA-Z]{2,}|[0-9]+[.)]\s+[a-zA-Z])")
 _BOX = re.compile(r"\\f?box(?:ed)?\s?\{|\\boxed\s(?=\S)")
+_EMPTY_BOX = re.compile(r"\\f?box(?:ed)?\s?\{\s*\}")
 _BLOCK_OPENS = re.compile(r"(?:\$\$|\\\[|\\\(|`{3,}\w{0,20}|\[|\\begin\{[a-z]{1,20}\*?\})")
 _BLOCK_CLOSES = re.compile(r"(?:\$\$|\\\]|\\\)|`{3,}|\]|\\end\{[a-z]{1,20}\*?\})[.,]?")
 _RULE = re.compile(r"[-*_=:>#\s]*")
@@ -45,10 +48,12 @@ class Statement:
     Attributes:
         text: The phrase.
         is_marked: Whether it stands where the task asked for it.
+        in_box: Whether it is what a box holds, and so mathematics: "5!" is a factorial there.
     """
 
     text: str
     is_marked: bool
+    in_box: bool = False
 
 
 def after_marker(text: str, marker: str) -> str:
@@ -70,8 +75,16 @@ def after_marker(text: str, marker: str) -> str:
 
 
 def answer_parts(text: str) -> list[str]:
-    """The reply, then the thinking before it; only those that hold something, each bounded."""
-    thinking, _, reply = text.rpartition(THINK_END)
+    """The reply, then the thinking around it; only those that hold something, each bounded.
+
+    What follows a thinking that is opened again, and never closed, is thinking.
+    """
+    ends = list(_THINK_END.finditer(text))
+    thinking = text[: ends[-1].start()] if ends else ""
+    reply = text[ends[-1].end() :] if ends else text
+    opened = _THINK_START.search(reply)
+    if opened and reply[: opened.start()].strip():
+        reply, thinking = reply[: opened.start()], f"{thinking}\n{reply[opened.end() :]}"
     parts = (reply[-MAX_SEARCHED_CHARACTERS:], thinking[-MAX_SEARCHED_CHARACTERS:])
     return [part for part in parts if part.strip()]
 
@@ -95,10 +108,10 @@ def statements(part: str, marker: str) -> Iterator[Statement]:
         if kind == "hashes" and _is_heading(part, end):
             continue
         is_marked = kind == ("box" if marker == BOX_MARKER else "marker")
-        if text.strip():
-            held.append((start, -len(text), is_marked, text.strip()))
-    for _, _, is_marked, text in sorted(held)[: -MAX_STATEMENTS - 1 : -1]:
-        yield Statement(text[:MAX_STATEMENT_CHARACTERS], is_marked)
+        if _EMPTY_BOX.sub("", text).strip(" $"):
+            held.append((start, -len(text), is_marked, text.strip(), kind == "box"))
+    for _, _, is_marked, text, in_box in sorted(held)[: -MAX_STATEMENTS - 1 : -1]:
+        yield Statement(text[:MAX_STATEMENT_CHARACTERS], is_marked, in_box)
 
 
 def boxed(text: str) -> str | None:

@@ -14,6 +14,7 @@ from stir_train.data.checkers import CheckerPool, check_math, search_pattern
 from stir_train.data.choices import last_boolean, last_option, picked_boolean, picked_option
 from stir_train.data.extraction import (
     MAX_SEARCHED_CHARACTERS,
+    Statement,
     after_marker,
     answer_parts,
     statements,
@@ -31,6 +32,8 @@ FALLBACK_CHARACTERS = 4000
 BATCH = 500
 """Responses per task of the pool, for graders that need no time-out of their own."""
 MIN_POOLED = 4 * BATCH
+
+_FACTORIAL = re.compile(r"[0-9)}]\s*!(?!=)")
 
 Value = TypeVar("Value")
 
@@ -181,7 +184,7 @@ def _grade_numeric(text: str, gold: Gold, truncated: bool, config: TaskConfig) -
     found = _find(
         text,
         config,
-        lambda phrase: answer_number(clean(phrase)),
+        _stated_number,
         lambda part: last_number(clean(part[-FALLBACK_CHARACTERS:])),
     )
     number = found.value
@@ -189,23 +192,31 @@ def _grade_numeric(text: str, gold: Gold, truncated: bool, config: TaskConfig) -
     return _judge_found(found, truncated, is_right)
 
 
+def _stated_number(statement: Statement) -> Number | Ambiguous | None:
+    if statement.in_box and _FACTORIAL.search(statement.text):
+        return Ambiguous()
+    return answer_number(clean(statement.text))
+
+
 def _grade_choice(text: str, gold: Gold, truncated: bool, config: TaskConfig) -> Grade:
     def read(phrase: str) -> str | Ambiguous | None:
         return picked_option(phrase, gold.choices)
 
-    found = _find(text, config, read, lambda part: last_option(part, gold.choices))
+    found = _find(
+        text, config, lambda s: read(s.text), lambda part: last_option(part, gold.choices)
+    )
     return _judge_found(found, truncated, found.value == read(gold.answer))
 
 
 def _grade_boolean(text: str, gold: Gold, truncated: bool, config: TaskConfig) -> Grade:
-    found = _find(text, config, picked_boolean, last_boolean)
+    found = _find(text, config, lambda s: picked_boolean(s.text), last_boolean)
     return _judge_found(found, truncated, found.value == picked_boolean(gold.answer))
 
 
 def _find(
     text: str,
     config: TaskConfig,
-    read: Callable[[str], Value | Ambiguous | None],
+    read: Callable[[Statement], Value | Ambiguous | None],
     at_end: Callable[[str], Value | Ambiguous | None],
 ) -> Found[Value]:
     """Read the reply's statements in order until one says something; without any, its end.
@@ -220,7 +231,7 @@ def _find(
         had_marker = had_marker or any(statement.is_marked for statement in stated)
         stated = [s for s in stated if s.is_marked or not only_marked]
         for statement in stated:
-            value = read(statement.text)
+            value = read(statement)
             if value is not None:
                 return Found(value, statement.text, had_marker)
         if stated:
@@ -232,8 +243,8 @@ def _find(
     return Found(None, "", had_marker)
 
 
-def _whole(phrase: str) -> str:
-    return phrase.removesuffix(".").strip()
+def _whole(statement: Statement) -> str:
+    return statement.text.removesuffix(".").strip()
 
 
 def _last_line(part: str) -> str | None:

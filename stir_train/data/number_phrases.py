@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
+from stir_train.data.denials import is_no_number
 from stir_train.data.number_words import (
     ATTACHED_AFTER,
     ATTACHED_BEFORE,
@@ -17,9 +19,10 @@ from stir_train.data.number_words import (
     NUMBER_WORDS,
     OPERATION_AFTER,
     OPERATION_BEFORE,
+    SMALL_NUMBERS,
     UNITS,
 )
-from stir_train.data.numbers import Ambiguous, Number, Token, read_value, tokenize
+from stir_train.data.numbers import SCALES, Ambiguous, Number, Token, read_value, tokenize
 
 _LABELS = (
     "step|note|part|question|problem|example|section|case|method|approach|figure|table|equation|eq"
@@ -42,24 +45,20 @@ _DENIED_FIRST = re.compile(rf"\bnot\s+{_SIGNED}(?:,?\s+but\b|,(?=\s))")
 _DENIED_LAST = re.compile(
     rf"(?<=[0-9%])((?:\s+[a-zA-Z]+)?),?\s+(?:and\s+)?(?:not|rather than|instead of)\s+{_SIGNED}"
 )
-_COMPARISON_WORDS = (
-    r"at\s+(?:least|most)|(?:more|less|fewer|greater|larger|smaller|higher|lower|other)\s+than"
-    r"|up\s+to|no\s+(?:more|less|fewer)|between|anything|any\s+number"
-)
-_COMPARED = re.compile(
-    rf"\b(?:{_COMPARISON_WORDS})\s+(?:[a-z]+\s+){{0,2}}[-+]?\.?[0-9]"
-    r"|[0-9]\s*(?:[a-zA-Z]+\s+)?(?:or\s+(?:more|less|fewer|greater|higher|lower|above|below|so)\b"
-    r"|and\s+(?:above|below|up|over|under)\b)",
+_WORDED = "|".join(sorted(SMALL_NUMBERS | SCALES.keys(), reverse=True))
+_IN_WORDS = re.compile(
+    rf"\W*(?:(?:minus|negative|exactly|only|just|about|an?|it's|it\s+is)\s+)?(?:one|zero|{_WORDED})(?!\w)"
+    r"(?:[\s-]+(?!of\b)[a-z]+){0,4}\W*",
     re.IGNORECASE,
 )
-_DENIAL = re.compile(
-    r"(?:\b(?:not|never|cannot|neither|nor|except)|n't)\s+"
-    r"(?:(?:be|equals?|to|a|an|the|exactly|just|only|simply|quite|minus|negative)\s+){0,4}"
-    r"[-+]?\.?[0-9]"
-    r"|[0-9]\s*(?:[a-zA-Z]+\s+)?(?:is|was|are|were|would\s+be|seems)\s+"
-    r"(?:not|never|wrong|incorrect|false)\b|[0-9]\s*(?:is|was|are)n't\b",
+"""A number in words alone, which is not read."""
+_BESIDE_WORDS = re.compile(
+    rf"(?<![\w-])(?:{_WORDED})[\s-]+(?:and\s+|point\s+)?[0-9]"
+    rf"|[0-9](?:\s+(?!(?:in|on|for|per|to|with|from|by|at|after|over)\b)[a-z]+)?,?\s+"
+    rf"(?:and\s+)?(?:{'|'.join(sorted(SMALL_NUMBERS, reverse=True))})\b",
     re.IGNORECASE,
 )
+"""Digits beside a number in words: "twenty 5", "5 feet six inches"."""
 _CALCULATING = "+-*/^×÷%√:_&"
 
 
@@ -71,9 +70,10 @@ def answer_number(phrase: str) -> Number | Ambiguous | None:
     """
     if _LABEL.match(phrase):
         return None
-    phrase = _about_the_number(_normalise(phrase))
-    if _COMPARED.search(phrase) or _DENIAL.search(phrase):
+    phrase = _normalise(phrase)
+    if is_no_number(phrase) or _IN_WORDS.fullmatch(phrase) or _BESIDE_WORDS.search(phrase):
         return Ambiguous()
+    phrase = _about_the_number(phrase)
     exact, sign, rounded = phrase.partition("≈")
     tokens = tokenize(exact)
     if sign and not any(token.kind == "number" for token in tokens):
@@ -182,9 +182,21 @@ def _read_equation(tokens: Sequence[Token]) -> Number | Ambiguous | None:
         if reading is not None and reading != "name" and any(t.kind == "comma" for t in side):
             return Ambiguous()  # "x = 18, y = 3"
     numbers = [reading for reading in readings if isinstance(reading, Number)]
+    if _are_at_odds(sides, readings):
+        return Ambiguous()
     if numbers:
         return numbers[-1]
     return Ambiguous() if any(readings) else None
+
+
+def _are_at_odds(sides: Sequence[Sequence[Token]], readings: Sequence[Reading]) -> bool:
+    """Whether bare numbers are said to be equal that are not, not even when rounded: "2 = 5"."""
+    bare = [
+        reading.value / (100 if reading.percent else 1)
+        for side, reading in zip(sides, readings, strict=True)
+        if isinstance(reading, Number) and not any(token.kind == "word" for token in side)
+    ]
+    return any(100 * abs(a - b) > max(abs(a), abs(b)) for a, b in pairwise(bare))
 
 
 def _sides(tokens: Sequence[Token]) -> list[list[Token]]:

@@ -30,16 +30,25 @@ OPERATION_BEFORE = _words(
 OPERATION_AFTER = _words(
     """
     or plus minus squared cubed factorial divided mod modulo pi infinity sqrt root choose wrong
-    incorrect nor neither through
+    incorrect nor neither through dozen dozens below if unless otherwise else point
     """
 )
 """Words that change the number before them."""
 NUMBER_WORDS = _words(
     """
-    half halves quarter quarters third thirds one two three four five six seven eight nine ten
-    eleven twelve twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million
+    half halves quarter quarters third thirds fourths fifths sixths sevenths eighths ninths tenth
+    tenths hundredths thousandths one two three four five six seven eight nine ten eleven twelve
+    thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty
+    seventy eighty ninety hundred thousand million
     """
 )
+SMALL_NUMBERS = _words(
+    """
+    two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+    seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety
+    """
+)
+"""Numbers in words; they are not read, but beside digits they change what those say."""
 ATTACHED_BEFORE = (
     OPERATION_BEFORE
     | OPERATION_AFTER

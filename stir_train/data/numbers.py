@@ -34,10 +34,11 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-_OPERATORS = "-+*/^%&|<>=_"
+_OPERATORS = "-+*/^%&|<>=_‰‱"
 
 SCALES = {
     "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
+    "grand": 10**3, "lakh": 10**5, "crore": 10**7,
 }  # fmt: skip
 _SUFFIXES = {
     "k": 10**3, "K": 10**3, "M": 10**6, "mn": 10**6, "B": 10**9, "bn": 10**9,

@@ -10,7 +10,9 @@ _VULGAR = {
     for c in [*range(0xBC, 0xBF), *range(0x2150, 0x215F)]
 }
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-", strict=True))
-_MINUS = dict.fromkeys(map(ord, "−–‒﹣－"), "-")
+_MINUS = dict.fromkeys(map(ord, "−–‒﹣－➖‐"), "-")
+_EM_DASH_SIGN = re.compile(r"(?:^|(?<=[(\[$]))—(?=[$.]?[0-9])")
+_STRUCK_OUT = re.compile(r"~~[^~\n]{1,200}~~|<(s|del|strike)>[^<\n]{0,200}</\1>")
 _CURRENCY = "$€£¥₹₽"
 _BRACED = r"\{\s*([^{}]{1,80})\s*\}"
 _LATEX = (
@@ -63,6 +65,7 @@ def clean(text: str) -> str:
     )
     text = _NARROW_GROUPS.sub("", text)
     text = unicodedata.normalize("NFKC", text).translate(_MINUS)
+    text = _STRUCK_OUT.sub(" ", _EM_DASH_SIGN.sub("-", text))
     text = "".join(
         str(unicodedata.decimal(c)) if not c.isascii() and c.isdecimal() else c for c in text
     )

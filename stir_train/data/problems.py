@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -41,6 +41,7 @@ class SourceProblem:
         content: What makes two problems the same; usually the question.
         kind: Label for breakdowns.
         choices: The texts of the options.
+        place: Where it stands, for messages: ``file:line``.
     """
 
     question: str
@@ -48,6 +49,7 @@ class SourceProblem:
     content: str
     kind: str = ""
     choices: tuple[str, ...] = ()
+    place: str = ""
 
     @property
     def problem_id(self) -> str:
@@ -91,7 +93,7 @@ def read_source(config: TaskConfig) -> list[SourceProblem]:
                     f"{here}: answers {problem.answer!r}, but {place} has the same question "
                     f"with {before.answer!r}"
                 )
-            problems.append(problem)
+            problems.append(replace(problem, place=here))
     if config.grader == "math":
         bad += _unreadable_mathematics(golds)
     if bad:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,18 +13,10 @@ from safetensors import safe_open
 
 from stir_train.errors import VerificationError
 from stir_train.export.adapter import ADAPTER_FILES
+from stir_train.models.lora_targets import SERVED_KEY, UNSERVED
 
 SCRIPT = Path(__file__).with_name("fresh_check.py")
 TIMEOUT_SECONDS = 600
-KEY = re.compile(r"base_model\.model\.(?!lm_head|.*embed_tokens)[\w.]+\.lora_[AB]\.weight")
-UNSERVED = (
-    "use_dora",
-    "rank_pattern",
-    "alpha_pattern",
-    "layer_replication",
-    "trainable_token_indices",
-)
-"""Settings of PEFT that servers of many adapters do not load."""
 MERGED_FACTOR = 10
 """Folding B A into the weights rounds every weight, and its sums run in another order."""
 EFFECT_FLOOR = 1e-3
@@ -150,7 +141,7 @@ def _check_keys(path: Path) -> None:
     """Names that servers find a module by: linear layers inside the blocks, A and B of each."""
     with safe_open(path, framework="pt") as file:
         names = list(file.keys())
-    odd = [name for name in names if not KEY.fullmatch(name)]
+    odd = [name for name in names if not SERVED_KEY.fullmatch(name)]
     if odd:
         raise VerificationError(
             f"{path}: unexpected tensor {odd[0]!r} ({len(odd)} in all): servers load A and B of linear "

@@ -63,8 +63,20 @@ def add_lora(loaded: LoadedModel, config: DistillConfig, *, seed: int) -> PeftMo
     Raises:
         ModelError: If no module matches ``distill.targets``.
     """
+    lora = lora_config(config)
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(seed)
+        try:
+            with known_deprecations():
+                return get_peft_model(loaded.model, lora)
+        except ValueError as error:
+            raise ModelError(f"distill.targets: {error}") from error
+
+
+def lora_config(config: DistillConfig) -> LoraConfig:
+    """PEFT's settings of an adapter."""
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
-    lora = LoraConfig(
+    return LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
@@ -73,13 +85,6 @@ def add_lora(loaded: LoadedModel, config: DistillConfig, *, seed: int) -> PeftMo
         bias="none",
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng():
-        torch.default_generator.manual_seed(seed)
-        try:
-            with known_deprecations():
-                return get_peft_model(loaded.model, lora)
-        except ValueError as error:
-            raise ModelError(f"distill.targets: {error}") from error
 
 
 def load_adapter(loaded: LoadedModel, directory: Path) -> LoadedModel:

@@ -34,6 +34,7 @@ from stir_train.stores.directions import (
 from stir_train.stores.reports import load_record, save_record, save_report
 from stir_train.types.directions import PLACES, PlacedVector, RolloutGradients
 from stir_train.types.reports import DirectionsReport
+from stir_train.types.rollout import MUCH_CUT_OFF
 
 
 def run(context: RunContext, stage: StageDir) -> Finish:
@@ -189,8 +190,8 @@ def _in_words(report: DirectionsReport) -> str:
         if len(report.steps) > 1
     )
     return (
-        f"{report.num_used} of {report.num_rollouts} rollouts, of {report.num_mixed} problems with "
-        f"unequal rewards, {report.truncated_rate:.1%} of all cut off; {report.token_forwards:,} token "
+        f"{report.truncated_rate:.1%} of all cut off; {report.num_used} of {report.num_rollouts} rollouts, "
+        f"of {report.num_mixed} problems with unequal rewards; {report.token_forwards:,} token "
         f"forwards for {report.recorded_tokens:,} recorded tokens; {found}{later}"
     )
 
@@ -206,6 +207,11 @@ def _nothing(report: DirectionsReport) -> str:
             f"at {best.place} of block {best.block}: p {best.family_p_value:.3f} over all rows, where "
             f"at most {report.significance:g} counts, from {report.num_mixed} of "
             f"{report.num_problems} problems whose samples differ in reward"
+        )
+    if report.truncated_rate >= MUCH_CUT_OFF:
+        why = (
+            f"{report.truncated_rate:.1%} of the rollouts were cut off at generation.max_new_tokens, and "
+            f"count as wrong: raise it, or see that the model's stop tokens end its answers. {why}"
         )
     return (
         f"{why}. There is nothing to steer with, so the run ends here. More problems "

@@ -18,9 +18,8 @@ from stir_train.answering.methods import (
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.baselines.registry import load_baseline
 from stir_train.config.pipeline import stage as stage_of
-from stir_train.config.run import RunConfig
 from stir_train.config.steering import SteeringConfig, VectorSteering, changed
-from stir_train.data.prompts import first_problems, render_prompts, require_unseen, split_sha256
+from stir_train.data.prompts import split_sha256
 from stir_train.errors import StageError
 from stir_train.evals.retention import compare_students
 from stir_train.evals.sampled import compare_samples
@@ -35,7 +34,6 @@ from stir_train.runtime.generation import (
     sampling_params,
 )
 from stir_train.runtime.opening import open_test_split
-from stir_train.runtime.problems import read_problems
 from stir_train.runtime.search import compare_in_run
 from stir_train.runtime.students import merge_students, student_answerer
 from stir_train.steering.controls import empty_basis, random_directions, shuffled_keys
@@ -83,7 +81,7 @@ class Jobs:
 def run(context: RunContext, stage: StageDir) -> Finish:
     """Answer the test split with every method and compare with greedy decoding."""
     config = context.config
-    others = out_of_domain_prompts(context)  # may refuse its source, and then nothing was opened
+    others = context.out_of_domain  # may refuse its source, and then nothing was opened
     openings = int(context.world.on_main("open the test split", lambda: _open_test(context)))
     methods = build_methods(context)
     if config.distill.enabled and config.model.sharding != "none":
@@ -197,28 +195,6 @@ def _variants(context: RunContext, choice: SteeringConfig) -> dict[str, Steering
             continue
         variants[name] = varied
     return variants
-
-
-def out_of_domain_prompts(context: RunContext) -> dict[str, list[Prompt]]:
-    """The problems of every task outside the harvest.
-
-    Raises:
-        DataError: If there are too few, or some went into the run.
-    """
-    found = {}
-    for name, other in context.config.evaluate.out_of_domain.items():
-        config: RunConfig = context.config.model_copy(update={"task": other.task})
-        problems = first_problems(
-            read_problems(config), other.num_problems, seed=config.splits.seed
-        )
-        tokenizer = context.resources.described.tokenizer
-        found[name] = render_prompts(problems, other.task, tokenizer)
-        used = {
-            f"the run's {split} split": {p.prompt_id for p in context.splits[split]}
-            for split in ("harvest", "tune")
-        }
-        require_unseen(found[name], used)
-    return found
 
 
 def _jobs(context: RunContext, method: Method, others: Mapping[str, list[Prompt]]) -> Jobs:

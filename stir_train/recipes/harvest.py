@@ -10,6 +10,7 @@ from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.stores.contrasts import ContrastStore, candidates_file, save_contrasts
 from stir_train.stores.rollouts import RolloutStore
 from stir_train.stores.states import StateStore
+from stir_train.types.rollout import MUCH_CUT_OFF
 
 
 def run(context: RunContext, stage: StageDir) -> Finish:
@@ -65,10 +66,19 @@ def _finish(context: RunContext, stage: StageDir) -> Outcome:
 
 
 def _no_effect(context: RunContext) -> str:
-    """What to change where nothing can be contrasted."""
+    """What to change where nothing can be contrasted; what was cut off is no inability."""
     found = context.stage("rollout").summary()
+    count, cut_off = found["num_rollouts"], float(found["truncated_rate"])
+    if cut_off >= MUCH_CUT_OFF:
+        return (
+            f"no effect: {round(cut_off * count)} of {count} rollouts were cut off at "
+            f"generation.max_new_tokens={context.config.generation.max_new_tokens} before they ended, and "
+            "count as wrong. Raise it, or see that the model's stop tokens end its answers (eos_token_id "
+            f"in generation_config.json). Of all rollouts {found['correct_rate']:.1%} are correct, and "
+            "there is nothing to contrast, so nothing to steer with"
+        )
     return (
-        f"no effect: of {found['num_rollouts']} rollouts {found['correct_rate']:.1%} are correct "
+        f"no effect: of {count} rollouts {found['correct_rate']:.1%} are correct "
         f"({found['pass_at_n']:.1%} of the problems are solved in some sample), and no problem has "
         "samples that differ in outcome or in length at a control point. There is nothing to "
         "contrast, so nothing to steer with. Problems that the model solves sometimes, a higher "

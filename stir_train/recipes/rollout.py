@@ -37,8 +37,10 @@ def _finish(stage: StageDir) -> Outcome:
         "tokens_mean": sum(outcome.num_tokens for outcome in outcomes) / count,
         "truncated_rate": sum(outcome.truncated for outcome in outcomes) / count,
     }
+    num_truncated = sum(outcome.truncated for outcome in outcomes)
+    cut_off = f"{num_truncated} of {count} cut off at the budget; " if num_truncated else ""
     return Outcome(
         summary,
-        f"{count} rollouts, {summary['correct_rate']:.1%} correct, "
+        f"{cut_off}{count} rollouts, {summary['correct_rate']:.1%} correct, "
         f"pass@{num_samples} {summary['pass_at_n']:.1%}, {summary['tokens_mean']:.1f} tokens",
     )

@@ -16,7 +16,14 @@ from stir_train.artifacts.run_dir import RunDir, StageDir
 from stir_train.config.inputs import SplitName
 from stir_train.config.pipeline import stage as stage_of
 from stir_train.config.run import RunConfig
-from stir_train.data.prompts import cut_splits, render_prompts, require_disjoint
+from stir_train.data.problems import SourceProblem
+from stir_train.data.prompts import (
+    cut_splits,
+    first_problems,
+    render_prompts,
+    require_disjoint,
+    require_unseen,
+)
 from stir_train.distributed.model_parallel import ModelParallelGroup
 from stir_train.distributed.world import World
 from stir_train.monitoring.metrics import Metrics
@@ -27,6 +34,8 @@ from stir_train.stores.steering import SteeringStore
 from stir_train.train.checkpoint import CheckpointFile
 from stir_train.types.rollout import Prompt
 
+LEARNT_FROM: tuple[SplitName, ...] = ("harvest", "tune")
+"""Splits that a run learns from, or chooses by."""
 PROBLEMS_FILE = "problems.json"
 """Ids of the problems a stage was made from, by split."""
 
@@ -79,9 +88,36 @@ class RunContext:
     _num_works: int = 0
 
     @cached_property
+    def problems(self) -> list[SourceProblem]:
+        """Every problem that the task offers."""
+        return read_problems(self.config)
+
+    @cached_property
+    def out_of_domain(self) -> dict[str, list[Prompt]]:
+        """The problems of every task outside the harvest, rendered.
+
+        Raises:
+            DataError: If there are too few, or some are in the splits that a run learns from.
+        """
+        used = {
+            f"the run's {split} split": {prompt.prompt_id for prompt in self.splits[split]}
+            for split in LEARNT_FROM
+        }
+        found = {}
+        for name, asked in self.config.evaluate.out_of_domain.items():
+            other: RunConfig = self.config.model_copy(update={"task": asked.task})
+            problems = first_problems(
+                read_problems(other), asked.num_problems, seed=other.splits.seed
+            )
+            tokenizer = self.resources.described.tokenizer
+            found[name] = render_prompts(problems, asked.task, tokenizer)
+            require_unseen(found[name], used)
+        return found
+
+    @cached_property
     def splits(self) -> dict[SplitName, list[Prompt]]:
         """Rendered prompts per split, checked disjoint."""
-        cut = cut_splits(read_problems(self.config), self.config.splits)
+        cut = cut_splits(self.problems, self.config.splits)
         tokenizer = self.resources.described.tokenizer
         splits = {
             name: render_prompts(problems, self.config.task, tokenizer)

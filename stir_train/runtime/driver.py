@@ -26,6 +26,7 @@ from stir_train.errors import StageError
 from stir_train.monitoring.console import caution, good
 from stir_train.runtime.abilities import require_backend
 from stir_train.runtime.context import PROBLEMS_FILE, Finish, Outcome, RunContext
+from stir_train.runtime.early_checks import require_feasible, warn_of_stop_tokens
 from stir_train.runtime.upstream import end_of_run
 
 
@@ -39,11 +40,16 @@ def run_stages(context: RunContext, names: Sequence[str], *, redo: bool) -> str 
         Why the rest was left out, if it was.
 
     Raises:
-        StageError: If one of them needs what the run's backend lacks, or the stage to be remade is off;
-            then nothing is made or discarded.
+        StirError: If one of them needs what the run's backend lacks, would be refused for its settings,
+            model or problems, or the stage to be remade is off; then nothing is made or discarded.
     """
     wanted = [stage for stage in STAGES if stage.name in names]
     require_backend(context.config, [s.name for s in wanted if s.is_on(context.config)])
+    remade = stages_from(wanted[0].name) if redo else ()
+    context.world.on_main(
+        "check", lambda: require_feasible(context, [s.name for s in wanted], remade=remade)
+    )
+    warn_of_stop_tokens(context)
     if redo:
         _discard(context, wanted[0])
     for stage in wanted:

@@ -10,6 +10,8 @@ from stir_train.types.places import Place
 CHECKER_FAILURES = ("timed out", "crashed")
 """Reasons of a grade that say nothing about the answer."""
 
+MUCH_CUT_OFF = 0.5
+"""Share of rollouts cut off from which on the budget, and not the model, is what failed."""
 FinishReason = Literal["stop", "length"]
 
 
