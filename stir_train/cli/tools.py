@@ -14,6 +14,33 @@ app = typer.Typer()
 
 
 @app.command()
+def init(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="Directory, hub id, .gguf file or embedded/NAME."),
+    ],
+    task: Annotated[
+        str,
+        typer.Argument(
+            metavar="TASK",
+            help="A known task (gsm8k, ...), reasoning-gym:NAME, an embedded family, or a file.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Default: MODEL-TASK.yaml, here."),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="A copy of a public task: a folder or file.")
+    ] = None,
+) -> None:
+    """Write a commented configuration for a model and a task; say what was decided and why."""
+    from stir_train.tools.init import write_first_config
+
+    write_first_config(model, task, answers(), source=source, output=output)
+
+
+@app.command()
 def data(config: ConfigPath, overrides: Overrides = None) -> None:
     """Show what a configuration would read: split sizes, token lengths, a rendered prompt."""
     from stir_train.tools.inspect import describe_data
