@@ -74,6 +74,7 @@ def test_a_model_of_ones_own_gets_its_chat_template_and_settings_of_a_real_one(
     assert config.generation.max_new_tokens < limit, "thinking fills the context, not more"
     assert config.distill.learning_rate == 1e-4
     assert config.tune.modes == ("vector",)
+    assert config.effort == "quick"
     assert "opens <think>" in (tmp_path / "first.yaml").read_text()
 
 
@@ -110,6 +111,7 @@ def test_nothing_is_overwritten_and_what_is_unknown_is_said(tmp_path: Path) -> N
     for arguments, said in (
         (("embedded/addition", "gsm9k"), "did you mean 'gsm8k'"),
         (("embedded/addition", "reasoning-gym:no_such"), "reasoning-gym makes no 'no_such'"),
+        (("embedded/addition", "addition", "--effort", "some"), "none of quick, standard"),
         (("embedded/nothing", "addition"), "embedded models: addition"),
         (("embedded/addition", "addition", "--source", "x.jsonl"), "no public task"),
     ):

@@ -10,6 +10,7 @@ from datetime import date
 import torch
 
 from stir_train.config.commented import Decision
+from stir_train.config.effort import Effort
 from stir_train.config.inputs import ModelConfig, TaskConfig
 from stir_train.data.chat import chat_lines, describe_chat, uses_chat_template
 from stir_train.distributed.launch import usable_cores
@@ -67,6 +68,22 @@ def read_model(name: str) -> ModelFacts:
     wide = device.type == "cpu"
     shape = shape_of(decoder_config(config), bytes_per_weight=4 if wide else 2)
     return ModelFacts(config, described, shape, device)
+
+
+def effort_decision(facts: ModelFacts, asked: Effort | None) -> Decision:
+    """How much a first run spends."""
+    if asked is not None:
+        return Decision("effort", asked, "As you asked.")
+    if facts.is_embedded:
+        return Decision("effort", "standard", "The model is small: minutes on a CPU.")
+    if facts.device.type != "cpu":
+        return Decision("effort", "standard", "There is a GPU.")
+    return Decision(
+        "effort",
+        "quick",
+        "A first look, since there is no GPU; `standard` and `thorough` spend more. It sets the sizes of "
+        "everything: `stir-train settings --of FILE` shows them.",
+    )
 
 
 def model_decisions(facts: ModelFacts) -> Iterator[Decision]:
