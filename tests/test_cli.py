@@ -30,6 +30,7 @@ VERBS = [
     "export",
     "generate",
     "trace",
+    "init",
     "data",
     "inspect",
     "doctor",

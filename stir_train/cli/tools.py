@@ -8,9 +8,43 @@ from typing import Annotated
 
 import typer
 
-from stir_train.cli.arguments import ConfigPath, Overrides, answers, load
+from stir_train.cli.arguments import ConfigPath, Overrides, answers, fail, load
 
 app = typer.Typer()
+
+
+@app.command()
+def init(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="Directory, hub id, .gguf file or embedded/NAME."),
+    ],
+    task: Annotated[
+        str,
+        typer.Argument(
+            metavar="TASK",
+            help="A known task (gsm8k, ...), reasoning-gym:NAME, an embedded family, or a file.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Default: MODEL-TASK.yaml, here."),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="A copy of a public task: a folder or file.")
+    ] = None,
+    effort: Annotated[
+        str | None,
+        typer.Option(help="quick, standard or thorough; default: what the machine allows."),
+    ] = None,
+) -> None:
+    """Write a commented configuration for a model and a task; say what was decided and why."""
+    from stir_train.config.effort import require_effort
+    from stir_train.tools.init import Wish, write_first_config
+
+    asked = None if effort is None else require_effort(effort, origin="--effort")
+    wish = Wish(model, task, source=source, output=output, effort=asked)
+    write_first_config(wish, answers())
 
 
 @app.command()
@@ -74,11 +108,33 @@ def doctor() -> None:
 
 @app.command()
 def settings(
-    section: Annotated[
-        str, typer.Argument(help="Only this section or setting, as in rollout or steering.depth.")
-    ] = "",
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SECTION] [key=value ...]",
+            help="Only this section or setting, as in rollout or steering.depth; with --of, overrides.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--of", metavar="CONFIG.yaml", help="What they are in a configuration, and why."
+        ),
+    ] = None,
 ) -> None:
-    """List every setting with its default, what it may be, and its meaning."""
-    from stir_train.config.describe import describe_settings
+    """List every setting with its default and meaning; with --of, its value there and what set it."""
+    from stir_train.config.describe import describe_settings, describe_values
+    from stir_train.config.load import origins_of
 
-    print("\n".join(map(str, describe_settings(section))))
+    overrides = [word for word in words or [] if "=" in word]
+    sections = [word for word in words or [] if "=" not in word]
+    if len(sections) > 1:
+        fail(f"one section at a time, not {', '.join(sections)}")
+    section = "".join(sections)
+    if config is None:
+        if overrides:
+            fail(f"{overrides[0]}: overrides are of a configuration; name it with --of CONFIG.yaml")
+        print("\n".join(map(str, describe_settings(section))))
+        return
+    loaded = load(config, overrides)
+    print("\n".join(map(str, describe_values(loaded, origins_of(config, overrides), section))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -15,7 +15,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from stir_train.config.base import members_of
+from stir_train.config.effort import EFFORTS
 from stir_train.config.run import RunConfig
+from stir_train.config.tasks import known_settings
 from stir_train.errors import ConfigError
 
 
@@ -29,6 +31,7 @@ class Setting:
         allowed: Values or bounds, in words; empty where any value of the type is.
         meaning: Its documentation.
         when: Of a setting that only some choices have, which one, as in ``mode: value``.
+        efforts: What an `effort` other than standard sets instead of the default.
     """
 
     key: str
@@ -36,13 +39,84 @@ class Setting:
     allowed: str
     meaning: str
     when: str = ""
+    efforts: str = ""
 
     def __str__(self) -> str:
         """Two lines or more, for a terminal."""
+        efforts = f"   [effort {self.efforts}]" if self.efforts else ""
         when = f"   [{self.when}]" if self.when else ""
         allowed = f"   ({self.allowed})" if self.allowed else ""
         meaning = self.meaning.replace("\n", "\n    ")
-        return f"{self.key} = {self.default}{allowed}{when}\n    {meaning}"
+        return f"{self.key} = {self.default}{efforts}{allowed}{when}\n    {meaning}"
+
+
+@dataclass(frozen=True)
+class SetValue:
+    """What a setting is in a configuration.
+
+    Attributes:
+        key: Dotted.
+        value: As it is written in YAML.
+        origin: The file or override that sets it; else the effort or the known task that does, or
+            ``default``.
+    """
+
+    key: str
+    value: str
+    origin: str
+
+    def __str__(self) -> str:
+        """One line, for a terminal."""
+        return f"{self.key} = {self.value}   [{self.origin}]"
+
+
+def describe_values(
+    config: RunConfig, origins: Mapping[str, str], section: str = ""
+) -> list[SetValue]:
+    """Return what every setting is, or a section's, and where it comes from.
+
+    Args:
+        config: What was loaded.
+        origins: From `stir_train.config.load.origins_of`.
+        section: Dotted; empty for all.
+
+    Raises:
+        ConfigError: If there is none of that name.
+    """
+    rows = [
+        SetValue(key, _written(value), _origin(key, config, origins))
+        for key, value in _values(config, "")
+    ]
+    found = [row for row in rows if f"{row.key}.".startswith(f"{section}." if section else "")]
+    if not found:
+        describe_settings(section)  # says what is near to it
+        raise ConfigError(f"this configuration sets nothing under {section!r}")
+    return found
+
+
+def _values(model: BaseModel, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            yield from _values(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _origin(key: str, config: RunConfig, origins: Mapping[str, str]) -> str:
+    parts = key.split(".")
+    for length in range(len(parts), 0, -1):
+        above = ".".join(parts[:length])
+        if above in origins:
+            return origins[above]
+    # A mapping is set by what is inside it.
+    if inside := next((where for held, where in origins.items() if held.startswith(f"{key}.")), ""):
+        return inside
+    if key in EFFORTS[config.effort]:
+        return f"effort: {config.effort}"
+    if key.startswith("task.") and key.removeprefix("task.") in known_settings(config.task.name):
+        return f"task: {config.task.name}"
+    return "default"
 
 
 def describe_settings(section: str = "") -> list[Setting]:
@@ -77,7 +151,13 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterator[Setting]:
         elif inner is not None:
             yield from _walk(inner, f"{key}.")
         else:
-            yield Setting(key, _default(field), _allowed(field), field.description or "")
+            yield Setting(
+                key,
+                _default(field),
+                _allowed(field),
+                field.description or "",
+                efforts=_efforts(key),
+            )
             held = _model_in_mapping(field.annotation)
             if held is not None:
                 yield from _walk(held, f"{key}.NAME.")
@@ -101,10 +181,21 @@ def _walk_members(
         yield Setting(row.key, row.default, row.allowed, row.meaning, of)
 
 
+def _efforts(key: str) -> str:
+    """What each effort sets, if any sets something."""
+    return "; ".join(
+        f"{effort}: {_written(scaled[key])}" for effort, scaled in EFFORTS.items() if key in scaled
+    )
+
+
 def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined:
         return "(required)"
+    return _written(value)
+
+
+def _written(value: Any) -> str:
     return json.dumps(to_jsonable_python(value), ensure_ascii=False)
 
 

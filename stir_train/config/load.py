@@ -34,6 +34,17 @@ def load_config(kind: type[Config], path: Path, overrides: Sequence[str] = ()) -
     return _validated(kind, values, overrides, origin=str(path), problems=files.problems)
 
 
+def origins_of(path: Path, overrides: Sequence[str] = ()) -> dict[str, str]:
+    """Where the settings of a configuration that loads are set: by dotted key, a file or an override."""
+    origins = _Files().origins(path)
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        inside = [held for held in origins if held.startswith(f"{key}.")]
+        origins = {held: where for held, where in origins.items() if held not in inside}
+        origins[key] = f"override {override}"
+    return origins
+
+
 def parse_config(
     kind: type[Config], values: dict[str, Any], overrides: Sequence[str], *, origin: str
 ) -> Config:
@@ -99,6 +110,14 @@ class _Files:
         self._merged[place] = _merge(merged, values)
         return self._merged[place]
 
+    def origins(self, path: Path) -> dict[str, str]:
+        """The file that has the last word about each setting that one of them names."""
+        values, parents = self._read(path, is_part=False)
+        found: dict[str, str] = {}
+        for name in parents:
+            found |= self.origins(path.parent / name)
+        return found | dict.fromkeys(_leaves(values), str(path))
+
     def _read(self, path: Path, *, is_part: bool) -> tuple[dict[str, Any], list[str]]:
         """A file's own values, and the names of the files it extends."""
         found = read_yaml(path)
@@ -115,6 +134,15 @@ class _Files:
                 str(path), [*found.problems, (EXTENDS, "must be a list of file names")]
             )
         return values, parents
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys of everything that is no section."""
+    found: list[str] = []
+    for key, value in values.items():
+        inside = _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else []
+        found += inside or [f"{prefix}{key}"]
+    return found
 
 
 def _place(path: Path) -> Path:

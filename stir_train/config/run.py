@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from stir_train.config.base import FrozenConfig
+from stir_train.config.effort import Effort, with_effort
 from stir_train.config.inputs import SPREAD, ModelConfig, SplitsConfig, TaskConfig
 from stir_train.config.learning import DistillConfig, IterateConfig, TrainConfig
 from stir_train.config.stages import (
@@ -57,6 +59,9 @@ class RunConfig(FrozenConfig):
     """Seeds sampling noise, the value head and distillation."""
     num_threads: int | None = Field(default=None, ge=1)
     """CPU threads of PyTorch; results are bitwise repeatable only for a fixed number."""
+    effort: Effort = "standard"
+    """How much is spent: sets the sizes of harvest, validation, tuning, evaluation and distillation that
+    are not set themselves. `quick` is a first look; a figure to publish takes `standard` or more."""
     model: ModelConfig = ModelConfig()
     task: TaskConfig = TaskConfig()
     splits: SplitsConfig = SplitsConfig()
@@ -78,6 +83,11 @@ class RunConfig(FrozenConfig):
     train: TrainConfig = TrainConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _effort_fills_in(cls, values: Any) -> Any:
+        return with_effort(values) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

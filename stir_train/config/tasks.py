@@ -17,6 +17,15 @@ _NUMBER = _STEPS + "End with a line 'Answer: <number>'."
 _BOXED = _STEPS + "Put the final answer in \\boxed{}."
 _LETTER = _STEPS + "End with a line 'Answer: <letter>'."
 _YES_NO = _STEPS + "End with a line 'Answer: <yes or no>'."
+_ANSWER = _STEPS + "End with a line 'Answer: <answer>'."
+TEMPLATES: Mapping[str, str] = {
+    "numeric": _NUMBER,
+    "math": _BOXED,
+    "choice": _LETTER,
+    "boolean": _YES_NO,
+    "exact": _ANSWER,
+}
+"""A prompt that asks for an answer as a grader reads it."""
 
 _GSM8K = {
     "question_fields": ("question",),
@@ -154,7 +163,7 @@ def known_settings(name: str) -> Mapping[str, Any]:
     return {
         "source": name,
         "grader": "stir_train.data.reasoning_gym:ReasoningGymScorer",
-        "template": _STEPS + "End with a line 'Answer: <answer>'.",
+        "template": _ANSWER,
     }
 
 

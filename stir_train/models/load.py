@@ -179,6 +179,18 @@ def describe_model(config: ModelConfig) -> ModelDescription:
     return ModelDescription(identity, tokenizer, text_config.vocab_size, _max_tokens(model_config))
 
 
+def decoder_config(config: ModelConfig) -> dict[str, Any]:
+    """The sizes of the configured model's decoder, as transformers names them.
+
+    Raises:
+        ModelError: If its files cannot be found or read.
+    """
+    path, settings = _pretrained(config)
+    with _explained(config):
+        found = AutoConfig.from_pretrained(path, **_where(settings))
+    return dict(found.get_text_config().to_dict())
+
+
 def _where(settings: dict[str, Any]) -> dict[str, Any]:
     """Of the settings of ``from_pretrained``, those that say which files are read."""
     named = ("revision", "trust_remote_code", "gguf_file")

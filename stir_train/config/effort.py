@@ -1,0 +1,81 @@
+"""How much a run spends: one word that sets the sizes of harvest, validation, tuning and evaluation.
+
+What a file or an override sets wins over it. `standard` is every setting's own default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from stir_train.errors import ConfigError
+
+Effort = Literal["quick", "standard", "thorough"]
+
+EFFORTS: Mapping[Effort, Mapping[str, Any]] = {
+    "quick": {
+        "splits.num_harvest": 96,
+        "splits.num_tune": 64,
+        "splits.num_test": 200,
+        "rollout.num_samples": 4,
+        "validation.num_rounds": 2,
+        "validation.trials_per_round": 400,
+        "validation.strengths": (2.0,),
+        "validation.selection_problems": 32,
+        "tune.strengths": (2.0,),
+        "tune.doubts": (1.0,),
+        "tune.candidates": (4,),
+        "tune.vectors": {"prompt_end": (5.0,), "every_token": (0.7, 1.0)},
+        "distill.num_samples": 2,
+        "distill.num_steps": 60,
+        "distill.batch_size": 8,
+    },
+    "standard": {},
+    "thorough": {
+        "splits.num_harvest": 512,
+        "splits.num_tune": 256,
+        "splits.num_test": 1000,
+        "rollout.num_samples": 16,
+        "validation.num_rounds": 4,
+        "validation.trials_per_round": 4000,
+        "validation.selection_problems": 256,
+        "tune.vectors": {
+            "prompt_end": (2.0, 4.0, 6.0, 8.0),
+            "every_token": (0.5, 0.7, 1.0, 1.5),
+        },
+        "tune.num_halvings": 2,
+        "distill.num_samples": 8,
+        "distill.num_steps": 600,
+    },
+}
+"""Values of settings by dotted key."""
+
+
+def require_effort(word: str, *, origin: str) -> Effort:
+    """The effort of a name.
+
+    Args:
+        word: The name.
+        origin: What gave it.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    efforts: tuple[Effort, ...] = get_args(Effort)
+    for effort in efforts:
+        if word == effort:
+            return effort
+    raise ConfigError(f"{origin}: {word!r} is none of {', '.join(efforts)}")
+
+
+def with_effort(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in what the effort sets and the values leave out; what cannot be filled is left to be refused."""
+    effort = values.get("effort", "standard")
+    scaled = EFFORTS.get(effort, {}) if isinstance(effort, str) else {}  # type: ignore[call-overload]
+    filled = dict(values)
+    for key, value in scaled.items():
+        section, _, setting = key.partition(".")
+        held = filled.get(section, {})
+        if isinstance(held, Mapping) and setting not in held:
+            filled[section] = {**held, setting: value}
+    return filled

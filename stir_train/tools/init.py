@@ -1,0 +1,130 @@
+"""Write a run's configuration for a model and a task, deciding whatever can be found out."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from stir_train.artifacts.atomic import write_text
+from stir_train.config.commented import Decision, commented_yaml
+from stir_train.config.effort import Effort
+from stir_train.config.load import load_config
+from stir_train.config.run import RunConfig
+from stir_train.errors import ConfigError
+from stir_train.models.load import GGUF_SUFFIX
+from stir_train.tools.init_model import (
+    ModelFacts,
+    chat_decisions,
+    effort_decision,
+    generation_decisions,
+    learning_decisions,
+    model_decisions,
+    read_model,
+    steering_decisions,
+)
+from stir_train.tools.init_task import TaskFacts, read_task
+
+SPLIT_SHARES = {"num_harvest": 0.4, "num_tune": 0.2, "num_test": 0.4}
+"""Of a task with too few problems for the default splits."""
+MIN_PROBLEMS = 10
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a first configuration is asked for.
+
+    Attributes:
+        model: Directory, hub id, ``.gguf`` file or ``embedded/NAME``.
+        task: An embedded family, a known task, ``reasoning-gym:NAME``, a loader's import path, or a file.
+        source: Of a public task, a copy at hand.
+        output: The file; None names it after model and task, here.
+        effort: How much is to be spent; None takes what the machine allows.
+    """
+
+    model: str
+    task: str
+    source: str | None = None
+    output: Path | None = None
+    effort: Effort | None = None
+
+
+def write_first_config(wish: Wish, console: Console) -> Path:
+    """Decide settings, write them with their reasons, and say them; the model's weights stay unread.
+
+    Raises:
+        StirError: If the model or the task cannot be read.
+        ConfigError: If the file is there already.
+    """
+    if wish.output is not None:
+        _require_free(wish.output)
+    task = read_task(wish.task, source=wish.source)
+    name = _run_name(wish.model, task.label)
+    path = Path(f"{name}.yaml") if wish.output is None else wish.output
+    _require_free(path)
+    decisions = _decide(name, read_model(wish.model), task, wish.effort)
+    title = (
+        f"Written by `stir-train init {wish.model} {wish.task}`. What is not here has its default: `stir-train "
+        "settings` lists them all."
+    )
+    write_text(path, commented_yaml(title, decisions))
+    load_config(RunConfig, path)  # what was written is what a run takes
+    for decision in decisions:
+        console.print(f"{decision.key}: {decision.written}\n    {decision.reason}", soft_wrap=True)
+    console.print(f"wrote {path}", soft_wrap=True)
+    console.print(f"what the model is asked: stir-train data {path}", soft_wrap=True)
+    console.print(f"what it costs: stir-train run {path} --dry-run", soft_wrap=True)
+    console.print(f"the run: stir-train run {path}", soft_wrap=True)
+    return path
+
+
+def _require_free(path: Path) -> None:
+    if path.exists():
+        raise ConfigError(f"{path} is there already; name another file with -o, or remove it")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: no directory {path.parent}")
+
+
+def _run_name(model: str, task: str) -> str:
+    last = Path(model).name.removesuffix(GGUF_SUFFIX)
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{last}-{task}".lower()).strip("-._")[:100]
+
+
+def _decide(name: str, model: ModelFacts, task: TaskFacts, asked: Effort | None) -> list[Decision]:
+    """Every decision, in the order of the file."""
+    effort = effort_decision(model, asked)
+    return [
+        Decision("name", name, "The run, and its directory under `runs`."),
+        effort,
+        *model_decisions(model),
+        *task.decisions,
+        *chat_decisions(model, task.config),
+        *_splits(task, effort),
+        *generation_decisions(model, task.config),
+        *steering_decisions(model),
+        *learning_decisions(model),
+    ]
+
+
+def _splits(task: TaskFacts, effort: Decision) -> list[Decision]:
+    """Sizes of the splits, where those of the effort do not fit the number of problems."""
+    if task.num_problems is None:
+        return []
+    if task.num_problems < MIN_PROBLEMS:
+        raise ConfigError(
+            f"TASK: {task.label} has {task.num_problems} distinct problems; too few to learn from some, "
+            f"choose on others and test on the rest: give at least {MIN_PROBLEMS}"
+        )
+    splits = RunConfig.model_validate({"name": "init", "effort": effort.value}).splits
+    wanted = splits.num_harvest + splits.num_tune + splits.num_test
+    if wanted <= task.num_problems:
+        return []
+    reason = (
+        f"The task has {task.num_problems} distinct problems, the default splits ask for {wanted}."
+    )
+    return [
+        Decision(f"splits.{setting}", int(share * task.num_problems), reason)
+        for setting, share in SPLIT_SHARES.items()
+    ]

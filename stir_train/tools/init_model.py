@@ -1,0 +1,254 @@
+"""What `stir-train init` finds out about a model on this machine: format, chat, limits, speed, memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+
+import torch
+
+from stir_train.config.commented import Decision
+from stir_train.config.effort import Effort
+from stir_train.config.inputs import ModelConfig, TaskConfig
+from stir_train.data.chat import chat_lines, describe_chat, uses_chat_template
+from stir_train.distributed.launch import usable_cores
+from stir_train.errors import DataError
+from stir_train.launch.estimate import GIB, ModelShape, shape_of
+from stir_train.models.arithmetic import product_seconds
+from stir_train.models.load import (
+    EMBEDDED_PREFIX,
+    GGUF_SUFFIX,
+    ModelDescription,
+    decoder_config,
+    describe_model,
+    resolve_device,
+)
+
+ANSWER_TOKENS = {"choice": 512, "boolean": 512, "numeric": 512, "math": 2048}
+OTHER_ANSWER_TOKENS, THINKING_TOKENS, PROMPT_TOKENS = 512, 16_384, 512
+"""Budgets of a completion by grader, of one that begins with thinking, and what a prompt may take."""
+CACHE_SHARE = 0.25
+"""Of memory, what the key-value cache and the logits of a step may take."""
+MAX_ROWS, MAX_CPU_ROWS, MIN_ROWS = 256, 128, 4
+FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model as it was found.
+
+    Attributes:
+        config: Its settings.
+        described: What its files say.
+        shape: Its sizes.
+        device: Where it will run.
+    """
+
+    config: ModelConfig
+    described: ModelDescription
+    shape: ModelShape
+    device: torch.device
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether it is one of the small ones that come with the package."""
+        return self.config.name.startswith(EMBEDDED_PREFIX)
+
+
+def read_model(name: str) -> ModelFacts:
+    """Find out what a model is; its weights are not loaded.
+
+    Raises:
+        ModelError: If it cannot be found or read.
+    """
+    config, device = ModelConfig(name=name), resolve_device("auto")
+    described = describe_model(config)
+    wide = device.type == "cpu"
+    shape = shape_of(decoder_config(config), bytes_per_weight=4 if wide else 2)
+    return ModelFacts(config, described, shape, device)
+
+
+def effort_decision(facts: ModelFacts, asked: Effort | None) -> Decision:
+    """How much a first run spends."""
+    if asked is not None:
+        return Decision("effort", asked, "As you asked.")
+    if facts.is_embedded:
+        return Decision("effort", "standard", "The model is small: minutes on a CPU.")
+    if facts.device.type != "cpu":
+        return Decision("effort", "standard", "There is a GPU.")
+    return Decision(
+        "effort",
+        "quick",
+        "A first look, since there is no GPU; `standard` and `thorough` spend more. It sets the sizes of "
+        "everything: `stir-train settings --of FILE` shows them.",
+    )
+
+
+def model_decisions(facts: ModelFacts) -> Iterator[Decision]:
+    """Section `model`, and the threads."""
+    yield _num_threads(facts)
+    name = facts.config.name
+    described = facts.described
+    size = f"{facts.shape.num_params / 1e6:,.0f} million weights" if not facts.is_embedded else ""
+    what = "A GGUF file, loaded dequantised" if name.endswith(GGUF_SUFFIX) else "As you named it"
+    sizes = f"{described.identity.num_blocks} blocks of width {described.identity.width}"
+    yield Decision("model.name", name, f"{what}: {', '.join(p for p in (size, sizes) if p)}.")
+    yield _dtype(facts)
+
+
+def _num_threads(facts: ModelFacts) -> Decision:
+    cores = usable_cores() if facts.device.type == "cpu" else 1
+    return Decision(
+        "num_threads",
+        cores,
+        "CPU threads: every core there is. Results repeat to the bit for a fixed number only."
+        if facts.device.type == "cpu"
+        else "CPU threads: the GPU does the work. Fixed, so that results repeat.",
+    )
+
+
+def _dtype(facts: ModelFacts) -> Decision:
+    if facts.device.type != "cpu":
+        return Decision("model.dtype", "bfloat16", "There is a GPU, which is fastest with it.")
+    if facts.is_embedded:
+        return Decision("model.dtype", "float32", "The model is small and the CPU exact with it.")
+    seconds = product_seconds(facts.described.identity.width, (torch.float32, torch.bfloat16))
+    ratio = seconds[torch.bfloat16] / seconds[torch.float32]
+    faster = "bfloat16" if ratio < 1 else "float32"
+    return Decision(
+        "model.dtype",
+        faster,
+        f"No GPU. Timed on this CPU, a layer's product in bfloat16 takes {ratio:.1f} times as long as "
+        "in float32.",
+    )
+
+
+def chat_decisions(facts: ModelFacts, task: TaskConfig) -> Iterator[Decision]:
+    """Whether prompts go through the chat template, and what that puts in."""
+    tokenizer = facts.described.tokenizer
+    if not uses_chat_template(task, tokenizer):
+        reason = "The tokenizer has no chat template: the model is asked with the bare prompt."
+        yield Decision("task.chat_template", False, reason)
+        return
+    dated = with_date(facts, task)
+    if dated is not task:
+        day = str(dated.prompt_date)
+        reason = "The chat template writes a date: this one, on every day."
+        yield Decision("task.prompt_date", day, reason)
+    told = chat_lines(dated, tokenizer)[1:]
+    added = "; ".join(line.strip() for line in told)
+    reason = f"The tokenizer has one{f' ({added})' if added else ''}."
+    yield Decision("task.chat_template", True, reason)
+
+
+def with_date(facts: ModelFacts, task: TaskConfig) -> TaskConfig:
+    """The task with today's date, if the chat template cannot do without one."""
+    tokenizer = facts.described.tokenizer
+    if not uses_chat_template(task, tokenizer) or task.prompt_date is not None:
+        return task
+    try:
+        describe_chat(task, tokenizer)
+    except DataError:
+        return task.model_copy(update={"prompt_date": date.today()})
+    return task
+
+
+def opens_thinking(facts: ModelFacts, task: TaskConfig) -> bool:
+    """Whether the chat template makes the model begin with thinking."""
+    tokenizer = facts.described.tokenizer
+    if not uses_chat_template(task, tokenizer):
+        return False
+    return describe_chat(with_date(facts, task), tokenizer).opens_think
+
+
+def generation_decisions(facts: ModelFacts, task: TaskConfig) -> Iterator[Decision]:
+    """How long an answer may be and how many are decoded side by side."""
+    if facts.is_embedded:
+        return
+    fits = max(64, facts.described.max_tokens - PROMPT_TOKENS)
+    if opens_thinking(facts, task):
+        budget, why = THINKING_TOKENS, "The model begins with thinking, which is long"
+    else:
+        budget = ANSWER_TOKENS.get(task.grader, OTHER_ANSWER_TOKENS)
+        why = f"Enough for most worked answers of a task graded as {task.grader}"
+    if budget > fits:
+        budget, why = fits, f"What the model's context of {facts.described.max_tokens} leaves"
+    ends = ", ".join(_token_texts(facts)) or "nothing but the budget"
+    yield Decision(
+        "generation.max_new_tokens",
+        budget,
+        f"{why}. An answer ends with {ends}. If --dry-run or the report says that many are cut off, "
+        "raise it.",
+    )
+    memory = _memory_bytes(facts.device)
+    row = _row_bytes(facts.shape, PROMPT_TOKENS + budget)
+    rows = MAX_CPU_ROWS if facts.device.type == "cpu" else MAX_ROWS
+    while rows > MIN_ROWS and rows * row > CACHE_SHARE * memory:
+        rows //= 2
+    yield Decision(
+        "generation.max_rows",
+        rows,
+        f"Answers decoded side by side: at most {rows * row / GIB:.1f} GiB for their cache and logits, of "
+        f"{memory / GIB:.0f} GiB.",
+    )
+
+
+def _token_texts(facts: ModelFacts) -> list[str]:
+    ids = list(facts.described.stop_token_ids)
+    return [str(token) for token in facts.described.tokenizer.convert_ids_to_tokens(ids)]
+
+
+def _row_bytes(shape: ModelShape, num_tokens: int) -> int:
+    """Key-value cache of a row, and three copies of its logits."""
+    cache = 2 * shape.num_layers * shape.kv_width * shape.bytes_per_weight * num_tokens
+    return cache + 3 * shape.vocab_size * FLOAT32_BYTES
+
+
+def _memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def steering_decisions(facts: ModelFacts) -> Iterator[Decision]:
+    """What is steered where, and how rollouts are sampled for it."""
+    if facts.is_embedded:
+        reason = "The embedded models are shallow: the blocks where answers are decided."
+        yield Decision("harvest.depths", [0.6, 0.8], reason)
+        reason = "By the value head, and by the published rule."
+        yield Decision("tune.modes", ["value", "preview"], reason)
+        return
+    temperature = (
+        "Near to how the model is used; the gradient needs samples of what it really does."
+    )
+    yield Decision("rollout.temperature", 0.6, temperature)
+    reason = "Nothing cut off: reward-gradient directions differentiate the whole distribution."
+    yield Decision("rollout.top_p", 1.0, reason)
+    last = facts.described.identity.num_blocks - 1
+    depths = [0.375, 0.5, 0.625]
+    blocks = ", ".join(str(round(depth * last)) for depth in depths)
+    reason = (
+        f"The middle of the model (blocks {blocks}), where directions gain most for their norm."
+    )
+    yield Decision("harvest.depths", depths, reason)
+    reason = (
+        "Reward-gradient directions: no replays to pay for, and the way that has won on a real model. Add "
+        "value, preview and static for the control basis, which costs several times as much."
+    )
+    yield Decision("tune.modes", ["vector"], reason)
+
+
+def learning_decisions(facts: ModelFacts) -> Iterator[Decision]:
+    """How a student of the model is trained."""
+    if facts.is_embedded:
+        return
+    reason = "Usual for LoRA on a pretrained model; the default of 2e-3 is for the embedded ones."
+    yield Decision("distill.learning_rate", 1e-4, reason)
+    yield Decision("distill.batch_size", 8, "Sequences a step: a worked answer is long.")
+    reason = (
+        "How far the exported adapter's logits may be from the trainer's: those of a real model run to "
+        "tens, and rounding grows with them and with depth."
+    )
+    yield Decision("distill.logit_tolerance", 0.05, reason)

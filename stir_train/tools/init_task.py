@@ -1,0 +1,156 @@
+"""What `stir-train init` finds out about a task: where it is, how it is graded, how many problems."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stir_train.config.commented import Decision
+from stir_train.config.import_path import is_import_path
+from stir_train.config.inputs import TaskConfig
+from stir_train.config.load import parse_config
+from stir_train.config.run import RunConfig
+from stir_train.config.tasks import KNOWN_TASKS, REASONING_GYM, TEMPLATES, known_settings
+from stir_train.data.sources import FILE_FORMATS, source_rows
+from stir_train.errors import ConfigError, DataError
+from stir_train.runtime.problems import read_problems
+from stir_train.tasks.families import FAMILIES
+
+QUESTION_COLUMNS = ("question", "problem", "prompt", "input", "instruction")
+ANSWER_COLUMNS = ("answer", "solution", "target", "output", "label")
+GUESSED_GRADERS = ("numeric", "boolean", "exact")
+"""Of a file of one's own, strictest first: the first that can read every gold answer."""
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """A task as it was found.
+
+    Attributes:
+        label: Its name, short.
+        config: Its settings.
+        decisions: Of section `task`.
+        num_problems: Distinct ones; None if its source is not at hand.
+    """
+
+    label: str
+    config: TaskConfig
+    decisions: tuple[Decision, ...]
+    num_problems: int | None
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether it is a family that comes with the package."""
+        return self.config.source is None
+
+
+def read_task(word: str, *, source: str | None) -> TaskFacts:
+    """Find out what a word on the command line stands for, and read its problems where they are at hand.
+
+    Args:
+        word: An embedded family, a public task, ``reasoning-gym:NAME``, a loader's import path, or a file.
+        source: Of a public task, a copy at hand.
+
+    Raises:
+        ConfigError: If it is none of these.
+        DataError: If its problems cannot be read.
+    """
+    if word in FAMILIES:
+        found = [Decision("task.name", word, "A family of problems that comes with the package.")]
+    elif known_settings(word):
+        found = _known(word)
+        if source is not None:
+            found.append(Decision("task.source", source, "The copy that you named."))
+    elif is_import_path(word):
+        found = [Decision("task.name", word, "Your own function makes the problems.")]
+    elif Path(word).exists() or Path(word).suffix.lower() in FILE_FORMATS:
+        found = list(_file(word))
+    else:
+        raise _unknown(word)
+    if source is not None and word not in KNOWN_TASKS:
+        raise ConfigError(f"--source: {word} is no public task that may have a copy at hand")
+    values = {decision.key.removeprefix("task."): decision.value for decision in found}
+    config = parse_config(TaskConfig, values, [], origin=f"TASK {word}")
+    label = word.removeprefix(REASONING_GYM)
+    if Path(word).exists():
+        label = Path(word).stem
+    return TaskFacts(label, config, tuple(found), _count(config))
+
+
+def _known(word: str) -> list[Decision]:
+    grader = known_settings(word)["grader"]
+    source = known_settings(word)["source"]
+    where = "reasoning-gym makes its problems" if word.startswith(REASONING_GYM) else source
+    reason = f"A known task ({where}): columns, prompt and grader ({grader}) come with the name."
+    return [Decision("task.name", word, reason)]
+
+
+def _file(word: str) -> Iterator[Decision]:
+    """Columns by their names in the first row, and the strictest grader that reads every gold answer."""
+    yield Decision("task.name", Path(word).stem, "A label.")
+    yield Decision("task.source", word, "Your file.")
+    base = TaskConfig(name=Path(word).stem, source=word)
+    first = next(iter(source_rows(base, word)), None)
+    if first is None or first.error:
+        raise DataError(f"TASK: {word}: {first.error if first else 'holds no rows'}")
+    question = _column(first.values, QUESTION_COLUMNS, "a question", word)
+    answer = _column(first.values, ANSWER_COLUMNS, "an answer", word)
+    yield Decision("task.question_fields", [question], "The column of that name in your file.")
+    yield Decision("task.answer_fields", [answer], "The column of that name in your file.")
+    fields = {"question_fields": (question,), "answer_fields": (answer,)}
+    grader = _strictest_grader(base.model_copy(update=fields))
+    yield Decision(
+        "task.grader",
+        grader,
+        f"Every gold answer can be read as {grader} asks, and no stricter grader reads them all.",
+    )
+    yield Decision(
+        "task.template", TEMPLATES[grader], "Asks for the answer as the grader reads it."
+    )
+
+
+def _strictest_grader(config: TaskConfig) -> str:
+    for grader in GUESSED_GRADERS[:-1]:
+        try:
+            _count(config.model_copy(update={"grader": grader}))
+        except DataError:
+            continue
+        return grader
+    return GUESSED_GRADERS[-1]
+
+
+def _column(columns: Iterable[str], known: Sequence[str], what: str, word: str) -> str:
+    held = {column.casefold(): column for column in columns}
+    for name in known:
+        if name in held:
+            return held[name]
+    raise ConfigError(
+        f"TASK: {word} has no column that is called as {what} usually is ({', '.join(known)}); its "
+        f"columns: {', '.join(held.values())}. Rename one"
+    )
+
+
+def _count(config: TaskConfig) -> int | None:
+    """Distinct problems of a source that is at hand; None of one on the hub."""
+    is_far = any(
+        not source.startswith(REASONING_GYM)
+        and not is_import_path(source)
+        and not Path(source).exists()
+        for source in config.sources
+    )
+    if is_far:
+        return None
+    problems = read_problems(RunConfig(name="init", task=config))
+    return len({problem.problem_id for problem in problems})
+
+
+def _unknown(word: str) -> ConfigError:
+    names = [*FAMILIES, *KNOWN_TASKS]
+    near = difflib.get_close_matches(word, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return ConfigError(
+        f"TASK: no task or file {word!r}; {hint}Known: {', '.join(names)}; {REASONING_GYM}NAME; or a "
+        f"file of yours ({', '.join(FILE_FORMATS)})"
+    )

@@ -1,0 +1,140 @@
+"""`stir-train init`: a first configuration that runs, with reasons, asking nothing it can find out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from stir_train.config.commented import Decision, commented_yaml
+from stir_train.config.load import load_config
+from stir_train.config.run import RunConfig
+from stir_train.config.yaml_text import read_yaml
+from stir_train.models.load import EMBEDDED_ROOT
+from tests.support.commands import stir_train
+
+THINKS = "{% for m in messages %}{{ m.content }}{% endfor %}<think>\n"
+DATED = "It is {{ strftime_now('%Y') }}. {% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+def _model(folder: Path, template: str) -> Path:
+    """A model directory of the user's own, with a chat template."""
+    shutil.copytree(EMBEDDED_ROOT / "addition", folder)
+    (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+def _init(tmp_path: Path, model: str, task: str, *options: str) -> RunConfig:
+    file = tmp_path / "first.yaml"
+    done = stir_train("init", model, task, "-o", str(file), *options)
+    assert done.returncode == 0, done.stderr
+    config = load_config(RunConfig, file)
+    for line in file.read_text().splitlines():
+        if ": " in line and not line.lstrip().startswith("#"):
+            key = line.strip().partition(":")[0]
+            assert f"{key}: " in done.stdout, "every decision is also said"
+    return config
+
+
+@pytest.mark.parametrize(
+    ("task", "grader"),
+    [
+        ("addition", "exact"),
+        ("gsm8k", "numeric"),
+        ("math500", "math"),
+        ("arc-challenge", "choice"),
+        ("reasoning-gym:chain_sum", "numeric"),
+    ],
+)
+def test_every_kind_of_task_gets_a_configuration(tmp_path: Path, task: str, grader: str) -> None:
+    config = _init(tmp_path, "embedded/addition", task)
+    assert (config.task.name, config.task.grader) == (task, grader)
+    assert config.task.chat_template is False
+    assert config.distill.learning_rate == 2e-3
+
+
+def test_what_is_written_runs_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = stir_train("init", "embedded/addition", "addition")
+    assert done.returncode == 0, done.stderr
+    shown = stir_train("data", "addition-addition.yaml")
+    assert shown.returncode == 0, shown.stderr
+    assert "harvest" in shown.stdout
+
+
+def test_a_model_of_ones_own_gets_its_chat_template_and_settings_of_a_real_one(
+    tmp_path: Path,
+) -> None:
+    thinks = _model(tmp_path / "thinks", THINKS)
+    config = _init(tmp_path, str(thinks), "reasoning-gym:chain_sum")
+    assert config.task.chat_template is True
+    limit = json.loads((thinks / "config.json").read_text())["max_position_embeddings"]
+    assert config.generation.max_new_tokens < limit, "thinking fills the context, not more"
+    assert config.distill.learning_rate == 1e-4
+    assert config.tune.modes == ("vector",)
+    assert config.effort == "quick"
+    assert "opens <think>" in (tmp_path / "first.yaml").read_text()
+
+
+def test_a_template_that_writes_the_date_gets_one(tmp_path: Path) -> None:
+    config = _init(tmp_path, str(_model(tmp_path / "dated", DATED)), "addition")
+    assert config.task.prompt_date is not None
+
+
+@pytest.mark.parametrize(
+    ("answers", "grader"),
+    [(["12", "-3.5"], "numeric"), (["yes", "No"], "boolean"), (["12", "Paris"], "exact")],
+)
+def test_a_file_gets_the_strictest_grader_that_reads_its_answers(
+    tmp_path: Path, answers: list[str], grader: str
+) -> None:
+    file = tmp_path / "mine.jsonl"
+    rows = [{"Problem": f"Question {i}?", "target": answers[i % 2]} for i in range(20)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = _init(tmp_path, "embedded/addition", str(file))
+    assert config.task.grader == grader
+    assert (config.task.question_fields, config.task.answer_fields) == (("Problem",), ("target",))
+    splits = config.splits
+    assert splits.num_harvest + splits.num_tune + splits.num_test <= 20
+
+
+def test_nothing_is_overwritten_and_what_is_unknown_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("kept")
+    done = stir_train("init", "embedded/addition", "addition", "-o", str(file))
+    assert done.returncode == 1
+    assert "there already" in done.stderr
+    assert file.read_text() == "kept"
+    other = str(tmp_path / "other.yaml")
+    for arguments, said in (
+        (("embedded/addition", "gsm9k"), "did you mean 'gsm8k'"),
+        (("embedded/addition", "reasoning-gym:no_such"), "reasoning-gym makes no 'no_such'"),
+        (("embedded/addition", "addition", "--effort", "some"), "none of quick, standard"),
+        (("embedded/nothing", "addition"), "embedded models: addition"),
+        (("embedded/addition", "addition", "--source", "x.jsonl"), "no public task"),
+    ):
+        done = stir_train("init", *arguments, "-o", other)
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert not Path(other).exists()
+
+
+def test_a_commented_file_reads_back_as_its_decisions(tmp_path: Path) -> None:
+    decisions = [
+        Decision("name", "a: b", "Why # not."),
+        Decision("task.template", "{question}\n\nEnd: 'x'.", "long " * 60),
+        Decision("tune.modes", ["vector"], "One."),
+        Decision("task.chat_template", True, "Yes."),
+    ]
+    file = tmp_path / "file.yaml"
+    file.write_text(commented_yaml("A title.", decisions))
+    found = read_yaml(file)
+    assert not found.problems
+    assert found.value == {
+        "name": "a: b",
+        "task": {"template": "{question}\n\nEnd: 'x'.", "chat_template": True},
+        "tune": {"modes": ["vector"]},
+    }
+    assert all(len(line) <= 100 for line in file.read_text().splitlines())
