@@ -93,7 +93,7 @@ def _require_room(context: RunContext, asks_others: bool) -> None:
     """Check that every prompt of every split leaves room for a completion."""
     described = context.resources.described
     places = {problem.problem_id: problem.place for problem in context.problems}
-    asked: dict[str, Sequence[Prompt]] = {**context.splits}
+    asked: dict[str, Sequence[Prompt]] = {name: split for name, split in context.splits.items()}
     if asks_others:
         asked |= {f"evaluate.out_of_domain.{n}": p for n, p in context.out_of_domain.items()}
     require_room(asked, places, described.max_tokens, context.config.generation.max_new_tokens)
