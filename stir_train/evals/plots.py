@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from stir_train.evals.strength import StrengthCurve
 from stir_train.types.reports import BlockDiagnostics, PointYield, ReliabilityBin
 
 COLORS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#4b5563", "#be185d")
@@ -97,6 +98,29 @@ def reliability(bins: Mapping[int, Sequence[ReliabilityBin]]) -> str:
     axes.set_xlabel("predicted P(correct)")
     axes.set_ylabel("observed")
     axes.legend(fontsize=8, frameon=False)
+    return png(figure)
+
+
+def strengths(found: Sequence[StrengthCurve]) -> str:
+    """Points gained by norm, a panel a curve; dashed is what the gradient predicts near zero."""
+    figure = Figure(figsize=(4.6 * len(found), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
+    ends = [100 * end for curve in found for interval in curve.intervals for end in interval]
+    for axes, curve in zip(panels, found, strict=True):
+        for norm, gain, interval in zip(curve.norms, curve.gains, curve.intervals, strict=True):
+            axes.vlines(norm, 100 * interval[0], 100 * interval[1], color=COLORS[0], alpha=0.5)
+            axes.plot(norm, 100 * gain, "o", color=COLORS[0], markersize=4)
+        axes.plot(curve.norms, [100 * gain for gain in curve.gains], color=COLORS[0])
+        axes.axline((0, 0), slope=100 * curve.slope, linestyle="--", color="#9ca3af")
+        axes.axhline(0, color="black", linewidth=0.6)
+        axes.set_xlim(0, 1.05 * curve.norms[-1])
+        # The prediction leaves the picture, which is of what was measured.
+        axes.set_ylim(min(0, *ends) - 3, max(0, *ends) + 3)
+        axes.set_title(curve.title, fontsize=9)
+        axes.set_xlabel("norm of the vector")
+        axes.grid(color=GRID, linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("points gained (tune)")
     return png(figure)
 
 

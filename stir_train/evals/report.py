@@ -13,6 +13,7 @@ from stir_train.evals import plots
 from stir_train.evals.frontier import frontier
 from stir_train.evals.intervals import describe_change
 from stir_train.evals.phrases import PhraseChange, examples_of, phrase_changes
+from stir_train.evals.strength import strength_curves
 from stir_train.types.reports import (
     BasisReport,
     DirectionsReport,
@@ -100,6 +101,10 @@ def render_report(data: ReportData) -> str:
         uplifts = {"entries": [entry.mean for entry in data.validation.entries]}
         title = "mean uplift of an entry"
         figures["uplift"] = plots.histogram(uplifts, title, ylabel="entries")
+    if data.directions is not None:
+        tried = strength_curves(data.tune.trials, data.directions.passing)
+        if tried:
+            figures["strengths"] = plots.strengths(tried)
     if data.value is not None:
         blocks = data.value.blocks
         figures["reliability"] = plots.reliability({b: r.reliability for b, r in blocks.items()})
