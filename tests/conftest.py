@@ -18,7 +18,7 @@ from stir_train.config.stages import ControlPointConfig
 from stir_train.data.control_points import ControlPointAutomaton, build_automaton
 from stir_train.data.grading import grade_batch
 from stir_train.data.problems import SourceProblem
-from stir_train.data.prompts import render_prompts
+from stir_train.data.prompts import render_prompts, reword
 from stir_train.generation.backend import ControlSpec, SamplingParams
 from stir_train.generation.transformers.engine import DecodeEngine
 from stir_train.models.load import LoadedModel, load_model
@@ -62,7 +62,7 @@ def greedy(loaded: LoadedModel) -> SamplingParams:
 @pytest.fixture(scope="session")
 def harvest(loaded: LoadedModel) -> HarvestData:
     graded, captured = bases.harvest()
-    return HarvestData(loaded, graded, captured, bases.basis(), bases.READS)
+    return HarvestData(loaded, bases.prompts(), graded, captured, bases.basis(), bases.READS)
 
 
 @pytest.fixture(scope="session")
@@ -81,6 +81,7 @@ def answering(loaded: LoadedModel, automaton: ControlPointAutomaton) -> Answerin
         control=ControlSpec(automaton, bases.MAX_POINTS),
         seed=0,
         answers_of=answers_of,
+        reword=lambda prompts, wording: reword(prompts, wording, TaskConfig(), loaded.tokenizer),
         answer_prompt=tuple(loaded.tokenizer("Answer:", add_special_tokens=False)["input_ids"]),
         delimiter_ids=tuple(i for token, i in vocabulary.items() if "\n\n" in token),
     )

@@ -12,7 +12,7 @@ from stir_train.config.steering import (
     SteeringConfig,
     VectorSteering,
 )
-from stir_train.types.results import MethodMetrics, MethodRow, TunedBaseline
+from stir_train.types.results import FedPrompts, MethodMetrics, MethodRow, TunedBaseline
 
 GREEDY, PUBLISHED, STEERED, STUDENT = "greedy", "stir-published", "stir", "lora-student"
 
@@ -45,7 +45,7 @@ class Method:
             return self.baseline.label
         return self.name if self.steering is None else settings_label(self.steering)
 
-    def row(self, metrics: MethodMetrics) -> MethodRow:
+    def row(self, metrics: MethodMetrics, prompts: FedPrompts) -> MethodRow:
         """Its row of the results."""
         return MethodRow(
             metrics,
@@ -53,6 +53,7 @@ class Method:
             self.chosen_on,
             self.steering,
             None if self.baseline is None else self.baseline.chosen,
+            prompts,
         )
 
 

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from stir_train.data.prompts import Wording
 from stir_train.generation.backend import (
     Ability,
     ControlSpec,
@@ -42,6 +43,7 @@ class HarvestData:
 
     Attributes:
         loaded: The frozen model.
+        prompts: The problems as the run renders them.
         graded: Sampled completions without steering, graded.
         captured: Their states at control points.
         basis: The run's control basis, for methods that fold impulses into weights; None if it made none.
@@ -49,6 +51,7 @@ class HarvestData:
     """
 
     loaded: LoadedModel
+    prompts: Sequence[Prompt]
     graded: Sequence[GradedRollout]
     captured: CapturedStates
     basis: ControlBasis | None
@@ -75,6 +78,8 @@ class AnsweringContext:
         seed: Of the noise.
         answers_of: Responses' extracted answers as the grader reads them, empty where there is none;
             the prompts tell it of options, and whether an answer is right it does not say.
+        reword: Renders the same problems in other words. What a completion was given is recorded with it, and
+            its hash and length are in the results.
         answer_prompt: Token ids that ask for the answer at once.
         delimiter_ids: Vocabulary items that contain a delimiter.
     """
@@ -86,6 +91,7 @@ class AnsweringContext:
     control: ControlSpec
     seed: int
     answers_of: Callable[[Sequence[Prompt], Sequence[str]], list[str]]
+    reword: Callable[[Sequence[Prompt], Wording], list[Prompt]]
     answer_prompt: tuple[int, ...]
     delimiter_ids: tuple[int, ...]
 

@@ -11,6 +11,11 @@ import difflib
 from stir_train.config.import_path import is_import_path
 
 BASELINES: dict[str, str] = {
+    "prompt-step-by-step": "stir_train.baselines.prompting:STEP_BY_STEP",
+    "prompt-concise": "stir_train.baselines.prompting:CONCISE",
+    "prompt-token-budget": "stir_train.baselines.prompting:TokenBudget",
+    "prompt-left-to-right": "stir_train.baselines.prompting:LEFT_TO_RIGHT",
+    "prompt-few-shot": "stir_train.baselines.few_shot:FewShot",
     "self-consistency": "stir_train.baselines.self_consistency:SelfConsistency",
     "seal": "stir_train.baselines.seal:Seal",
     "steered-compression": "stir_train.baselines.compression:SteeredCompression",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stir_train.config.inputs import SplitName, SplitsConfig, TaskConfig
@@ -15,6 +17,19 @@ from stir_train.types.rollout import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Wording:
+    """What a prompt says besides its problem.
+
+    Attributes:
+        instruction: On a line of its own behind the question, inside the task's template.
+        examples: Questions and the responses to them, which stand before the problem in the same message.
+    """
+
+    instruction: str = ""
+    examples: tuple[tuple[str, str], ...] = ()
 
 
 def cut_splits(
@@ -82,8 +97,34 @@ def render_prompts(
         DataError: If the chat template is asked for and the tokenizer has none, or it cannot
             render the prompts alike on every day.
     """
+    prompts = [
+        Prompt(
+            prompt_id=problem.problem_id,
+            question=problem.question,
+            text="",
+            token_ids=(),
+            answer=problem.answer,
+            kind=problem.kind,
+            choices=problem.choices,
+        )
+        for problem in problems
+    ]
+    return reword(prompts, Wording(), config, tokenizer)
+
+
+def reword(
+    prompts: Sequence[Prompt],
+    wording: Wording,
+    config: TaskConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[Prompt]:
+    """Render and tokenize the same problems in other words; ids, questions and answers stay.
+
+    Raises:
+        DataError: As `render_prompts`.
+    """
     use_chat = uses_chat_template(config, tokenizer)
-    return [_render(problem, config, tokenizer, use_chat=use_chat) for problem in problems]
+    return [_render(prompt, wording, config, tokenizer, use_chat=use_chat) for prompt in prompts]
 
 
 def prompts_sha256(prompts: Sequence[Prompt]) -> str:
@@ -158,22 +199,30 @@ def _shares(strata: Mapping[str, Sequence[SourceProblem]], size: int) -> dict[st
 
 
 def _render(
-    problem: SourceProblem,
+    prompt: Prompt,
+    wording: Wording,
     config: TaskConfig,
     tokenizer: PreTrainedTokenizerBase,
     *,
     use_chat: bool,
 ) -> Prompt:
-    text = config.template.replace("{question}", problem.question)
+    # A template without a chat template ends as the response is to begin; a chat message has no such end.
+    gap = "\n\n" if use_chat else ""
+    examples = [
+        f"{config.template.replace('{question}', question)}{gap}{response}\n\n"
+        for question, response in wording.examples
+    ]
+    asked = _with_instruction(prompt.question, wording.instruction)
+    text = "".join([*examples, config.template.replace("{question}", asked)])
     if use_chat:
         text = render_chat(text, config, tokenizer)
     token_ids = tokenizer(text, add_special_tokens=not use_chat)["input_ids"]
-    return Prompt(
-        prompt_id=problem.problem_id,
-        question=problem.question,
-        text=text,
-        token_ids=tuple(token_ids),
-        answer=problem.answer,
-        kind=problem.kind,
-        choices=problem.choices,
-    )
+    return dataclasses.replace(prompt, text=text, token_ids=tuple(token_ids))
+
+
+def _with_instruction(question: str, instruction: str) -> str:
+    """The instruction on a line of its own; what white space the question ends with, ends it still."""
+    if not instruction:
+        return question
+    stated = question.rstrip()
+    return f"{stated}\n{instruction}{question[len(stated) :]}"

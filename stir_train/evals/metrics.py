@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 
 from stir_train.errors import StageError
 from stir_train.evals.intervals import bootstrap_interval, mcnemar_p, ratio_change_interval
-from stir_train.types.results import MethodMetrics
+from stir_train.types.results import FedPrompts, MethodMetrics
 from stir_train.types.rollout import CHECKER_FAILURES, GradedRollout
 from stir_train.types.utility import Utility
 
@@ -79,3 +81,13 @@ def mean_utility(answers: Sequence[GradedRollout], utility: Utility) -> float:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def fed_prompts(answers: Sequence[GradedRollout]) -> FedPrompts:
+    """What completions were given."""
+    given = {item.rollout.prompt_id: item.rollout.prompt_token_ids for item in answers}
+    rows = sorted(json.dumps([prompt_id, ids]) for prompt_id, ids in given.items())
+    return FedPrompts(
+        sha256=hashlib.sha256("\n".join(rows).encode()).hexdigest(),
+        tokens_mean=sum(map(len, given.values())) / len(given),
+    )

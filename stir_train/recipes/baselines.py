@@ -17,6 +17,7 @@ from stir_train.baselines.interface import (
 )
 from stir_train.baselines.registry import load_baselines
 from stir_train.evals.halving import Candidate, split_by_halving
+from stir_train.evals.metrics import fed_prompts
 from stir_train.runtime.answerers import baseline_answerer, parameters_file
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.runtime.search import answers_of, compare_in_run, search_by_halving
@@ -67,7 +68,9 @@ def run(context: RunContext, stage: StageDir) -> Finish:
             metrics = compare_in_run(
                 context, grid[candidate].label, answers, greedy[: len(answers)]
             )
-            made[candidate] = BaselineTrial(dict(grid[candidate].setting), metrics, len(answers))
+            made[candidate] = BaselineTrial(
+                dict(grid[candidate].setting), metrics, len(answers), fed_prompts(answers)
+            )
         return made
 
     return lambda: _finish(context, stage, grid, trials(), reasons)
@@ -78,6 +81,7 @@ def _learn(context: RunContext, stage: StageDir, methods: Sequence[Baseline]) ->
     chunks = list(StateStore(context.stage("rollout")).chunks())
     harvest = HarvestData(
         loaded=context.resources.loaded,
+        prompts=context.splits["harvest"],
         graded=[item for part, _ in chunks for item in part],
         captured=CapturedStates.concatenate([states for _, states in chunks]),
         basis=context.steering.basis() if context.config.needs_basis else None,

@@ -21,6 +21,7 @@ from stir_train.config.pipeline import stage as stage_of
 from stir_train.config.steering import SteeringConfig, VectorSteering, changed
 from stir_train.data.prompts import split_sha256
 from stir_train.errors import StageError
+from stir_train.evals.metrics import fed_prompts
 from stir_train.evals.retention import compare_students
 from stir_train.evals.sampled import compare_samples
 from stir_train.monitoring.console import progress
@@ -256,7 +257,10 @@ def _finish(
         items_sha256=split_sha256(test),
         seeds=(context.config.seed,),
         test_openings=openings,
-        methods=tuple(m.row(figures) for m, figures in zip(methods, rows, strict=True)),
+        methods=tuple(
+            m.row(figures, fed_prompts(answers[m.name]))
+            for m, figures in zip(methods, rows, strict=True)
+        ),
         students=tuple(_compare_students(context, answers)),
         sampled=tuple(_compare_samples(context, stage, jobs)),
         out_of_domain=tuple(_compare_out_of_domain(context, stage, jobs)),

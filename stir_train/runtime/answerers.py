@@ -17,6 +17,7 @@ from stir_train.config.steering import (
     SteeringConfig,
     VectorSteering,
 )
+from stir_train.data.prompts import Wording, reword
 from stir_train.generation.backend import (
     ABILITY_OF_PLACE,
     Ability,
@@ -185,6 +186,9 @@ def answering_context(context: RunContext) -> AnsweringContext:
         )
         return [grade.extracted for grade in grades]
 
+    def reworded(prompts: Sequence[Prompt], wording: Wording) -> list[Prompt]:
+        return reword(prompts, wording, context.config.task, tokenizer)
+
     return AnsweringContext(
         loaded=context.resources.loaded,
         engine=context.resources.engine,
@@ -193,6 +197,7 @@ def answering_context(context: RunContext) -> AnsweringContext:
         control=control_spec(context),
         seed=context.config.seed,
         answers_of=answers_of,
+        reword=reworded,
         answer_prompt=tuple(tokenizer(marker, add_special_tokens=False)["input_ids"]),
         delimiter_ids=tuple(
             token_id

@@ -69,6 +69,19 @@ class MethodMetrics:
 
 
 @dataclass(frozen=True, config=STRICT)
+class FedPrompts:
+    """What completions were given, which methods that change the prompt change.
+
+    Attributes:
+        sha256: Hash of problems' ids and prompt tokens.
+        tokens_mean: Prompt tokens of a problem; no figure of generated tokens has them.
+    """
+
+    sha256: str
+    tokens_mean: float
+
+
+@dataclass(frozen=True, config=STRICT)
 class MethodRow:
     """A method's row of the held-out comparison.
 
@@ -78,6 +91,7 @@ class MethodRow:
         chosen_on: Where its settings come from: a split, ``published defaults`` or ``nothing``.
         steering: The controller's settings; None for what no controller answers.
         setting: A baseline's point of its grid; None for every other method.
+        prompts: What it was given; None in results that do not record it.
     """
 
     metrics: MethodMetrics
@@ -85,6 +99,7 @@ class MethodRow:
     chosen_on: str
     steering: Steering | None = None
     setting: Setting | None = None
+    prompts: FedPrompts | None = None
 
     @property
     def name(self) -> str:
@@ -253,11 +268,12 @@ class TuneReport:
 
 @dataclass(frozen=True, config=STRICT)
 class BaselineTrial:
-    """A baseline's setting on the first ``num_problems`` of the tune split."""
+    """A baseline's setting on the first ``num_problems`` of the tune split, as ``prompts`` put them."""
 
     setting: Setting
     metrics: MethodMetrics
     num_problems: int
+    prompts: FedPrompts
 
 
 @dataclass(frozen=True, config=STRICT)

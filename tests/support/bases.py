@@ -23,7 +23,7 @@ from stir_train.stores.gathered import HeldStates
 from stir_train.stores.states import StateLabels
 from stir_train.tasks.families import FAMILIES
 from stir_train.tasks.problem import held_out_problems
-from stir_train.types.rollout import GradedRollout
+from stir_train.types.rollout import GradedRollout, Prompt
 from stir_train.types.steering import Candidates, ControlBasis
 from stir_train.types.trajectory import CapturedStates
 from stir_train.value.fit import fit_value_head
@@ -35,14 +35,20 @@ READS = (3, BLOCK)
 
 
 @cache
-def harvest(num_prompts: int = 40) -> tuple[tuple[GradedRollout, ...], CapturedStates]:
-    """Graded rollouts of some problems and their states at blocks 3 and 4."""
+def prompts(num_prompts: int = 40) -> list[Prompt]:
+    """Some problems."""
     loaded = load_model(ModelConfig(name="embedded/addition"))
     problems = held_out_problems(FAMILIES["addition"], num_prompts, seed=6)
     sources = [SourceProblem(p.question, p.answer, p.content, p.kind) for p in problems]
-    prompts = render_prompts(sources, TaskConfig(), loaded.tokenizer)
+    return render_prompts(sources, TaskConfig(), loaded.tokenizer)
+
+
+@cache
+def harvest(num_prompts: int = 40) -> tuple[tuple[GradedRollout, ...], CapturedStates]:
+    """Graded rollouts of some problems and their states at blocks 3 and 4."""
+    loaded = load_model(ModelConfig(name="embedded/addition"))
     automaton = build_automaton(loaded.tokenizer, ControlPointConfig(), vocab_size=65)
-    requests = [GenerationRequest(p, k) for p in prompts for k in range(8)]
+    requests = [GenerationRequest(p, k) for p in prompts(num_prompts) for k in range(8)]
     result = DecodeEngine(loaded, max_rows=320).generate(
         requests,
         SamplingParams(BUDGET, loaded.stop_token_ids, temperature=0.7, top_p=0.95),
