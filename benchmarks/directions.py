@@ -22,9 +22,9 @@ from stir_train.directions.gradients import (
     length_batches,
     rollout_gradients,
 )
-from stir_train.directions.output_head import OutputHead
 from stir_train.generation.backend import SamplingParams
 from stir_train.models.load import LoadedModel, load_model
+from stir_train.models.output_head import OutputHead
 from stir_train.types.rollout import Rollout
 
 TEMPERATURE = 0.6
@@ -118,7 +118,7 @@ def plain_pass(
     settings: GradientSettings,
 ) -> None:
     """Feed prompts and completions, and compute the log-probability of completion tokens."""
-    rows = max(1, (1 << 25) // loaded.model.config.get_text_config().vocab_size)
+    rows = head.rows_at_once
     for batch in length_batches(rollouts, settings.max_batch_tokens):
         chosen = [rollouts[i] for i in batch]
         width = max(len(r.prompt_token_ids) + len(r.token_ids) for r in chosen)

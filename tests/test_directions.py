@@ -22,7 +22,7 @@ from stir_train.directions.gradients import (
     length_batches,
     rollout_gradients,
 )
-from stir_train.directions.output_head import OutputHead
+from stir_train.directions.likelihood import log_likelihood
 from stir_train.errors import ArtifactError, ModelError, StageError
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
 from stir_train.generation.sampling import kept_tokens
@@ -30,6 +30,7 @@ from stir_train.generation.transformers.engine import DecodeEngine
 from stir_train.models.blocks import find_blocks
 from stir_train.models.hooks import block_hooks
 from stir_train.models.load import LoadedModel, load_model
+from stir_train.models.output_head import OutputHead
 from stir_train.types.directions import PLACES, PlacedVector
 from stir_train.types.places import Place
 from stir_train.types.rollout import Impulse, Prompt, Rollout
@@ -235,8 +236,8 @@ def test_the_head_in_chunks_is_the_head_at_once(filtered: bool) -> None:
     targets = torch.randint(0, 97, (9,), generator=generator)
     sampling = dataclasses.replace(SAMPLING, top_p=0.9, top_k=20)
     found = [
-        OutputHead(loaded, logits_at_once=size).log_likelihood(
-            states, targets, sampling, filtered=filtered
+        log_likelihood(
+            OutputHead(loaded, logits_at_once=size), states, targets, sampling, filtered=filtered
         )
         for size in (1, 2 * 97, 1 << 20)
     ]
@@ -256,20 +257,20 @@ def test_the_filtered_distribution_is_the_samplers() -> None:
         probabilities = torch.softmax(logits / TEMPERATURE, -1)
         wanted = probabilities * kept_tokens(probabilities, sampling)
         targets = wanted.argmax(-1)
-        nats, gradient = head.log_likelihood(states, targets, sampling, filtered=True)
+        nats, gradient = log_likelihood(head, states, targets, sampling, filtered=True)
         chances = (wanted / wanted.sum(-1, keepdim=True)).gather(-1, targets[:, None])[:, 0]
         torch.testing.assert_close(nats, chances.log())
         vector = torch.randn(32, generator=generator, dtype=torch.double)
         step = 1e-6
         up, down = (
-            head.log_likelihood(states + s * step * vector, targets, sampling, filtered=True)[0]
+            log_likelihood(head, states + s * step * vector, targets, sampling, filtered=True)[0]
             for s in (1, -1)
         )
         torch.testing.assert_close(gradient @ vector, (up - down) / (2 * step), rtol=0, atol=1e-6)
     # A token that only rounding could have let through still has a probability.
     unlikely = head.logits(states).argmin(-1)
     narrow = dataclasses.replace(SAMPLING, top_k=1)
-    assert bool(head.log_likelihood(states, unlikely, narrow, filtered=True)[0].isfinite().all())
+    assert bool(log_likelihood(head, states, unlikely, narrow, filtered=True)[0].isfinite().all())
 
 
 def test_nothing_below_the_lowest_wanted_block_has_a_graph() -> None:

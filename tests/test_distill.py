@@ -96,10 +96,8 @@ def _loss(objective: ObjectiveConfig) -> DistillLoss:
 
 def _logprobs(logits: torch.Tensor, batch: SequenceBatch) -> torch.Tensor:
     """Of the labels, in order."""
-    labels = batch.labels[:, 1:]
-    counted = labels != IGNORED
-    chosen = logits[:, :-1].log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-    return chosen[counted]
+    labels = batch.labels[batch.labels != IGNORED]
+    return logits.log_softmax(-1).gather(-1, labels[:, None])[:, 0]
 
 
 def test_the_replayed_teacher_is_the_one_that_decoded(steered: list[Rollout]) -> None:
@@ -107,8 +105,10 @@ def test_the_replayed_teacher_is_the_one_that_decoded(steered: list[Rollout]) ->
     for sample in steered:
         (batch,) = _batch([sample])
         with torch.no_grad():
-            taught, _ = _loss(LOGITS)._teach(batch)
-            plain = _student().model(input_ids=batch.token_ids).logits
+            loss = _loss(LOGITS)
+            taught = loss.head.logits(loss._teach(batch).hidden)
+            plain = _student().model(input_ids=batch.token_ids).logits[:, :-1]
+            plain = plain[batch.labels[:, 1:] != IGNORED]
         recorded = torch.tensor(sample.logprobs)
         torch.testing.assert_close(_logprobs(taught, batch), recorded, atol=2e-4, rtol=0)
         changed = (_logprobs(plain, batch) - recorded).abs() > 2e-4
@@ -129,7 +129,7 @@ def test_an_untrained_student_is_as_far_from_its_teacher_as_the_base(
     assert 0 < int(moved.sum()) < len(moved)
     loss = _loss(STATES)
     with torch.no_grad():
-        _, target = loss._teach(batch)
+        target = loss._teach(batch).at_points
         assert target is not None
         (edit,) = points.plan.edits
         added = torch.zeros_like(target)
@@ -172,11 +172,13 @@ def test_recomputed_activations_give_the_same_gradients(steered: list[Rollout]) 
         if recompute:
             student.recompute_activations()
         student.model.train()
+        loss = DistillLoss(student.model, student, objective)
+        assert loss.head.rows_at_once > 0, "made before passes are counted"
         calls: list[int] = []
         handle = student.base.blocks[0].mlp.register_forward_pre_hook(
             lambda *_, calls=calls: calls.append(1)
         )
-        sum_of(DistillLoss(student.model, student, objective)(batch)).backward()
+        sum_of(loss(batch)).backward()
         handle.remove()
         passes.append(len(calls))
         gradients.append(
@@ -190,12 +192,11 @@ def test_recomputed_activations_give_the_same_gradients(steered: list[Rollout]) 
 
 def test_divergence_is_the_named_one_at_each_end_and_zero_between_equals() -> None:
     generator = torch.Generator().manual_seed(0)
-    student, teacher = (torch.randn(2, 3, 11, generator=generator) for _ in range(2))
-    counted = torch.tensor([[True, True, False], [True, False, False]])
-    own, target = (x[counted].log_softmax(-1) for x in (student, teacher))
+    student, teacher = (torch.randn(3, 11, generator=generator) for _ in range(2))
+    own, target = (x.log_softmax(-1) for x in (student, teacher))
 
     def of(**settings: object) -> torch.Tensor:
-        return divergence(student, teacher, counted, ObjectiveConfig(logits=1.0, **settings))
+        return divergence(student, teacher, ObjectiveConfig(logits=1.0, **settings))
 
     forward = torch.nn.functional.kl_div(own, target, log_target=True, reduction="sum")
     reverse = torch.nn.functional.kl_div(target, own, log_target=True, reduction="sum")
@@ -206,7 +207,7 @@ def test_divergence_is_the_named_one_at_each_end_and_zero_between_equals() -> No
     torch.testing.assert_close(of(beta=0.5), expected)
     for beta in (0.0, 0.3, 1.0):
         config = ObjectiveConfig(logits=1.0, beta=beta)
-        assert float(divergence(teacher, teacher, counted, config)) == pytest.approx(0.0, abs=1e-6)
+        assert float(divergence(teacher, teacher, config)) == pytest.approx(0.0, abs=1e-6)
         assert float(of(beta=beta, top_k=4)) <= float(of(beta=beta)), "merging tokens loses some"
         torch.testing.assert_close(of(beta=beta, top_k=10), of(beta=beta), rtol=1e-4, atol=1e-5)
 
@@ -254,9 +255,9 @@ def test_the_teacher_decides_in_one_pass_what_it_decided_in_decoding(
     assert set(_places(decided)) <= set(order)
     judged = dataclasses.replace(batch, points=decided)
     with torch.no_grad():
-        (by_record, states), (by_pass, _) = (_loss(STATES)._teach(b) for b in (batch, judged))
+        loss = _loss(LOGITS)
+        by_record, by_pass = (loss.head.logits(loss._teach(b).hidden) for b in (batch, judged))
     torch.testing.assert_close(by_pass, by_record, atol=2e-3, rtol=0)
-    assert states is not None
     assert any(bool(edit.deltas.any()) for edit in recorded.plan.edits)
 
 

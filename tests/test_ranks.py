@@ -65,6 +65,18 @@ def test_two_ranks_under_zero_learn_what_one_process_learns(plain: Path, stage: 
 
 
 @pytest.mark.slow
+def test_chunks_of_a_sharded_output_layer_are_learnt_from_in_step(plain: Path) -> None:
+    """No weight is small enough to be kept: every call of the layer gathers it, on both ranks."""
+    overrides = plain / "gather-all.json"
+    overrides.write_text('{"zero_optimization": {"stage3_param_persistence_threshold": 0}}')
+    settings = {"zero_stage": 3, "deepspeed_config": str(overrides)}
+    assert _fit(plain, "gather", 2, settings) == [0, 0], outputs(2, plain / "gather.log")
+    assert _difference(plain, "plain", "gather") < FIT_ROUNDING
+    one, other = (load_file(plain / f"{n}.safetensors")["losses"] for n in ("plain", "gather"))
+    torch.testing.assert_close(one, other, rtol=LOSS_ROUNDING, atol=0.0)
+
+
+@pytest.mark.slow
 def test_bfloat16_under_zero_descends(plain: Path) -> None:
     settings = {"zero_stage": 2, "dtype": "bfloat16"}
     assert _fit(plain, "bf16", 2, settings) == [0, 0], outputs(2, plain / "bf16.log")

@@ -15,12 +15,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stir_train.directions.output_head import OutputHead
+from stir_train.directions.likelihood import log_likelihood
 from stir_train.directions.places import num_fed, place_mask, span_selector, spans_of
 from stir_train.errors import ArtifactError, ModelError, StageError
 from stir_train.generation.backend import SamplingParams
 from stir_train.models.hooks import BlockEdit, block_hooks
 from stir_train.models.load import LoadedModel
+from stir_train.models.output_head import OutputHead
 from stir_train.types.directions import (
     PLACES,
     PlacedVector,
@@ -193,7 +194,8 @@ class _GradientPass:
             self._head.require_equal(hidden, logits)
         is_fed = targets >= 0
         picked = hidden[is_fed.to(hidden.device)]
-        logprobs, gradient = self._head.log_likelihood(
+        logprobs, gradient = log_likelihood(
+            self._head,
             picked.detach(),
             targets[is_fed].to(hidden.device),
             settings.sampling,

@@ -1,4 +1,4 @@
-"""What a distillation term is: a loss of one part of a batch, from what student and teacher made of it.
+"""What a distillation term is: a loss of a few tokens, from what student and teacher make of them.
 
 A term of one's own is a class named by import path in ``distill.objective.terms``; one that is
 shipped is a module here and a line in `SHIPPED_TERMS`.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from stir_train.config.learning import ObjectiveConfig
@@ -17,27 +17,28 @@ from stir_train.config.learning import ObjectiveConfig
 
 @dataclass(frozen=True)
 class TermInputs:
-    """One part of a batch: ``B`` right-padded sequences, ``S`` predictions each, ``P`` control points.
+    """Some tokens of a batch's completions and some of its control points; they need not be at the same places.
+
+    A batch is cut into such chunks because the logits of all of it do not fit: a term may look at
+    tokens one by one, and at control points one by one.
 
     Attributes:
-        logits: ``Float[B S V]``, the student's; prediction ``s`` is of the token at ``s + 1``.
-        labels: ``Int[B S]``, the tokens that should follow; below 0 on prompts and padding.
-        counted: ``Bool[B S]``, where labels count: the completions.
-        teacher_logits: ``Float[B S V]``, the steered teacher's, without gradient; None if no term of
+        logits: ``Float[N V]``, the student's predictions of ``N`` tokens, in float32 or better.
+        labels: ``Int[N]``, the tokens that followed.
+        teacher_logits: ``Float[N V]``, the steered teacher's, without gradient; None if no term of
             the objective needs a teacher.
-        states: ``Float[P D]``, the student's after the steered block, at the control points of the
-            completions; None likewise.
+        states: ``Float[P D]``, the student's after the steered block, at ``P`` control points; None
+            likewise.
         teacher_states: ``Float[P D]``, the teacher's there, its impulse added; without gradient.
-        num_targets: Counted labels of the whole batch, over parts and ranks.
+        num_targets: Tokens of the whole batch, over chunks, parts and ranks.
         num_points: Control points of the whole batch, at least 1.
         by_student: The tokens are the student's own (on-policy), and nobody's target.
         objective: The objective's settings.
     """
 
-    logits: Float[Tensor, "B S V"]
-    labels: Int[Tensor, "B S"]
-    counted: Bool[Tensor, "B S"]
-    teacher_logits: Float[Tensor, "B S V"] | None
+    logits: Float[Tensor, "N V"]
+    labels: Int[Tensor, "N"]
+    teacher_logits: Float[Tensor, "N V"] | None
     states: Float[Tensor, "P D"] | None
     teacher_states: Float[Tensor, "P D"] | None
     num_targets: int
@@ -50,8 +51,8 @@ class TermInputs:
 class DistillTerm(Protocol):
     """A loss to be weighted and added to others.
 
-    It is made once a student, without arguments, and keeps nothing between batches, so that a
-    resumed fit ends with the same bytes.
+    It is made once a student, without arguments, and keeps nothing between calls: a resumed fit ends
+    with the same bytes, and of a large batch every call is made again in the backward pass.
 
     Attributes:
         needs_teacher: Whether it reads the teacher's logits or states, at one more pass a batch.
@@ -60,8 +61,9 @@ class DistillTerm(Protocol):
     needs_teacher: bool
 
     def __call__(self, inputs: TermInputs) -> Float[Tensor, ""] | None:
-        """The sum over this part divided by the whole batch's number (``num_targets``, ``num_points``).
+        """The sum over this chunk divided by the whole batch's number (``num_targets``, ``num_points``).
 
-        Parts and ranks then add up to the batch's mean. None if the term says nothing of such a batch.
+        Chunks, parts and ranks then add up to the batch's mean. None if the term says nothing of such
+        a batch. A chunk may be empty.
         """
         ...

@@ -1,14 +1,21 @@
-"""The distillation loss: student and teacher run over a part of a batch, and terms of what they make."""
+"""The distillation loss: student and teacher run over a part of a batch, and terms of what they make.
+
+Logits are the largest thing in it: 16 thousand tokens of a vocabulary of 152 thousand take 10 GB, many
+times over. So a pass ends below the output layer. What it would have been fed is kept where tokens count,
+and the layer and the terms run over a few of those at a time, once more in the backward pass.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from stir_train.config.learning import ObjectiveConfig
 from stir_train.distill.interface import TermInputs
@@ -17,6 +24,30 @@ from stir_train.distill.terms import WeightedTerm, make_terms
 from stir_train.generation.control_hook import ControlHook
 from stir_train.models.hooks import block_hooks
 from stir_train.models.lora import Student
+from stir_train.models.output_head import LOGITS_AT_ONCE, OutputHead
+
+
+@dataclass(frozen=True)
+class PassStates:
+    """What a pass leaves to compute terms from.
+
+    Attributes:
+        hidden: ``Float[N D]``, what the output layer is to be fed where tokens count.
+        at_points: ``Float[P D]``, the states at control points, what was added included; None if no
+            term needs a teacher.
+    """
+
+    hidden: Float[Tensor, "N D"]
+    at_points: Float[Tensor, "P D"] | None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some tokens and some control points of a part."""
+
+    labels: Int[Tensor, "N"]
+    student: PassStates
+    teacher: PassStates | None
 
 
 @dataclass(frozen=True)
@@ -30,11 +61,13 @@ class DistillLoss:
         module: What is called: the student, or the training engine around it.
         student: The student inside, whose adapter can be switched off.
         objective: Weights.
+        logits_at_once: Of the student, held at a time; the teacher's are as many.
     """
 
     module: nn.Module
     student: Student
     objective: ObjectiveConfig
+    logits_at_once: int = LOGITS_AT_ONCE
 
     @cached_property
     def terms(self) -> tuple[WeightedTerm, ...]:
@@ -46,18 +79,50 @@ class DistillLoss:
         """Whether the recorded impulses are replayed."""
         return any(part.term.needs_teacher for part in self.terms)
 
+    @cached_property
+    def head(self) -> OutputHead:
+        """The output layer, once it is known to be all that is above the blocks. Collective.
+
+        Raises:
+            ModelError: If the architecture changes logits in an unknown way.
+        """
+        head = OutputHead(self.student.base, logits_at_once=self.logits_at_once)
+        token_ids = torch.zeros(1, 1, dtype=torch.long, device=self._device)
+        # Without the adapter, whose dropout would draw differently in the pass and in the check.
+        with torch.no_grad(), self.student.without_adapter():
+            with head.apart(num_through=1) as fed:
+                logits = self.module(input_ids=token_ids, use_cache=False).logits
+            head.require_equal(fed[0], logits)
+        return head
+
     def __call__(self, batch: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
         """Every term times its weight, by its name in the objective."""
+        # Of the largest part: ranks that gather the layer together call it equally often.
+        num_chunks = max(1, -(-batch.most_targets // self.head.rows_at_once))
         teacher = self._teach(batch) if self.needs_teacher else None
-        logits, states = self._run(batch, steered=False)
-        labels = batch.labels[:, 1:].to(logits.device)
+        student = self._run(batch, steered=False)
+        summed: dict[str, Tensor] = {}
+        for chunk in _chunks(batch, student, teacher, num_chunks):
+            if num_chunks == 1:
+                values = self._evaluate(batch, chunk)
+            else:
+                values = checkpoint(self._evaluate, batch, chunk, use_reentrant=False)
+            for name, value in values.items():
+                summed[name] = summed[name] + value if name in summed else value
+        return summed
+
+    def _evaluate(self, batch: SequenceBatch, chunk: Chunk) -> dict[str, Float[Tensor, ""]]:
+        """The weighted terms of a chunk, from its logits, which are held here alone."""
+        teacher_logits = None
+        if chunk.teacher is not None:
+            with torch.no_grad():
+                teacher_logits = self.head.logits(chunk.teacher.hidden, adapted=False)
         inputs = TermInputs(
-            logits=logits[:, :-1],
-            labels=labels,
-            counted=labels != IGNORED,
-            teacher_logits=None if teacher is None else teacher[0][:, :-1],
-            states=states,
-            teacher_states=None if teacher is None else teacher[1],
+            logits=self.head.logits(chunk.student.hidden),
+            labels=chunk.labels,
+            teacher_logits=teacher_logits,
+            states=chunk.student.at_points,
+            teacher_states=None if chunk.teacher is None else chunk.teacher.at_points,
             num_targets=batch.num_targets,
             num_points=1 if batch.points is None else max(1, batch.points.count),
             by_student=batch.by_student,
@@ -69,20 +134,19 @@ class DistillLoss:
         }
 
     @torch.no_grad()
-    def _teach(self, batch: SequenceBatch) -> tuple[Tensor, Tensor | None]:
+    def _teach(self, batch: SequenceBatch) -> PassStates:
         """The frozen base under the recorded impulses, in one teacher-forced pass."""
         with self.student.without_adapter():
             return self._run(batch, steered=True)
 
-    def _run(self, batch: SequenceBatch, *, steered: bool) -> tuple[Tensor, Tensor | None]:
-        """Logits, and the states at control points after what was added there."""
+    def _run(self, batch: SequenceBatch, *, steered: bool) -> PassStates:
+        """Everything below the output layer, in one pass."""
         found: dict[str, Tensor] = {}
 
         def keep(states: Tensor) -> None:
             found["states"] = batch.replayed.at(states)
 
-        device = next(self.module.parameters()).device
-        blocks = self.student.base.blocks
+        blocks, head = self.student.base.blocks, self.head
         with ExitStack() as hooks:
             if steered:
                 points = batch.replayed
@@ -93,9 +157,37 @@ class DistillLoss:
             if self.needs_teacher:
                 # Hooks run in the order they are made: this one sees what the first has added.
                 hooks.enter_context(block_hooks(blocks, {batch.replayed.block: keep}))
-            logits = self.module(
-                input_ids=batch.token_ids.to(device),
-                attention_mask=batch.mask.to(device),
+            fed = hooks.enter_context(head.apart())
+            self.module(
+                input_ids=batch.token_ids.to(self._device),
+                attention_mask=batch.mask.to(self._device),
                 use_cache=False,
-            ).logits
-        return logits, found.get("states")
+            )
+        (states,) = fed
+        counted = batch.labels[:, 1:] != IGNORED
+        return PassStates(states[:, :-1][counted.to(states.device)], found.get("states"))
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+
+def _chunks(
+    batch: SequenceBatch, student: PassStates, teacher: PassStates | None, count: int
+) -> Iterator[Chunk]:
+    """Cut a part into so many chunks of like size, some of them empty if there is too little."""
+    labels = batch.labels[:, 1:]
+    of_labels = labels[labels != IGNORED].to(student.hidden.device).tensor_split(count)
+    of_student = _cut(student, count)
+    of_teacher = [None] * count if teacher is None else _cut(teacher, count)
+    for parts in zip(of_labels, of_student, of_teacher, strict=True):
+        yield Chunk(*parts)
+
+
+def _cut(states: PassStates, count: int) -> list[PassStates]:
+    hidden = states.hidden.tensor_split(count)
+    if states.at_points is None:
+        return [PassStates(some, None) for some in hidden]
+    return [
+        PassStates(*both) for both in zip(hidden, states.at_points.tensor_split(count), strict=True)
+    ]

@@ -20,6 +20,7 @@ from stir_train.distill.samples import (
     SequenceBatch,
     batch_indices,
     collate_part,
+    num_tokens,
 )
 from stir_train.distributed.engine import TrainEngine
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
@@ -122,7 +123,7 @@ def on_policy_batches(
         made = [sample for part in parts for sample in part]
         limit = sampling.control.max_points
         counts = [
-            sum(len(sample.token_ids) for sample in made),
+            num_tokens(made),
             sum(len(sample.control_points[:limit]) for sample in made),
         ]
         num_targets, count = engine.world.sum(torch.tensor(counts, dtype=torch.double)).tolist()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stir_train.distill.replay import ControlPoints, control_points_of, steered_block
 from stir_train.distributed.engine import TrainEngine
-from stir_train.train.loop import parts_of
+from stir_train.train.loop import all_parts_of, parts_of
 from stir_train.types.rollout import GradedRollout, Rollout
 
 IGNORED = -100
@@ -39,8 +39,8 @@ class BatchConfig:
 class SequenceBatch:
     """Right-padded ``token_ids Int[B T]``; ``labels`` are ignored on prompts and padding.
 
-    ``num_targets`` counts the labels of the whole batch, of which this may be one rank's part;
-    ``points`` are there for objectives that replay the teacher; ``by_student`` if the tokens are the
+    ``num_targets`` counts the labels of the whole batch, of which this may be one rank's part, and
+    ``most_targets`` those of its largest part; ``points`` are there for objectives that replay the teacher; ``by_student`` if the tokens are the
     student's own, and so for the teacher to judge and no target.
     """
 
@@ -48,6 +48,7 @@ class SequenceBatch:
     labels: Int[Tensor, "B T"]
     mask: Int[Tensor, "B T"]
     num_targets: int
+    most_targets: int
     points: ControlPoints | None = None
     by_student: bool = False
 
@@ -100,7 +101,8 @@ def sequence_batches(
     """
     block = steered_block(samples) if directions is not None else 0
     for batch in batch_indices(samples, start, config):
-        num_targets = sum(len(samples[i].token_ids) for i in batch)
+        num_targets = num_tokens([samples[i] for i in batch])
+        most_targets = max(num_tokens([samples[i] for i in p]) for p in all_parts_of(batch, engine))
         count = sum(len(samples[i].control_points) for i in batch)
         parts = []
         for part in parts_of(batch, engine):
@@ -110,7 +112,7 @@ def sequence_batches(
             if directions is not None:
                 points = control_points_of(own, directions, block=block, count=count)
                 made = dataclasses.replace(made, points=points)
-            parts.append(made)
+            parts.append(dataclasses.replace(made, most_targets=most_targets))
         yield parts
 
 
@@ -161,7 +163,7 @@ def _emptied(batch: SequenceBatch) -> SequenceBatch:
 
 
 def collate(samples: Sequence[Rollout], pad_token_id: int, num_targets: int) -> SequenceBatch:
-    """Prompts and completions in right-padded rows, completions being the labels."""
+    """Prompts and completions in right-padded rows, completions being the labels, as one part."""
     width = max(len(s.prompt_token_ids) + len(s.token_ids) for s in samples)
     token_ids = torch.full((len(samples), width), pad_token_id)
     labels = torch.full_like(token_ids, IGNORED)
@@ -171,4 +173,9 @@ def collate(samples: Sequence[Rollout], pad_token_id: int, num_targets: int) -> 
         token_ids[row, : len(ids)] = ids
         labels[row, len(sample.prompt_token_ids) : len(ids)] = ids[len(sample.prompt_token_ids) :]
         mask[row, : len(ids)] = 1
-    return SequenceBatch(token_ids, labels, mask, num_targets)
+    return SequenceBatch(token_ids, labels, mask, num_targets, num_tokens(samples))
+
+
+def num_tokens(samples: Sequence[Rollout]) -> int:
+    """Tokens of completions."""
+    return sum(len(sample.token_ids) for sample in samples)

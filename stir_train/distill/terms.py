@@ -6,14 +6,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
 from stir_train.config.import_path import load_object
 from stir_train.config.learning import SHIPPED_TERMS, ObjectiveConfig
 from stir_train.distill.interface import DistillTerm, TermInputs
-from stir_train.distill.samples import IGNORED
 from stir_train.errors import ConfigError
 
 
@@ -75,15 +74,8 @@ class SequenceTerm:
         """Mean over tokens; None of tokens that are the student's own."""
         if inputs.by_student:
             return None
-        return (
-            functional.cross_entropy(
-                inputs.logits.float().flatten(0, 1),
-                inputs.labels.flatten(),
-                ignore_index=IGNORED,
-                reduction="sum",
-            )
-            / inputs.num_targets
-        )
+        summed = functional.cross_entropy(inputs.logits, inputs.labels, reduction="sum")
+        return summed / inputs.num_targets
 
 
 class LogitsTerm:
@@ -94,7 +86,7 @@ class LogitsTerm:
     def __call__(self, inputs: TermInputs) -> Float[Tensor, ""]:
         """Mean over tokens."""
         assert inputs.teacher_logits is not None
-        summed = divergence(inputs.logits, inputs.teacher_logits, inputs.counted, inputs.objective)
+        summed = divergence(inputs.logits, inputs.teacher_logits, inputs.objective)
         return summed / inputs.num_targets
 
 
@@ -111,10 +103,7 @@ class StatesTerm:
 
 
 def divergence(
-    student: Float[Tensor, "B T V"],
-    teacher: Float[Tensor, "B T V"],
-    counted: Bool[Tensor, "B T"],
-    objective: ObjectiveConfig,
+    student: Float[Tensor, "N V"], teacher: Float[Tensor, "N V"], objective: ObjectiveConfig
 ) -> Float[Tensor, ""]:
     """Generalised Jensen-Shannon divergence (nats) of next-token distributions, summed.
 
@@ -122,8 +111,7 @@ def divergence(
     KL(student|m)``; at the ends, where that is zero, ``beta = 0`` is ``KL(teacher|student)`` and
     ``beta = 1`` is ``KL(student|teacher)`` (GKD, arXiv 2306.13649).
     """
-    own = student[counted].float().log_softmax(-1)
-    target = teacher[counted].float().log_softmax(-1)
+    own, target = student.log_softmax(-1), teacher.log_softmax(-1)
     if objective.top_k is not None and objective.top_k < own.shape[-1]:
         kept = target.topk(objective.top_k, dim=-1).indices
         own, target = _with_rest(own.gather(-1, kept)), _with_rest(target.gather(-1, kept))

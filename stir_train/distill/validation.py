@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from stir_train.distill.objective import DistillLoss
-from stir_train.distill.samples import BatchConfig, collate
+from stir_train.distill.samples import BatchConfig, collate, num_tokens
 from stir_train.train.loop import sum_of
 from stir_train.types.rollout import Rollout
 
@@ -23,7 +23,7 @@ def validation_loss(loss: DistillLoss, samples: Sequence[Rollout], batching: Bat
     """
     was_training = loss.module.training
     loss.module.eval()
-    num_targets = sum(len(sample.token_ids) for sample in samples)
+    num_targets = num_tokens(samples)
     total = 0.0
     for first in range(0, len(samples), batching.batch_size):
         some = samples[first : first + batching.batch_size]

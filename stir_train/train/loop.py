@@ -176,6 +176,12 @@ def parts_of(indices: Sequence[int], engine: TrainEngine) -> list[list[int]]:
     return [own[part :: engine.num_parts] for part in range(engine.num_parts)]
 
 
+def all_parts_of(indices: Sequence[int], engine: TrainEngine) -> list[list[int]]:
+    """Every rank's parts of a batch, in no order that matters."""
+    count = engine.world.size * engine.num_parts
+    return [list(indices[first::count]) for first in range(count)]
+
+
 @dataclass
 class _Fitting:
     """A fit under way: takes steps and keeps the history."""

@@ -21,12 +21,15 @@ from stir_train.distill.samples import BatchConfig, sequence_batches
 from stir_train.distributed.engine import open_engine
 from stir_train.distributed.world import open_world
 from stir_train.models.lora import make_whole_student
+from stir_train.models.output_head import LOGITS_AT_ONCE
 from stir_train.train.checkpoint import CheckpointFile
 from stir_train.train.loop import FitPlan, StepRecord, fit, warmup_then_cosine
 from stir_train.types.rollout import Impulse, Rollout
 
 NUM_STEPS, NUM_SAMPLES = 8, 11
 OBJECTIVE = ObjectiveConfig(logits=1.0, states=1.0)
+CHUNK_LOGITS = 16 * 65
+"""Several ranks take the loss in chunks of so many, one process takes it whole: they must agree."""
 
 
 def sample(index: int) -> Rollout:
@@ -74,7 +77,12 @@ def main(output: Path, config: TrainConfig, checkpoints: Path | None, stop_at: i
             lambda step: sequence_batches(
                 samples, engine, step, BatchConfig(5, 0, seed=0), directions
             ),
-            DistillLoss(engine.module, student, OBJECTIVE),
+            DistillLoss(
+                engine.module,
+                student,
+                OBJECTIVE,
+                logits_at_once=CHUNK_LOGITS if world.size > 1 else LOGITS_AT_ONCE,
+            ),
             FitPlan(
                 num_steps=NUM_STEPS,
                 schedule=warmup_then_cosine(NUM_STEPS, warmup_steps=2),

@@ -1,4 +1,4 @@
-"""Log-probability of recorded tokens from the last hidden states, and its gradient, a few rows at a time."""
+"""The output layer of a model, apart from its blocks: logits of a few rows at a time."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from stir_train.errors import ModelError
-from stir_train.generation.backend import SamplingParams
-from stir_train.generation.sampling import kept_tokens
 from stir_train.models.load import LoadedModel
 
 LOGITS_AT_ONCE = 1 << 25
@@ -22,7 +21,11 @@ HEAD_TOLERANCE = 0.02
 
 
 class OutputHead:
-    """The output layer of a model, apart from its blocks: full logits of a batch are never held."""
+    """The output layer of a model, apart from its blocks: full logits of a batch are never held.
+
+    Attributes:
+        rows_at_once: States whose logits fill the bound.
+    """
 
     def __init__(self, loaded: LoadedModel, *, logits_at_once: int = LOGITS_AT_ONCE) -> None:
         """Find the layer, and what the architecture does to its logits.
@@ -35,17 +38,26 @@ class OutputHead:
             raise ModelError(f"{loaded.identity.architecture} has no output embeddings")
         self._layer: nn.Module = layer
         self._architecture = loaded.identity.architecture
-        self._logits_at_once = logits_at_once
         config = loaded.model.config.get_text_config()
-        self._vocab_size = int(config.vocab_size)
+        self.rows_at_once = max(1, logits_at_once // int(config.vocab_size))
         self._scale = float(getattr(config, "logit_scale", None) or 1)
         self._scale /= float(getattr(config, "logits_scaling", None) or 1)
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
 
-    def logits(self, states: Float[Tensor, "R D"]) -> Float[Tensor, "R V"]:
-        """The model's logits, in float32 or better."""
-        raw = self._layer(states)
-        logits = raw.to(torch.promote_types(raw.dtype, torch.float32)) * self._scale
+    def logits(self, states: Float[Tensor, "R D"], *, adapted: bool = True) -> Float[Tensor, "R V"]:
+        """The model's logits, in float32 or better.
+
+        Args:
+            states: What the layer is fed.
+            adapted: By a LoRA on the layer, if there is one.
+        """
+        layer = self._layer
+        if not adapted and isinstance(layer, BaseTunerLayer):
+            layer = layer.get_base_layer()
+        raw = layer(states)
+        logits = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        if self._scale != 1:
+            logits = logits * self._scale
         return logits if self._softcap is None else (logits / self._softcap).tanh() * self._softcap
 
     @contextmanager
@@ -80,40 +92,3 @@ class OutputHead:
                 f"{self._architecture} changes logits after its output layer in a way that is not "
                 f"known: they differ by up to {float(error):.3g}; gradients of it would be wrong"
             )
-
-    def log_likelihood(
-        self,
-        states: Float[Tensor, "R D"],
-        targets: Int[Tensor, "R"],
-        sampling: SamplingParams,
-        *,
-        filtered: bool,
-    ) -> tuple[Float[Tensor, "R"], Float[Tensor, "R D"]]:
-        """Log-probability of each target after its state, and its gradient in the state.
-
-        Args:
-            states: What the output layer is fed.
-            targets: The token that was sampled after each.
-            sampling: Logits are divided by its temperature.
-            filtered: Under top-p and top-k of ``sampling``, renormalised; the set of kept tokens is held
-                fixed, as it is almost everywhere. Otherwise all tokens are kept.
-
-        Returns:
-            Nats, in float32 or better, and gradients in the dtype of ``states``.
-        """
-        logprobs, gradients = [], []
-        filtered = filtered and (sampling.top_k > 0 or sampling.top_p < 1)
-        rows = max(1, self._logits_at_once // self._vocab_size)
-        for some, wanted in zip(states.split(rows), targets.split(rows), strict=True):
-            leaf = some.detach().requires_grad_()
-            with torch.enable_grad():
-                logits = self.logits(leaf) / sampling.temperature
-                if filtered:
-                    kept = kept_tokens(logits.detach().softmax(-1), sampling)
-                    # It was sampled, so it was kept: only rounding can say otherwise.
-                    kept.scatter_(-1, wanted[:, None], torch.ones_like(kept[:, :1]))
-                    logits = logits.masked_fill(~kept, -torch.inf)
-                nats = -nn.functional.cross_entropy(logits, wanted, reduction="none")
-            gradients.append(torch.autograd.grad(nats.sum(), leaf)[0])
-            logprobs.append(nats.detach())
-        return torch.cat(logprobs), torch.cat(gradients)
