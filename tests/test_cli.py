@@ -89,7 +89,7 @@ def test_version_and_help_are_answered_without_torch(
 
 
 def test_dry_run_shows_the_work_and_touches_nothing(tmp_path: Path) -> None:
-    shown = stir_train("run", DEMO, f"output_dir={tmp_path / 'runs'}", "--dry-run")
+    shown = stir_train("run", DEMO, f"output_dir={tmp_path / 'runs'}", "--dry-run", "--no-measure")
     assert shown.returncode == 0, shown.stderr
     assert "2048 rollouts" in " ".join(shown.stdout.split())
     assert not (tmp_path / "runs").exists()

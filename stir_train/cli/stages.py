@@ -16,9 +16,18 @@ if TYPE_CHECKING:
     from stir_train.config.run import RunConfig
 
 app = typer.Typer()
+PLAN_WIDTH = 79
+"""Columns of what --dry-run shows."""
 WORKERS = [stage.name for stage in STAGES if stage.takes_workers]
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would happen; do nothing.")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Show what would happen and measure what it costs; do nothing."),
+]
+NoMeasure = Annotated[
+    bool,
+    typer.Option("--no-measure", help="With --dry-run: load no model, and leave the costs out."),
+]
 Redo = Annotated[bool, typer.Option("--redo", help="Remake this stage and those after it.")]
 
 Submit = Annotated[
@@ -46,6 +55,7 @@ def _stage_command(name: str) -> Callable[..., None]:
         config: ConfigPath,
         overrides: Overrides = None,
         dry_run: DryRun = False,
+        no_measure: NoMeasure = False,
         redo: Redo = False,
         submit: Submit = False,
         site: Site = None,
@@ -61,7 +71,10 @@ def _stage_command(name: str) -> Callable[..., None]:
             _refuse_redo(redo=redo)
             _submit([name], config, overrides or [], site, dry_run=dry_run)
             return
-        _run([name], config, overrides or [], dry_run=dry_run, redo=redo, worker=worker)
+        if dry_run:
+            _show_plan(load(config, overrides or []), [name], redo=redo, measures=not no_measure)
+            return
+        _run([name], config, overrides or [], redo=redo, worker=worker)
 
     return command
 
@@ -75,6 +88,7 @@ def run(
     config: ConfigPath,
     overrides: Overrides = None,
     dry_run: DryRun = False,
+    no_measure: NoMeasure = False,
     redo: Redo = False,
     submit: Submit = False,
     site: Site = None,
@@ -91,7 +105,10 @@ def run(
         _refuse_redo(redo=redo)
         _submit(names, config, overrides or [], site, dry_run=dry_run)
         return
-    _run(names, config, overrides or [], dry_run=dry_run, redo=redo)
+    if dry_run:
+        _show_plan(load(config, overrides or []), names, redo=redo, measures=not no_measure)
+        return
+    _run(names, config, overrides or [], redo=redo)
 
 
 @app.command()
@@ -152,13 +169,9 @@ def _run(
     path: Path,
     overrides: list[str],
     *,
-    dry_run: bool,
     redo: bool,
     worker: bool = False,
 ) -> None:
-    if dry_run:
-        _show_plan(load(path, overrides), names, redo=redo)
-        return
     with opened(path, overrides, names, is_worker=worker) as context:
         from stir_train.runtime.driver import run_stages
         from stir_train.tools.outcome import show_outcome
@@ -196,7 +209,7 @@ def _submit(
     scripts = slurm.scripts_of(config, site, jobs)
     out = console()
     if dry_run:
-        _show_plan(config, names, redo=False)
+        _show_plan(config, names, redo=False, measures=False)
         for script, text in scripts[1:]:
             print(f"# {script}\n{text}")
     for note in found.notes:
@@ -220,7 +233,7 @@ def _submit(
     out.print(f"watch it with: stir-train status {config.directory}", soft_wrap=True)
 
 
-def _show_plan(config: RunConfig, names: list[str], *, redo: bool) -> None:
+def _show_plan(config: RunConfig, names: list[str], *, redo: bool, measures: bool) -> None:
     from rich.box import SIMPLE
     from rich.table import Table
 
@@ -236,6 +249,11 @@ def _show_plan(config: RunConfig, names: list[str], *, redo: bool) -> None:
         table.add_row(stage.name, stage.state, stage.work)
     out = answers()
     out.print(f"{config.model.name} on {config.task.name}, in {config.directory}", soft_wrap=True)
-    out.print(table)
+    out.print(table, width=PLAN_WIDTH)
     for refusal in [stage.refusal for stage in planned if stage.refusal][:1]:
         out.print(caution(f"the run would stop: {refusal}"), soft_wrap=True)
+    if measures:
+        from stir_train.tools.costs import show_costs
+
+        left = [stage.name for stage in planned if stage.state not in ("done", "off")]
+        show_costs(config, left, out, width=PLAN_WIDTH)

@@ -8,7 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, ValidationError, model_validator
 
 from stir_train.config.base import FrozenConfig
 from stir_train.config.effort import Effort, with_effort
@@ -62,6 +62,8 @@ class RunConfig(FrozenConfig):
     effort: Effort = "standard"
     """How much is spent: sets the sizes of harvest, validation, tuning, evaluation and distillation that
     are not set themselves. `quick` is a first look; a figure to publish takes `standard` or more."""
+    warn_hours: PositiveFloat = 12.0
+    """`--dry-run` warns if it measures that the run takes longer than this."""
     model: ModelConfig = ModelConfig()
     task: TaskConfig = TaskConfig()
     splits: SplitsConfig = SplitsConfig()

@@ -1,0 +1,239 @@
+"""What each stage of a run takes, from what this machine was measured to do. Torch-free.
+
+`stir_train.tools.measure` measures the rates; `stir_train.launch.estimate` bounds a run without any.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from stir_train.config.run import RunConfig
+from stir_train.launch.estimate import (
+    BASELINE_COMPLETIONS,
+    GIB,
+    TOKEN_BYTES,
+    Estimate,
+    ModelShape,
+    estimate,
+)
+
+MIXED_SHARE = 0.7
+"""Of rollouts, those of problems with right and wrong answers, which alone are differentiated."""
+STATE_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one process does here.
+
+    Attributes:
+        prefill_tokens: A second.
+        step_seconds, row_seconds: A decode step takes the first, and the second more for every row.
+        gradient_tokens: A second, forward and backward through the frozen model, in training's dtype.
+        head_step_seconds: An optimizer step of a block's value heads.
+        load_seconds: Of the model.
+        prompt_tokens: Of a prompt, on average.
+        answer_tokens: Of sampled answers; of those that were stopped, what they would have come to.
+        num_ended: Answers that came to their end.
+    """
+
+    prefill_tokens: float
+    step_seconds: float
+    row_seconds: float
+    gradient_tokens: float
+    head_step_seconds: float
+    load_seconds: float
+    prompt_tokens: float
+    answer_tokens: tuple[int, ...]
+    num_ended: int
+
+    @property
+    def mean_answer_tokens(self) -> float:
+        """Of an answer."""
+        return sum(self.answer_tokens) / len(self.answer_tokens)
+
+    def decode_tokens(self, num_rows: int) -> float:
+        """Tokens decoded a second with so many rows side by side."""
+        return num_rows / (self.step_seconds + num_rows * self.row_seconds)
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What a stage takes.
+
+    Attributes:
+        name: The stage.
+        num_tokens: Decoded or trained on.
+        hours: Of one process.
+        memory_gib: Of one process, at most.
+        disk_gib: Of what it writes.
+    """
+
+    name: str
+    num_tokens: float
+    hours: float
+    memory_gib: float
+    disk_gib: float
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Prompts that are answered by themselves, so often."""
+
+    num_prompts: int
+    num_samples: int = 1
+    times: float = 1.0
+
+    @property
+    def num_completions(self) -> float:
+        return self.num_prompts * self.num_samples * self.times
+
+
+def stage_costs(config: RunConfig, shape: ModelShape, rates: Rates) -> list[StageCost]:
+    """The stages that are on and take more than a moment, in order, on one process."""
+    bound = estimate(config, shape, num_ranks=1, on_gpu=False)
+    costs = [_cost(name, config, shape, rates, bound) for name in _STAGES]
+    return [cost for cost in costs if cost.hours > 0]
+
+
+_STAGES = (
+    "rollout",
+    "directions",
+    "validate",
+    "value",
+    "tune",
+    "steer",
+    "distill",
+    "baselines",
+    "evaluate",
+)
+
+
+def _cost(
+    name: str, config: RunConfig, shape: ModelShape, rates: Rates, bound: Estimate
+) -> StageCost:
+    jobs = list(_jobs(name, config))
+    tokens = sum(job.num_completions for job in jobs) * rates.mean_answer_tokens
+    seconds = sum(_seconds(job, config, rates) for job in jobs)
+    trained = _trained_tokens(name, config, rates)
+    seconds += trained / rates.gradient_tokens + _other_seconds(name, config, rates)
+    learns = name in ("directions", "distill")
+    disk = tokens * TOKEN_BYTES
+    if name in ("rollout", "validate"):
+        disk += _state_bytes(name, config, shape)
+    if name == "distill" and trained:
+        disk += config.distill.rank * shape.num_layers * shape.num_linear * STATE_BYTES
+        disk += (1 + len(config.distill.also)) * bound.weights_gib * GIB  # the merged model
+    memory = max(bound.train_gib, bound.generate_gib) if learns else bound.generate_gib
+    return StageCost(name, tokens + trained, seconds / 3600, memory, disk / GIB)
+
+
+def _jobs(name: str, config: RunConfig) -> Iterator[_Job]:
+    """What a stage decodes."""
+    splits, distill = config.splits, config.distill
+    students = distill.enabled * (1 + len(distill.also))
+    others = len(config.baselines.names)
+    if name == "rollout":
+        yield _Job(splits.num_harvest, config.rollout.num_samples)
+    elif name == "validate" and config.needs_basis and config.validation.enabled:
+        yield _Job(splits.num_harvest)
+        trials = config.validation.num_completions(len(config.harvest.depths))
+        yield _Job(trials // config.validation.num_rounds, times=config.validation.num_rounds)
+    elif name == "tune":
+        yield _Job(splits.num_tune)
+        if config.tune.enabled:
+            yield from _halving(splits.num_tune, config.num_tried_settings, config)
+    elif name == "steer" and distill.enabled:
+        yield _Job(splits.num_harvest, distill.num_samples)
+    elif name == "baselines" and others:
+        yield _Job(splits.num_tune, times=others * BASELINE_COMPLETIONS)
+    elif name == "evaluate":
+        methods = 1 + config.num_steered_methods + len(config.evaluate.variants) + students + others
+        yield _Job(splits.num_test, times=methods)
+        deployable = 2 + students
+        if config.evaluate.num_samples is not None:
+            yield _Job(splits.num_test, config.evaluate.num_samples, deployable)
+        for task in config.evaluate.out_of_domain.values():
+            yield _Job(task.num_problems, times=deployable)
+
+
+def _halving(num_problems: int, num_settings: int, config: RunConfig) -> Iterator[_Job]:
+    """All settings on the first part, the better half of them on the next, which is as large, and so on."""
+    halvings = config.tune.num_halvings
+    first = max(1, num_problems >> halvings)
+    yield _Job(first, times=num_settings)
+    for number in range(halvings):
+        yield _Job(first << number, times=max(1.0, num_settings / 2 ** (number + 1)))
+
+
+def _trained_tokens(name: str, config: RunConfig, rates: Rates) -> float:
+    """Tokens that go forward and backward through the model."""
+    length = rates.prompt_tokens + rates.mean_answer_tokens
+    if name == "directions" and config.uses_directions:
+        num_rollouts = config.splits.num_harvest * config.rollout.num_samples
+        return MIXED_SHARE * num_rollouts * length
+    if name == "distill" and config.distill.enabled:
+        students = 1 + len(config.distill.also)
+        return students * config.distill.num_steps * config.distill.batch_size * length
+    return 0.0
+
+
+def _other_seconds(name: str, config: RunConfig, rates: Rates) -> float:
+    """Loading models, and value heads."""
+    fits = config.value.num_steps * rates.head_step_seconds * len(config.harvest.depths)
+    if name == "value":
+        return fits * config.needs_basis
+    if name == "validate" and config.needs_basis and config.validation.enabled:
+        return fits * (config.validation.num_rounds - 1)
+    students = config.distill.enabled * (1 + len(config.distill.also))
+    loads = {"rollout": 1, "distill": 3 * students, "evaluate": students}
+    return loads.get(name, 0) * rates.load_seconds
+
+
+def _state_bytes(name: str, config: RunConfig, shape: ModelShape) -> float:
+    num_rollouts = config.splits.num_harvest
+    num_rollouts *= config.rollout.num_samples if name == "rollout" else 1
+    if name == "validate" and not (config.needs_basis and config.validation.enabled):
+        return 0.0
+    states = num_rollouts * config.control_points.max_points * len(config.harvest.depths)
+    return float(states * shape.width * STATE_BYTES)
+
+
+def _seconds(job: _Job, config: RunConfig, rates: Rates) -> float:
+    """Of prefilling a job's prompts and decoding it chunk by chunk."""
+    limits = config.generation
+    rows = rows_side_by_side(config, rates.prompt_tokens)
+    per_chunk = max(1, limits.chunk_completions // job.num_samples)
+    whole, rest = divmod(job.num_prompts, per_chunk)
+    seconds = job.num_prompts * rates.prompt_tokens / rates.prefill_tokens
+    for num_prompts, times in ((per_chunk, whole), (rest, 1)):
+        steps, row_steps = _steps(num_prompts * job.num_samples, rows, rates.answer_tokens)
+        seconds += times * (steps * rates.step_seconds + row_steps * rates.row_seconds)
+    return seconds * job.times
+
+
+def rows_side_by_side(config: RunConfig, prompt_tokens: float) -> int:
+    """Rows that the run decodes at once."""
+    limits = config.generation
+    rows = min(limits.max_rows, limits.chunk_completions)
+    if limits.max_cache_tokens is not None:
+        context = int(prompt_tokens) + limits.max_new_tokens
+        rows = max(1, min(rows, limits.max_cache_tokens // context))
+    return rows
+
+
+@lru_cache(maxsize=256)
+def _steps(num_completions: int, rows: int, lengths: Sequence[int]) -> tuple[int, int]:
+    """Decode steps of a chunk whose finished rows are refilled, and the rows of all of them together."""
+    ends: list[int] = []
+    row_steps = last = 0
+    for number in range(num_completions):
+        begun = heapq.heappop(ends) if len(ends) == rows else 0
+        length = lengths[number % len(lengths)]
+        heapq.heappush(ends, begun + length)
+        row_steps += length
+        last = max(last, begun + length)
+    return last, row_steps

@@ -1,0 +1,116 @@
+"""Show what the stages that are left of a run will take, measured on this machine."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from stir_train.config.run import RunConfig
+from stir_train.errors import StirError
+from stir_train.launch.costs import Rates, StageCost, rows_side_by_side, stage_costs
+from stir_train.launch.estimate import GIB
+from stir_train.monitoring.console import caution
+from stir_train.tools.measure import LENGTH_SECONDS, WIDTH_SECONDS, measure
+
+HOUR, MINUTE = 3600, 60
+COLUMNS = ("stage", "tokens", "time", "memory", "disk")
+
+
+def show_costs(config: RunConfig, stages: Collection[str], console: Console, *, width: int) -> None:
+    """Measure, then print tokens, time, memory and disk of each stage, and of all together.
+
+    Args:
+        config: The run.
+        stages: Those that are left to make.
+        console: Where it is told.
+        width: Columns to keep to.
+    """
+    if not stages:
+        return
+    seconds = LENGTH_SECONDS + 2 * WIDTH_SECONDS
+    told = f"measuring this machine, for at most about {seconds:.0f} s (--no-measure leaves it out)"
+    console.print(told, width=width)
+    try:
+        rates, shape = measure(config)
+    except StirError as error:
+        console.print(caution(f"what it costs cannot be measured: {error}"), soft_wrap=True)
+        return
+    costs = [cost for cost in stage_costs(config, shape, rates) if cost.name in stages]
+    console.print(_table(costs), width=width)
+    for line in _rates_in_words(config, rates):
+        console.print(line, width=width)
+    for warning in _warnings(config, costs):
+        console.print(caution(warning), width=width)
+
+
+def _table(costs: Sequence[StageCost]) -> Table:
+    table = Table(box=SIMPLE)
+    for number, column in enumerate(COLUMNS):
+        table.add_column(column, justify="right" if number else "left")
+    whole = StageCost(
+        "in all",
+        sum(cost.num_tokens for cost in costs),
+        sum(cost.hours for cost in costs),
+        max((cost.memory_gib for cost in costs), default=0.0),
+        sum(cost.disk_gib for cost in costs),
+    )
+    for cost in (*costs, whole):
+        table.add_row(
+            cost.name,
+            f"{cost.num_tokens:,.0f}",
+            in_words(cost.hours),
+            f"{cost.memory_gib:.1f} GiB",
+            f"{cost.disk_gib:.2f} GiB",
+        )
+    return table
+
+
+def in_words(hours: float) -> str:
+    """A duration in the unit that suits it."""
+    seconds = hours * HOUR
+    if seconds < 2 * MINUTE:
+        return f"{seconds:.0f} s"
+    return f"{seconds / MINUTE:.0f} min" if seconds < 2 * HOUR else f"{hours:.1f} h"
+
+
+def _rates_in_words(config: RunConfig, rates: Rates) -> list[str]:
+    rows = rows_side_by_side(config, rates.prompt_tokens)
+    num_answers, budget = len(rates.answer_tokens), config.generation.max_new_tokens
+    num_cut = sum(length >= budget for length in rates.answer_tokens)
+    ended = "" if rates.num_ended == num_answers else f", {rates.num_ended} of them to their end"
+    return [
+        f"measured: {rates.prefill_tokens:,.0f} tokens/s prefilled, {rates.decode_tokens(rows):,.0f} sampled "
+        f"at {rows} rows, {rates.gradient_tokens:,.0f} forward and backward; on one process, as busy as the "
+        "machine is now",
+        f"answers have {rates.mean_answer_tokens:.0f} tokens on average ({num_answers} sampled{ended}; "
+        f"{num_cut} reach generation.max_new_tokens={budget})",
+        "memory is an upper bound; grading, reading and writing are not in the times",
+    ]
+
+
+def _warnings(config: RunConfig, costs: Sequence[StageCost]) -> list[str]:
+    hours = sum(cost.hours for cost in costs)
+    warnings = []
+    if hours > config.warn_hours:
+        warnings.append(
+            f"{in_words(hours)} is more than warn_hours={config.warn_hours:g}; effort=quick, fewer modes or "
+            "smaller splits spend less"
+        )
+    free = shutil.disk_usage(_existing(config.output_dir)).free / GIB
+    disk = sum(cost.disk_gib for cost in costs)
+    if disk > free:
+        warnings.append(f"the run writes up to {disk:.1f} GiB, {config.output_dir} has {free:.1f}")
+    return warnings
+
+
+def _existing(path: Path) -> Path:
+    """The nearest directory above that exists."""
+    path = path.resolve()
+    while not path.exists():
+        path = path.parent
+    return path

@@ -1,0 +1,243 @@
+"""Measure what this machine does with a run's model: for `--dry-run`, and written nowhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from stir_train.config.run import RunConfig
+from stir_train.data.prompts import cut_splits, render_prompts
+from stir_train.distributed.world import alone
+from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
+from stir_train.launch.costs import Rates, rows_side_by_side
+from stir_train.launch.estimate import ModelShape, shape_of
+from stir_train.models.arithmetic import product_seconds
+from stir_train.models.load import decoder_config
+from stir_train.runtime.context import set_threads
+from stir_train.runtime.problems import read_problems
+from stir_train.runtime.resources import Resources
+from stir_train.types.rollout import Prompt
+
+LENGTH_SECONDS, WIDTH_SECONDS = 40.0, 8.0
+"""Bounds of decoding few answers to their end, and of decoding at the run's width."""
+MIN_STEPS = 4
+NUM_ANSWERS, PREFILLED_PROMPTS, WIDE_PROMPTS = 16, 8, 4
+GRADIENT_TOKENS, GRADIENT_SECONDS, NUM_HEAD_STEPS = 1024, 2.0, 20
+
+
+class _TimeIsUp(Exception):  # noqa: N818 - no error
+    """Ends a generation from inside."""
+
+
+@dataclass
+class _Clock:
+    """Listens to a generation: when each step began and how many rows it had, and each answer's tokens.
+
+    Attributes:
+        deadline: When it stops the generation, after at least three steps.
+        begun: When each step's first token came.
+        rows: Of each step.
+        lengths: Tokens so far, by request.
+        is_stopped: Whether the time was up before all answers had ended.
+    """
+
+    deadline: float
+    begun: list[float] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    lengths: dict[int, int] = field(default_factory=dict)
+    is_stopped: bool = False
+    _seen: set[int] = field(default_factory=set)
+
+    def __call__(self, index: int, _token_id: int) -> None:
+        """Take note of a token."""
+        if not self.begun or index in self._seen:
+            now = time.perf_counter()
+            if now > self.deadline and len(self.begun) > MIN_STEPS:
+                self.is_stopped = True
+                raise _TimeIsUp
+            self.begun.append(now)
+            self.rows.append(0)
+            self._seen.clear()
+        self._seen.add(index)
+        self.rows[-1] += 1
+        self.lengths[index] = self.lengths.get(index, 0) + 1
+
+    @property
+    def going_on(self) -> frozenset[int]:
+        """Requests whose answers were stopped."""
+        return frozenset(self._seen) if self.is_stopped else frozenset()
+
+    @property
+    def steps(self) -> list[tuple[int, float]]:
+        """Rows and seconds of every step but the first, which is the prompts' own, and the last."""
+        pairs = zip(self.rows[1:-1], np.diff(self.begun)[1:], strict=True)
+        return [(rows, float(seconds)) for rows, seconds in pairs]
+
+
+def measure(config: RunConfig) -> tuple[Rates, ModelShape]:
+    """Load the model, answer some of the harvest split's prompts, and time it all.
+
+    Raises:
+        StirError: If the model or the problems cannot be read.
+    """
+    set_threads(config)
+    resources = Resources(config, alone())
+    try:
+        cut = cut_splits(read_problems(config), config.splits)
+        prompts = render_prompts(cut["harvest"], config.task, resources.described.tokenizer)
+        begun = time.perf_counter()
+        _ = resources.loaded
+        load_seconds = time.perf_counter() - begun
+        rates = _measure(config, resources, prompts, load_seconds)
+    finally:
+        resources.close()
+    wide = resources.loaded.model.dtype == torch.float32
+    return rates, shape_of(decoder_config(config.model), bytes_per_weight=4 if wide else 2)
+
+
+def _measure(
+    config: RunConfig, resources: Resources, prompts: Sequence[Prompt], load_seconds: float
+) -> Rates:
+    prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts) / len(prompts)
+    some = [prompts[number % len(prompts)] for number in range(NUM_ANSWERS)]
+    # The first call of all also warms up: it is not counted.
+    _decode(config, resources, some[:1], budget=4, seconds=WIDTH_SECONDS)
+    prefill = _prefill_rate(config, resources, prompts[:PREFILLED_PROMPTS])
+    few = _decode(config, resources, some, budget=None, seconds=LENGTH_SECONDS)
+    rows = min(
+        rows_side_by_side(config, prompt_tokens),
+        config.splits.num_harvest * config.rollout.num_samples,
+    )
+    wide = [prompts[number % min(WIDE_PROMPTS, len(prompts))] for number in range(rows)]
+    many = _decode(
+        config, resources, sorted(wide, key=prompts.index), budget=None, seconds=WIDTH_SECONDS
+    )
+    step_seconds, row_seconds = _fit([*few.steps, *many.steps])
+    lengths, num_ended = _whole_lengths(config, few)
+    return Rates(
+        prefill_tokens=prefill,
+        step_seconds=step_seconds,
+        row_seconds=row_seconds,
+        gradient_tokens=_gradient_rate(config, resources, prompt_tokens + float(np.mean(lengths))),
+        head_step_seconds=_head_step_seconds(config, resources.described.identity.width),
+        load_seconds=load_seconds,
+        prompt_tokens=prompt_tokens,
+        answer_tokens=lengths,
+        num_ended=num_ended,
+    )
+
+
+def _decode(
+    config: RunConfig,
+    resources: Resources,
+    prompts: Sequence[Prompt],
+    *,
+    budget: int | None,
+    seconds: float,
+) -> _Clock:
+    """Sample an answer to each, as `rollout` does, until the time is up."""
+    control = ControlSpec(
+        resources.automaton, config.control_points.max_points, resources.captured_blocks
+    )
+    rollout = config.rollout
+    sampling = SamplingParams(
+        budget or config.generation.max_new_tokens,
+        resources.described.stop_token_ids,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+    )
+    clock = _Clock(time.perf_counter() + seconds)
+    requests = [GenerationRequest(prompt, sample) for sample, prompt in enumerate(prompts)]
+    with suppress(_TimeIsUp):
+        resources.engine.generate(
+            requests, sampling, seed=config.seed, control=control, listener=clock
+        )
+    return clock
+
+
+def _prefill_rate(config: RunConfig, resources: Resources, prompts: Sequence[Prompt]) -> float:
+    begun = time.perf_counter()
+    _decode(config, resources, prompts, budget=1, seconds=WIDTH_SECONDS)
+    seconds = time.perf_counter() - begun
+    return sum(len(prompt.token_ids) for prompt in prompts) / seconds
+
+
+def _fit(steps: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """Seconds of a step, and of each of its rows, from steps of several widths; neither is negative.
+
+    Every width's steps count by their median, so that a hiccup of the machine does not.
+    """
+    widths = sorted({rows for rows, _ in steps})
+    medians = [float(np.median([s for rows, s in steps if rows == width])) for width in widths]
+    weights = np.sqrt([sum(rows == width for rows, _ in steps) for width in widths])
+    design = np.stack([np.ones(len(widths)), np.array(widths)], axis=1) * weights[:, None]
+    base, slope = np.linalg.lstsq(design, np.array(medians) * weights, rcond=None)[0]
+    if slope <= 0:
+        return float(np.mean(medians)), 0.0
+    if base <= 0:
+        return 0.0, float(np.mean(np.array(medians) / np.array(widths)))
+    return float(base), float(slope)
+
+
+def _whole_lengths(config: RunConfig, clock: _Clock) -> tuple[tuple[int, ...], int]:
+    """Tokens of every answer; one that was stopped goes on as long as answers last on average."""
+    budget = config.generation.max_new_tokens
+    going_on = clock.going_on
+    num_ended = len(clock.lengths) - len(going_on)
+    left = sum(clock.lengths.values()) / num_ended if num_ended else budget
+    return (
+        tuple(
+            min(budget, round(length + left)) if index in going_on else length
+            for index, length in sorted(clock.lengths.items())
+        ),
+        num_ended,
+    )
+
+
+def _gradient_rate(config: RunConfig, resources: Resources, length: float) -> float:
+    """Tokens a second forward and backward, of sequences as long as the run's."""
+    loaded = resources.loaded
+    width = max(2, min(round(length), GRADIENT_TOKENS))
+    num_rows = max(1, min(config.distill.batch_size, GRADIENT_TOKENS // width))
+    ids = torch.zeros(num_rows, width, dtype=torch.long, device=loaded.device)
+    times = 0
+    begun = time.perf_counter()
+    while times < 1 or time.perf_counter() - begun < GRADIENT_SECONDS:
+        states = loaded.model.get_input_embeddings()(ids).detach().requires_grad_()
+        logits = loaded.model(inputs_embeds=states, use_cache=False).logits
+        cross_entropy(logits.flatten(0, 1).float(), ids.flatten()).backward()
+        times += 1
+    rate = ids.numel() * times / (time.perf_counter() - begun)
+    wanted = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.train.dtype]
+    held = loaded.model.dtype
+    if held == wanted or loaded.device.type != "cpu":
+        return rate
+    seconds = product_seconds(resources.described.identity.width, (held, wanted))
+    return rate * seconds[held] / seconds[wanted]
+
+
+def _head_step_seconds(config: RunConfig, width: int) -> float:
+    """An optimizer step of networks like a block's value heads."""
+    value = config.value
+    num_inputs = width * (len(config.harvest.depths) if value.reads_below else 1)
+    heads = [
+        nn.Sequential(nn.Linear(num_inputs, value.hidden_width), nn.GELU(), nn.Linear(value.hidden_width, 2))
+        for _ in range(value.num_members)
+    ]  # fmt: skip
+    optimizer = torch.optim.AdamW([p for head in heads for p in head.parameters()])
+    states = torch.ones(value.batch_size, num_inputs)
+    begun = time.perf_counter()
+    for _ in range(NUM_HEAD_STEPS):
+        loss = torch.stack([head(states).square().mean() for head in heads]).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return (time.perf_counter() - begun) / NUM_HEAD_STEPS

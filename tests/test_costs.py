@@ -1,0 +1,147 @@
+"""What a run costs: the arithmetic from measured rates, what is measured, and what --dry-run shows."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+
+import pytest
+
+from stir_train.config.load import load_config, parse_config
+from stir_train.config.run import RunConfig
+from stir_train.launch.costs import Rates, _steps, stage_costs
+from stir_train.launch.estimate import shape_of
+from stir_train.tools import measure as measuring
+from stir_train.tools.costs import in_words
+from stir_train.tools.measure import _Clock, _fit, _TimeIsUp, _whole_lengths, measure
+from tests.support.commands import stir_train
+from tests.support.smoke import SMOKE
+
+QWEN = {
+    "hidden_size": 896,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "intermediate_size": 4864,
+    "vocab_size": 151936,
+    "tie_word_embeddings": True,
+    "model_type": "qwen2",
+}
+CORES = 2
+QWEN_RATES = Rates(
+    prefill_tokens=CORES * 220,
+    step_seconds=0.0,
+    row_seconds=1 / (CORES * 90),
+    gradient_tokens=CORES * 107,
+    head_step_seconds=0.01,
+    load_seconds=20,
+    prompt_tokens=80,
+    answer_tokens=(110, 140, 170),
+    num_ended=3,
+)
+"""Measured of Qwen2.5-Coder-0.5B on chain_sum, 128 rows."""
+
+
+def _config(*overrides: str, **values: object) -> RunConfig:
+    return parse_config(RunConfig, {"name": "x", **values}, overrides, origin="test")
+
+
+def _costs(config: RunConfig, rates: Rates = QWEN_RATES) -> dict[str, float]:
+    found = stage_costs(config, shape_of(QWEN, bytes_per_weight=4), rates)
+    return {cost.name: cost.hours for cost in found}
+
+
+def test_quick_takes_less_than_an_hour_on_two_cores_with_a_model_of_half_a_billion() -> None:
+    config = _config("tune.modes=[vector]", effort="quick")
+    hours = _costs(config)
+    assert set(hours) == {"rollout", "directions", "tune", "steer", "distill", "evaluate"}
+    assert 0.3 < sum(hours.values()) < 1
+    assert sum(_costs(_config("tune.modes=[vector]")).values()) > 3
+
+
+def test_a_chunk_takes_the_steps_that_refilled_rows_take() -> None:
+    lengths = (3, 1, 2)
+    for num_completions, rows in itertools.product(range(1, 9), range(1, 5)):
+        left = [lengths[number % 3] for number in range(num_completions)]
+        steps = row_steps = 0
+        active: list[int] = []
+        while left or active:
+            while left and len(active) < rows:
+                active.append(left.pop(0))
+            steps, row_steps = steps + 1, row_steps + len(active)
+            active = [length - 1 for length in active if length > 1]
+        assert _steps(num_completions, rows, lengths) == (steps, row_steps)
+
+
+def test_costs_follow_what_a_stage_does() -> None:
+    base = _config("tune.modes=[vector]", "distill.enabled=false", effort="quick")
+    hours = _costs(base)
+    twice = _costs(_config("splits.num_test=400", *["tune.modes=[vector]"], effort="quick"))
+    assert twice["evaluate"] > 1.9 * hours["evaluate"]
+    assert "steer" not in hours
+    assert "distill" not in hours
+    with_basis = _costs(_config("tune.modes=[value]", effort="quick"))
+    assert {"validate", "value"} <= set(with_basis)
+    assert "directions" not in with_basis
+
+
+def test_a_clock_counts_steps_and_stops_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(100))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(now)))
+    clock = _Clock(deadline=6.5)
+
+    def generate() -> None:
+        for step in range(20):
+            for index in (0, 1) if step < 3 else (0,):
+                clock(index, 5)
+
+    with pytest.raises(_TimeIsUp):
+        generate()
+    assert clock.rows == [2, 2, 2, 1, 1, 1, 1]
+    assert clock.steps == [(2, 1.0), (2, 1.0), (1, 1.0), (1, 1.0), (1, 1.0)]
+    lengths, num_ended = _whole_lengths(_config("generation.max_new_tokens=12"), clock)
+    assert num_ended == 1
+    assert lengths == (12, 3), (
+        "ten tokens in all for one that ended: the other goes on, to the budget"
+    )
+
+
+def test_a_line_is_fitted_through_the_steps_of_all_widths() -> None:
+    steps = [(rows, 0.5 + 0.1 * rows) for rows in (4, 4, 8, 64, 64)]
+    assert _fit([*steps, (4, 90.0)][:5]) == pytest.approx((0.5, 0.1))
+    hiccup = [(4, 0.9)] * 5 + [(4, 50.0)] + [(64, 6.9)] * 5
+    assert _fit(hiccup) == pytest.approx((0.5, 0.1))
+    assert _fit([(4, 2.0), (8, 1.0)])[1] == 0.0, "never less for more rows"
+
+
+def test_an_embedded_model_is_measured_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LENGTH_SECONDS", "WIDTH_SECONDS", "GRADIENT_SECONDS"):
+        monkeypatch.setattr(measuring, name, 0.5)
+    config = load_config(RunConfig, SMOKE, [f"output_dir={tmp_path}"])
+    rates, shape = measure(config)
+    assert shape.num_layers == 6
+    assert all(0 < length <= config.generation.max_new_tokens for length in rates.answer_tokens)
+    assert rates.prefill_tokens > 0
+    assert rates.gradient_tokens > 0
+    assert rates.decode_tokens(48) > 0
+    shown = stir_train("run", str(SMOKE), f"output_dir={tmp_path}", "warn_hours=1e-9", "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert "in all" in shown.stdout
+    assert "more than warn_hours" in shown.stdout
+    assert all(len(line) < 80 for line in shown.stdout.splitlines()[1:])
+    assert not any(tmp_path.iterdir())
+
+
+def test_costs_can_be_left_out_and_what_cannot_be_measured_is_said(tmp_path: Path) -> None:
+    run = ["run", str(SMOKE), f"output_dir={tmp_path}", "--dry-run"]
+    assert "measur" not in stir_train(*run, "--no-measure").stdout
+    shown = stir_train(*run, "model.name=/nowhere/at/all")
+    assert shown.returncode == 0
+    assert "cannot be measured: model.name: no directory" in shown.stdout
+
+
+def test_durations_are_told_in_a_unit_that_suits() -> None:
+    assert [in_words(h) for h in (0.01, 0.5, 1.9, 30.0)] == ["36 s", "30 min", "114 min", "30.0 h"]
