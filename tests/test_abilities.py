@@ -60,7 +60,11 @@ def _config(*overrides: str) -> RunConfig:
             "tune: mode custom .* hold a vector over the completion",
         ),
         ("baselines", ["baselines.methods=[seal, nowait]"], "baselines: nowait .* edited weights"),
-        ("evaluate", [], "evaluate: stir-published .* preview"),
+        (
+            "evaluate",
+            ["evaluate.variants={shown: {mode: preview}}"],
+            "evaluate: variant shown .* preview",
+        ),
     ],
 )
 def test_what_a_stage_asks_of_a_backend_that_cannot_is_named(

@@ -31,7 +31,10 @@ class Student:
 
     def recompute_activations(self) -> None:
         """Keep only each block's input for the backward pass."""
-        base_of(self.model).activation_checkpointing_enable({"use_reentrant": False})
+        model = base_of(self.model)
+        # transformers before 5.23 has it by its older name, of which the newer ones warn.
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
     def without_adapter(self) -> AbstractContextManager[None]:
         """Switch the adapter off: inside, it is the frozen base."""

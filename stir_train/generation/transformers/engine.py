@@ -6,12 +6,14 @@ the same chunk gives the same bytes in any process.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from pydantic import JsonValue
 
 from stir_train.distributed.collective_forward import CollectiveForward
+from stir_train.errors import ConfigError
 from stir_train.generation.backend import (
     Ability,
     ControlSpec,
@@ -35,7 +37,12 @@ class DecodeEngine:
     abilities = frozenset(Ability)
 
     def __init__(
-        self, loaded: LoadedModel, *, max_rows: int, max_cache_tokens: int | None = None
+        self,
+        loaded: LoadedModel,
+        *,
+        max_rows: int,
+        max_cache_tokens: int | None = None,
+        options: Mapping[str, JsonValue] | None = None,
     ) -> None:
         """Prepare to decode completions side by side.
 
@@ -43,15 +50,32 @@ class DecodeEngine:
             loaded: The frozen model.
             max_rows: At most this many rows; halved for good where memory runs out.
             max_cache_tokens: Bound of rows times their longest possible length.
+            options: There are none.
 
         Raises:
+            ConfigError: If there are options.
             ModelError: If the model's cache cannot be forked row by row.
         """
+        self.check_installation(options or {})
         self._loaded = loaded
         self._max_rows = max_rows
         self._max_cache_tokens = max_cache_tokens
         self._forward = SlotForward(loaded)
         self._cache: SlotCache | None = None
+
+    @staticmethod
+    def check_installation(options: Mapping[str, JsonValue]) -> str:
+        """It is part of this package, so that there is nothing to check but that nothing is asked of it.
+
+        Raises:
+            ConfigError: If there are options.
+        """
+        if options:
+            raise ConfigError(
+                f"generation.options: {', '.join(sorted(options))}: not with generation.backend=transformers, "
+                "which has none"
+            )
+        return ""
 
     @property
     def collective_forward(self) -> CollectiveForward | None:

@@ -18,6 +18,7 @@ from stir_train.generation.noise import uniforms
 from stir_train.generation.sampling import next_tokens
 from stir_train.generation.vllm.calls import REQUEST, SamplingCall
 
+
 @dataclass
 class _Row:
     """A row of vLLM's batch: the request's number, and vLLM's own growing list of what it sampled."""

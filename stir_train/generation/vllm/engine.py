@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from pydantic import JsonValue
@@ -107,7 +107,7 @@ class VLLMEngine:
             ModelError: If ranks hold the model together.
             StageError: If there is no vLLM, or not the supported one.
         """
-        self.require_available(options or {})
+        self.check_installation(options or {})
         if loaded.is_sharded:
             raise ModelError(
                 "generation.backend=vllm: expected model.sharding=none, since each process has an engine "
@@ -118,19 +118,19 @@ class VLLMEngine:
         self._session: Session | None = None
 
     @staticmethod
-    def require_available(options: Mapping[str, JsonValue]) -> None:
-        """Refuse what cannot work, without importing vLLM.
+    def check_installation(options: Mapping[str, JsonValue]) -> str:
+        """Refuse what cannot work, without importing vLLM; return vLLM's version.
 
         Raises:
             ConfigError: If an option is one of those that are refused.
-            StageError: If there is no vLLM, or not the supported one, or the launch has several ranks.
+            StageError: If there is no vLLM, or not the supported one.
         """
         for name in options:
             if name in REFUSED:
                 raise ConfigError(
                     f"generation.options.{name}: not with generation.backend=vllm: {REFUSED[name]}"
                 )
-        installed_version()
+        return installed_version()
 
     def generate(
         self,
@@ -203,7 +203,7 @@ class VLLMEngine:
         with environment(ENVIRONMENT), warnings.catch_warnings():
             # Of what a library warns while it starts, a user can mend nothing.
             warnings.simplefilter("ignore")
-            start: type[Session] = load_object(SESSION, kind="generation.backend")  # imports vLLM
+            start = cast("type[Session]", load_object(SESSION, kind="generation.backend"))
             self._session = start(self._loaded, extent, self._options)
         try:
             self._require_same_model()
@@ -220,7 +220,9 @@ class VLLMEngine:
         loaded = self._loaded
         blocks = tuple(range(loaded.identity.num_blocks))
         everywhere = torch.ones((1, loaded.vocab_size), dtype=torch.bool)
-        automaton = ControlPointAutomaton(torch.zeros_like(everywhere, dtype=torch.long), everywhere)
+        automaton = ControlPointAutomaton(
+            torch.zeros_like(everywhere, dtype=torch.long), everywhere
+        )
         ids = tuple(i % loaded.vocab_size for i in range(1, PROBE_TOKENS + 1))
         request = GenerationRequest(Prompt("probe", "", "", ids, ""))
         control = ControlSpec(automaton, PROBE_TOKENS, blocks)

@@ -83,11 +83,11 @@ def plan_pass(
     """
     ending = [one for one in fed if _feeds_prompt_end(one)]
     points: list[tuple[Fed, int]] = []
+    max_points = 0 if control is None else control.max_points
     for one in fed:
         reached = one.track.feed(one.first, one.token_ids)
-        if reached is not None and control is not None:
-            if len(one.track.control_points) <= control.max_points:
-                points.append((one, reached))
+        if reached is not None and len(one.track.control_points) <= max_points:
+            points.append((one, reached))
     asks: tuple[Ask, ...] = ()
     captures = None
     if points:
@@ -104,7 +104,10 @@ def plan_pass(
 
 
 def record_pass(
-    planned: PlannedPass, record: PassRecord, capture_blocks: Sequence[int], token_ids: Sequence[int]
+    planned: PlannedPass,
+    record: PassRecord,
+    capture_blocks: Sequence[int],
+    token_ids: Sequence[int],
 ) -> None:
     """Write what a pass found and decided to the completions that it is about.
 

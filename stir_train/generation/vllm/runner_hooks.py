@@ -14,8 +14,8 @@ from stir_train.errors import ModelError
 from stir_train.generation.backend import ControlSpec, GenerationCost
 from stir_train.generation.control_hook import ControlHook, edited_states
 from stir_train.generation.controller import Controller
-from stir_train.generation.vllm.passes import Fed, plan_pass, record_pass
 from stir_train.generation.vllm.calls import REQUEST
+from stir_train.generation.vllm.passes import Fed, plan_pass, record_pass
 from stir_train.generation.vllm.track import Track
 
 FORWARD = "_model_forward"

@@ -12,6 +12,7 @@ import torch
 import vllm
 from pydantic import JsonValue
 from transformers import PretrainedConfig
+from vllm.config import CompilationMode, VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
@@ -21,14 +22,14 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor import Executor
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from stir_train.errors import ModelError
+from stir_train.errors import ModelError, StageError
 from stir_train.generation.backend import ControlSpec, GenerationCost
 from stir_train.generation.controller import Controller
 from stir_train.generation.vllm.block_keys import HASHING, OWNER, STEERED_FROM, keyed_blocks
-from stir_train.generation.vllm.runner_hooks import FORWARD, SteeredRunner
 from stir_train.generation.vllm.calls import REQUEST, SamplingCall
 from stir_train.generation.vllm.counter_noise import CounterNoise
 from stir_train.generation.vllm.extent import BLOCK_TOKENS, Extent
+from stir_train.generation.vllm.runner_hooks import FORWARD, SteeredRunner
 from stir_train.generation.vllm.track import Track
 from stir_train.generation.vllm.versions import require_internals
 from stir_train.generation.vllm.weights import LOAD_FORMAT, load_weights_from
@@ -82,9 +83,7 @@ class Session:
                 "Scheduler": (self._scheduler, ("max_num_scheduled_tokens",)),
             }
         )
-        self._blocks = find_blocks(
-            self._runner.get_model(), num_blocks=loaded.identity.num_blocks
-        )
+        self._blocks = find_blocks(self._runner.get_model(), num_blocks=loaded.identity.num_blocks)
         (self._noise,) = (
             processor
             for processor in self._runner.input_batch.logitsprocs.all
@@ -132,7 +131,10 @@ class Session:
                     for output in self._engine.step():
                         if output.finished:
                             made = output.outputs[0]
-                            finished[output.request_id] = (tuple(made.token_ids), made.finish_reason)
+                            finished[output.request_id] = (
+                                tuple(made.token_ids),
+                                made.finish_reason,
+                            )
         except BaseException:
             self._abort()
             raise
@@ -151,9 +153,7 @@ class Session:
         request, name = track.request, str(track.index)
         self._engine.add_request(
             name,
-            TokensPrompt(
-                prompt_token_ids=[*request.prompt.token_ids, *request.prefix_token_ids]
-            ),
+            TokensPrompt(prompt_token_ids=[*request.prompt.token_ids, *request.prefix_token_ids]),
             vllm.SamplingParams(
                 n=1,
                 temperature=0,
@@ -212,6 +212,7 @@ def _start(loaded: LoadedModel, extent: Extent, options: Mapping[str, JsonValue]
         }
         try:
             config = EngineArgs(**arguments).create_engine_config()
+            _require_settings(config)
             return LLMEngine(
                 vllm_config=config,
                 executor_class=Executor.get_class(config),
@@ -225,6 +226,27 @@ def _start(loaded: LoadedModel, extent: Extent, options: Mapping[str, JsonValue]
         finally:
             # Its CPU worker replaces this function for the whole process.
             torch.set_num_threads = set_num_threads
+
+
+def _require_settings(config: VllmConfig) -> None:
+    """Refuse what vLLM has made of its settings, by itself or by the environment, if we cannot steer there.
+
+    Raises:
+        StageError: If a pass would not be ours, silently.
+    """
+    wrong = {
+        "compiled graphs": config.compilation_config.mode != CompilationMode.NONE,
+        "asynchronous scheduling": config.scheduler_config.async_scheduling,
+        "speculative decoding": config.speculative_config is not None,
+        "several processes": config.parallel_config.world_size > 1,
+        "the V2 model runner": config.use_v2_model_runner,
+    }
+    found = [name for name, is_on in wrong.items() if is_on]
+    if found:
+        raise StageError(
+            f"generation.backend=vllm: vLLM would use {' and '.join(found)}, where hooks do not reach; "
+            "leave that out of generation.options and of the environment"
+        )
 
 
 def _arguments(loaded: LoadedModel, extent: Extent) -> dict[str, Any]:
