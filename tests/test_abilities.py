@@ -119,7 +119,9 @@ def test_a_backend_is_one_of_the_table_and_a_class_with_abilities(
     small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert abilities_of("small") == SmallBackend.abilities
-    with pytest.raises(ConfigError, match=r"generation.backend: expected transformers or small"):
+    with pytest.raises(
+        ConfigError, match=r"generation.backend: expected transformers or vllm or small"
+    ):
         _config("generation.backend=other")
     monkeypatch.setitem(BACKENDS, "broken", f"{__name__}:EverywhereController")
     with pytest.raises(ConfigError, match="EverywhereController is no class with abilities"):

@@ -186,15 +186,15 @@ def test_previews_are_refused_by_name(installed: Callable[[str | None], None]) -
     installed("0.32.0")
     values = {"name": "run", "generation": {"backend": "vllm"}}
     config = parse_config(RunConfig, values, ["tune.modes=[preview]"], origin="test")
-    with pytest.raises(StageError, match="mode preview .* preview, and generation.backend=vllm"):
+    with pytest.raises(StageError, match=r"mode preview .* preview, and generation.backend=vllm"):
         require_backend(config, ["tune"])
 
 
 def test_options_are_the_backends_own(
     loaded: LoadedModel, installed: Callable[[str | None], None], greedy: SamplingParams
 ) -> None:
-    with pytest.raises(ConfigError, match="generation.options: seed: not with .*transformers"):
+    with pytest.raises(ConfigError, match=r"generation.options: seed: not with .*transformers"):
         DecodeEngine(loaded, max_rows=1, options={"seed": 1})
     installed("0.32.0")
-    with pytest.raises(ConfigError, match="generation.options.enforce_eager: not with .*vllm"):
+    with pytest.raises(ConfigError, match=r"generation.options.enforce_eager: not with .*vllm"):
         VLLMEngine(loaded, max_rows=1, options={"enforce_eager": False})
