@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from stir_train.config.stages import ControlPointConfig
+from stir_train.data.control_points import build_automaton
 from stir_train.errors import ConfigError, ModelError, StageError
 from stir_train.generation.backend import (
     ControlSpec,
@@ -17,7 +19,7 @@ from stir_train.generation.backend import (
     PlannedImpulse,
     SamplingParams,
 )
-from stir_train.generation.controller import ControlBatch, Decision
+from stir_train.generation.controller import ControlBatch, Decision, Steering
 from stir_train.generation.fixed import FixedVector
 from stir_train.generation.transformers.engine import DecodeEngine
 from stir_train.generation.vllm.engine import VLLMEngine
@@ -25,10 +27,10 @@ from stir_train.generation.vllm.extent import BLOCK_TOKENS
 from stir_train.models.load import LoadedModel
 from stir_train.types.places import Place
 from stir_train.types.rollout import Prompt
-from tests.vllm.conftest import BUDGET, Pair, require_same
+from tests.vllm.conftest import BUDGET, READS, Pair, require_same
 from tests.vllm.test_same_tokens import steering_named
 
-VECTOR = 80 * torch.nn.functional.normalize(
+VECTOR = 20 * torch.nn.functional.normalize(
     torch.randn(64, generator=torch.Generator().manual_seed(9)), dim=0
 )
 
@@ -47,6 +49,13 @@ class Asked(FixedVector):
         return super().decide(states, batch)
 
 
+@pytest.fixture(scope="module")
+def often(wide: LoadedModel) -> ControlSpec:
+    """A control point every few tokens."""
+    every_few = ControlPointConfig(every_tokens=4)
+    return ControlSpec(build_automaton(wide.tokenizer, every_few, vocab_size=65), 100, READS)
+
+
 # -- the prefix cache ------------------------------------------------------------------------------
 
 
@@ -60,12 +69,16 @@ def one_by_one(wide: LoadedModel) -> Iterator[VLLMEngine]:
 
 @pytest.fixture(scope="module")
 def arms(wide: LoadedModel, prompts: list[Prompt]) -> list[GenerationRequest]:
-    """One long prefix, with an impulse planned in its first block, with another, and with none."""
+    """One long prefix, with impulses planned all along it, with others, and with none."""
     made = DecodeEngine(wide, max_rows=1).generate(
         [GenerationRequest(prompts[0])], SamplingParams(3 * BLOCK_TOKENS), seed=0
     )
     prefix = made.rollouts[0].token_ids[: 2 * BLOCK_TOKENS]
-    plans = [(PlannedImpulse(0, 3, VECTOR),), (PlannedImpulse(0, 3, -VECTOR),), ()]
+    plans = [
+        tuple(PlannedImpulse(at, 3, vector) for at in range(0, len(prefix), 4))
+        for vector in (VECTOR, -VECTOR)
+    ]
+    plans.append(())
     return [GenerationRequest(prompts[0], 0, prefix, planned) for planned in plans]
 
 
@@ -95,17 +108,16 @@ def test_steered_blocks_are_nobody_elses(
 
 
 def test_prompts_that_nobody_steers_are_shared(
-    one_by_one: VLLMEngine, prompts: list[Prompt]
+    one_by_one: VLLMEngine, prompts: list[Prompt], often: ControlSpec
 ) -> None:
     ids = (prompts[0].token_ids * 5)[: 3 * BLOCK_TOKENS]
     long = dataclasses.replace(prompts[0], token_ids=ids)
     requests = [GenerationRequest(long, sample) for sample in range(3)]
-    control = ControlSpec(_every_eighth(), 4)
     steered = one_by_one.generate(
         requests,
         SamplingParams(12),
         seed=0,
-        control=control,
+        control=often,
         controller=FixedVector("control_point", 3, VECTOR),
     )
     # The prompt once, of the others its last block, and eleven tokens of each.
@@ -155,19 +167,25 @@ def cramped(wide: LoadedModel) -> Iterator[VLLMEngine]:
     engine.close()
 
 
-@pytest.mark.parametrize("name", ["static", "value", "segment", "everywhere", "every_token"])
+@pytest.mark.parametrize("name", ["value", "control_point", "segment", "every_token"])
 def test_a_preempted_completion_goes_on_as_it_was(
     name: str,
     cramped: VLLMEngine,
     pair: Pair,
     requests: list[GenerationRequest],
+    often: ControlSpec,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    steering, sampling = steering_named(name), SamplingParams(BUDGET)
+    steering: Steering = FixedVector(name, 3, VECTOR)
+    if name == "value":
+        steering = steering_named(name)
+    else:
+        pair = dataclasses.replace(pair, control=often)
+    sampling = SamplingParams(BUDGET)
     made = pair.require_same(requests, sampling, steering, theirs=cramped)
     once = sum(len(r.prompt_token_ids) + len(r.token_ids) - 1 for r in made.rollouts)
     assert made.cost.token_forwards > once, "some tokens were fed twice"
-    if name not in ("static", "segment"):
+    if name != "control_point":
         return
     # Without the record of what was added, the tokens that are fed again are left as they are.
     monkeypatch.setattr("stir_train.generation.vllm.track.Track.keep", lambda *_: None)
@@ -177,12 +195,11 @@ def test_a_preempted_completion_goes_on_as_it_was(
 
 @pytest.mark.parametrize("place", ["control_point", "prompt_end"])
 def test_a_controller_is_asked_about_a_token_once(
-    place: Place, cramped: VLLMEngine, requests: list[GenerationRequest]
+    place: Place, cramped: VLLMEngine, requests: list[GenerationRequest], often: ControlSpec
 ) -> None:
     asked = Asked(place)
-    control = ControlSpec(_every_eighth(), 100)
     made = cramped.generate(
-        requests, SamplingParams(BUDGET), seed=3, control=control, controller=asked
+        requests, SamplingParams(BUDGET), seed=3, control=often, controller=asked
     )
     once = sum(len(r.prompt_token_ids) + len(r.token_ids) - 1 for r in made.rollouts)
     assert made.cost.token_forwards > once
@@ -194,13 +211,6 @@ def test_a_controller_is_asked_about_a_token_once(
         else sum(len(r.control_points) for r in made.rollouts)
     )
     assert len(counted) == len(made.decisions) == expected
-
-
-def _every_eighth() -> object:
-    from stir_train.config.stages import ControlPointConfig
-    from stir_train.data.control_points import build_automaton
-
-    return build_automaton(None, ControlPointConfig(every_tokens=8), vocab_size=65)
 
 
 # -- what is refused -------------------------------------------------------------------------------
