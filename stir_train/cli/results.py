@@ -13,12 +13,29 @@ app = typer.Typer()
 
 
 @app.command()
-def verify(config: ConfigPath, overrides: Overrides = None) -> None:
+def verify(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="Compare greedy tokens through a generation backend, as vllm, instead."),
+    ] = None,
+) -> None:
     """Reload a finished run's adapter in a fresh process and compare its logits."""
     with reading(config, overrides or []) as context:
         from stir_train.monitoring.console import good
-        from stir_train.tools.verify import run_verify
+        from stir_train.tools.verify import run_verify, run_verify_served
 
+        if engine is not None:
+            served = run_verify_served(context, engine)
+            ties = f"; {served.num_ties} probes part at a tie" if served.num_ties else ""
+            context.console.print(
+                good(
+                    f"{served.num_equal} of {served.num_tokens} greedy tokens through {engine} are the "
+                    f"trainer's{ties}"
+                )
+            )
+            return
         result = run_verify(context)
         context.console.print(
             good(

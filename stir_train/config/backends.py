@@ -7,6 +7,7 @@ from __future__ import annotations
 
 BACKENDS: dict[str, str] = {
     "transformers": "stir_train.generation.transformers.engine:DecodeEngine",
+    "vllm": "stir_train.generation.vllm.engine:VLLMEngine",
 }
 """Import paths by their value of ``generation.backend``; imported only where one is asked for."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, JsonValue, PositiveFloat, PositiveInt
 
 from stir_train.config.backends import require_backend
 from stir_train.config.base import Fraction, FrozenConfig, NonNegativeFloat
@@ -43,6 +43,8 @@ class GenerationConfig(FrozenConfig):
     """Bound of rows times their longest possible length, and so of the key-value cache."""
     chunk_completions: PositiveInt = 256
     """Completions in a chunk, whole prompts: the unit of resumption, which fixes its batches."""
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+    """Further settings of the backend; of `vllm`, arguments of its `EngineArgs`. `transformers` has none."""
 
 
 class RolloutConfig(FrozenConfig):

@@ -244,6 +244,11 @@ class World:
         return f"turn/{self._turn}"
 
 
+def num_processes() -> int:
+    """Processes of the group that this one is in, if it is in one."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def alone() -> World:
     """The world of a process without others."""
     return World(Launch(), None, StopRequest())

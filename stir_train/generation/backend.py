@@ -13,7 +13,7 @@ from torch import Tensor
 from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.distributed.collective_forward import CollectiveForward
 from stir_train.errors import StageError
-from stir_train.generation.controller import Steering
+from stir_train.generation.controller import Steering, controllers_of, previewing
 from stir_train.types.places import Place
 from stir_train.types.rollout import Prompt, Rollout
 from stir_train.types.steering import SteeringDecision
@@ -201,6 +201,12 @@ class GenerationBackend(Protocol):
             listener: Called with every sampled token.
         """
         ...
+
+
+def abilities_for(steering: Steering | None) -> frozenset[Ability]:
+    """What a backend must be able to do for one or several controllers."""
+    needs = {ABILITY_OF_PLACE[controller.place] for controller in controllers_of(steering)}
+    return frozenset(needs | ({Ability.PREVIEW} if previewing(steering) else set()))
 
 
 def require_abilities(

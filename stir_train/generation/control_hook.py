@@ -143,6 +143,19 @@ class ControlHook:
         return self._record
 
     def _on_block(self, block: int, states: Float[Tensor, "B T D"]) -> Tensor | None:
+        return edited_states(states, self.edits_at(block, states))
+
+    def acts_at(self, block: int) -> bool:
+        """Whether the current plan reads or edits a block."""
+        plan = self._plan
+        return (
+            (plan.captures is not None and block in self._capture_blocks)
+            or any(block in ask.controller.reads for ask in plan.asks)
+            or any(edit.block == block for edit in plan.edits)
+        )
+
+    def edits_at(self, block: int, states: Float[Tensor, "B T D"]) -> list[Edits]:
+        """Read a block's states and ask who acts there; return all that is then to be added in it."""
         plan = self._plan
         edits = [edit for edit in plan.edits if edit.block == block]
         if plan.captures is not None and block in self._capture_blocks:
@@ -160,10 +173,10 @@ class ControlHook:
             if decision is not None:
                 self._record.decided.append((ask, decision))
                 edits.append(ask.edits(decision))
-        return _edited(states, edits)
+        return edits
 
 
-def _edited(states: Float[Tensor, "B T D"], edits: Sequence[Edits]) -> Tensor | None:
+def edited_states(states: Float[Tensor, "B T D"], edits: Sequence[Edits]) -> Tensor | None:
     """The states with everything added, or None if there is nothing to add."""
     changed: Tensor | None = None
     for edit in edits:
@@ -199,7 +212,10 @@ def asks_at_points(
 
 
 def asks_at_prompt(
-    controllers: Sequence[Controller], sites: Sites, until: Int[Tensor, "R"]
+    controllers: Sequence[Controller],
+    sites: Sites,
+    until: Int[Tensor, "R"],
+    starts: Int[Tensor, "R"] | None = None,
 ) -> tuple[Ask, ...]:
     """Ask those that act at the prompt's end.
 
@@ -207,12 +223,14 @@ def asks_at_prompt(
         controllers: All of them.
         sites: Where the prompts of the pass end.
         until: ``Int[R]``, the last column of the pass that is fed.
+        starts: ``Int[R]``, the columns where the prompts begin; None is column 0.
     """
+    starts = torch.zeros_like(sites.columns) if starts is None else starts
     return tuple(
         Ask(
             c,
             sites,
-            torch.zeros_like(sites.columns) if c.place == "every_token" else sites.columns,
+            starts if c.place == "every_token" else sites.columns,
             sites.columns if c.place == "prompt_end" else until,
         )
         for c in controllers

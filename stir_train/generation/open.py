@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
+
+from pydantic import JsonValue
 
 from stir_train.config.backends import BACKENDS
 from stir_train.config.import_path import load_object
@@ -16,15 +19,17 @@ SETTING = "generation.backend"
 
 @dataclass(frozen=True)
 class Limits:
-    """Of the rows that a backend decodes side by side.
+    """Of the rows that a backend decodes side by side, and what else it is started with.
 
     Attributes:
         max_rows: At most so many.
         max_cache_tokens: Bound of rows times their longest possible length; None sets none.
+        options: The backend's own settings.
     """
 
     max_rows: int
     max_cache_tokens: int | None = None
+    options: Mapping[str, JsonValue] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -38,9 +43,22 @@ class BackendClass(Protocol):
     abilities: frozenset[Ability]
 
     def __call__(
-        self, loaded: LoadedModel, *, max_rows: int, max_cache_tokens: int | None
+        self,
+        loaded: LoadedModel,
+        *,
+        max_rows: int,
+        max_cache_tokens: int | None,
+        options: Mapping[str, JsonValue],
     ) -> GenerationBackend:
         """Start it over a model."""
+        ...
+
+    def check_installation(self, options: Mapping[str, JsonValue]) -> str:
+        """Make sure, without starting it, that it can work here.
+
+        Returns:
+            The version of what it generates with, if results may depend on it; else nothing.
+        """
         ...
 
 
@@ -52,7 +70,10 @@ def open_backend(name: str, loaded: LoadedModel, limits: Limits) -> GenerationBa
         ModelError: If the backend cannot run the model.
     """
     return _backend(name)(
-        loaded, max_rows=limits.max_rows, max_cache_tokens=limits.max_cache_tokens
+        loaded,
+        max_rows=limits.max_rows,
+        max_cache_tokens=limits.max_cache_tokens,
+        options=limits.options,
     )
 
 
@@ -63,6 +84,16 @@ def abilities_of(name: str) -> frozenset[Ability]:
         ConfigError: If there is no backend of that name, or it cannot be imported.
     """
     return _backend(name).abilities
+
+
+def check_installation(name: str, options: Mapping[str, JsonValue]) -> str:
+    """Make sure, without starting it, that a backend can work here; see `BackendClass`.
+
+    Raises:
+        ConfigError: If there is no backend of that name, it cannot be imported, or an option is refused.
+        StageError: If what it needs is not installed.
+    """
+    return _backend(name).check_installation(options)
 
 
 def _backend(name: str) -> BackendClass:

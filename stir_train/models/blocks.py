@@ -16,7 +16,9 @@ BLOCK_CONVENTION = (
 )
 
 
-def find_blocks(model: PreTrainedModel, *, path: str | None = None) -> nn.ModuleList:
+def find_blocks(
+    model: nn.Module, *, path: str | None = None, num_blocks: int | None = None
+) -> nn.ModuleList:
     """Return the decoder blocks in order.
 
     They are the one ``ModuleList`` in the model whose length is the configured number of layers
@@ -25,6 +27,7 @@ def find_blocks(model: PreTrainedModel, *, path: str | None = None) -> nn.Module
     Args:
         model: A causal language model.
         path: Dotted path of the list, for models whose structure is not recognised.
+        num_blocks: How many there are, of a model that is none of transformers.
 
     Raises:
         ModelError: If there is no such list, or more than one.
@@ -36,12 +39,14 @@ def find_blocks(model: PreTrainedModel, *, path: str | None = None) -> nn.Module
         raise ModelError(
             f"model.blocks_path: {path!r} is not a ModuleList of {type(model).__name__}"
         )
-    expected = model.config.get_text_config().num_hidden_layers
+    if num_blocks is None:
+        assert isinstance(model, PreTrainedModel), "of another model, their number is given"
+        num_blocks = model.config.get_text_config().num_hidden_layers
     lists = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList)
-        and len(module) == expected
+        and len(module) == num_blocks
         and all(any("attn" in n or "attention" in n for n, _ in m.named_modules()) for m in module)
     }
     outermost = {
@@ -53,7 +58,7 @@ def find_blocks(model: PreTrainedModel, *, path: str | None = None) -> nn.Module
         return next(iter(outermost.values()))
     candidates = ", ".join(sorted(outermost)) or "none"
     raise ModelError(
-        f"{type(model).__name__}: expected exactly one list of {expected} decoder blocks, "
+        f"{type(model).__name__}: expected exactly one list of {num_blocks} decoder blocks, "
         f"found: {candidates}. Set model.blocks_path to the dotted path of the list."
     )
 

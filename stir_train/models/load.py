@@ -76,7 +76,8 @@ class LoadedModel:
     """A frozen model in evaluation mode with its tokenizer, blocks and identity.
 
     ``is_sharded`` if ranks can run it only together, and ``collective_forward`` if they do so on work of
-    their own. ``stored_dtype`` is that of its files, whatever it was loaded in.
+    their own. ``stored_dtype`` is that of its files, whatever it was loaded in. ``adapter`` is the directory
+    of the adapter on it, if it has one.
     """
 
     model: PreTrainedModel
@@ -87,6 +88,7 @@ class LoadedModel:
     collective_forward: CollectiveForward | None = None
     input_device: torch.device | None = None
     stored_dtype: torch.dtype | None = None
+    adapter: Path | None = None
 
     @property
     def device(self) -> torch.device:

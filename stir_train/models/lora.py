@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -30,7 +31,10 @@ class Student:
 
     def recompute_activations(self) -> None:
         """Keep only each block's input for the backward pass."""
-        base_of(self.model).activation_checkpointing_enable({"use_reentrant": False})
+        model = base_of(self.model)
+        # transformers before 5.23 has it by its older name, of which the newer ones warn.
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
     def without_adapter(self) -> AbstractContextManager[None]:
         """Switch the adapter off: inside, it is the frozen base."""
@@ -99,7 +103,12 @@ def load_adapter(loaded: LoadedModel, directory: Path) -> LoadedModel:
     except (OSError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{directory} cannot be loaded as a PEFT adapter: {error}") from error
     peft_model.eval().requires_grad_(requires_grad=False)
-    return dataclasses.replace(loaded, model=base_of(peft_model))
+    return dataclasses.replace(loaded, model=base_of(peft_model), adapter=directory)
+
+
+def adapter_rank(directory: Path) -> int:
+    """The rank of an exported adapter's matrices."""
+    return int(json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))["r"])
 
 
 def base_of(peft_model: PeftModel) -> PreTrainedModel:

@@ -25,6 +25,7 @@ from stir_train.evals.metrics import fed_prompts
 from stir_train.evals.retention import compare_students
 from stir_train.evals.sampled import compare_samples
 from stir_train.monitoring.console import progress
+from stir_train.runtime.abilities import missing_abilities
 from stir_train.runtime.answerers import baseline_answerer, plain_answerer, steered_answerer
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.runtime.directions import vector_controls
@@ -101,7 +102,12 @@ def build_methods(context: RunContext) -> list[Method]:
     choice = context.steering.choice()
     basis = context.steering.basis() if context.config.needs_basis else None
     methods = [Method(GREEDY, plain_answerer(context), "nothing", is_deployable=True)]
-    if basis is not None:
+    lacking = missing_abilities(context.config, published_rule())
+    if basis is not None and lacking:
+        context.console.print(
+            f"  {PUBLISHED}: left out; the backend cannot {' and '.join(lacking)}"
+        )
+    elif basis is not None:
         selected, _ = load_basis(context.stage("basis"))
         published = selected.select(~selected.saves_tokens)
         methods.append(

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from stir_train.answering.methods import PUBLISHED, published_rule
 from stir_train.baselines.registry import load_baselines
+from stir_train.config.pipeline import stage
 from stir_train.config.run import RunConfig
-from stir_train.config.steering import steering_for
+from stir_train.config.steering import SteeringConfig, steering_for
 from stir_train.generation.backend import Ability, require_abilities
-from stir_train.generation.open import abilities_of
+from stir_train.generation.open import abilities_of, check_installation
 from stir_train.runtime.answerers import steering_needs
 
 Needs = Mapping[str, frozenset[Ability]]
@@ -24,15 +24,22 @@ def require_backend(config: RunConfig, stages: Sequence[str]) -> None:
     """Check that the run's backend can do what stages ask of it.
 
     Raises:
-        StageError: If it cannot; names stage, method, backend and ability.
+        StageError: If it cannot, or is not installed; names stage, method, backend and ability.
         ConfigError: If an object of the user's own, or the backend, cannot be imported.
     """
     backend = config.generation.backend
     abilities = abilities_of(backend)
-    for stage in stages:
-        asked = _NEEDS[stage](config) if stage in _NEEDS else {}
+    if any("generation" in stage(name).settings(config) for name in stages):
+        check_installation(backend, config.generation.options)
+    for name in stages:
+        asked = _NEEDS[name](config) if name in _NEEDS else {}
         for method, needs in asked.items():
-            require_abilities(backend, abilities, needs, f"{stage}: {method}")
+            require_abilities(backend, abilities, needs, f"{name}: {method}")
+
+
+def missing_abilities(config: RunConfig, settings: SteeringConfig) -> list[str]:
+    """What the run's backend cannot do of what a controller needs."""
+    return sorted(steering_needs(settings) - abilities_of(config.generation.backend))
 
 
 def _rollout_needs(_config: RunConfig) -> Needs:
@@ -58,15 +65,13 @@ def _baselines_needs(config: RunConfig) -> Needs:
 
 
 def _evaluate_needs(config: RunConfig) -> Needs:
-    variants = {
+    return {
         f"variant {name}": steering_needs(
             steering_for(str(changes["mode"]), config.steering, changes)
         )
         for name, changes in config.evaluate.variants.items()
         if "mode" in changes
     }
-    published = {PUBLISHED: steering_needs(published_rule())} if config.needs_basis else {}
-    return published | variants
 
 
 _NEEDS: Mapping[str, Callable[[RunConfig], Needs]] = {

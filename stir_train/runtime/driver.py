@@ -21,8 +21,10 @@ from stir_train.config.pipeline import (
     stages_from,
     stages_off,
 )
+from stir_train.config.run import RunConfig
 from stir_train.data.prompts import prompts_sha256, split_sha256
 from stir_train.errors import StageError
+from stir_train.generation.open import check_installation
 from stir_train.monitoring.console import caution, good
 from stir_train.runtime.abilities import require_backend
 from stir_train.runtime.context import PROBLEMS_FILE, Finish, Outcome, RunContext
@@ -136,6 +138,8 @@ def _begin(
     for split in splits:
         sources[f"split {split}"] = split_sha256(context.splits[split])
         sources[f"prompts of {split}"] = prompts_sha256(context.splits[split])
+    if "generation" in settings:
+        sources |= _backend(context.config)
     sources |= _imported(context, settings, steers="tune" in reads)
     inputs = StageInputs(config=settings_as_json(settings), sources=sources)
     has_work = directory.begin(inputs, alone=not context.is_worker)
@@ -146,6 +150,13 @@ def _begin(
         with directory.writing(PROBLEMS_FILE) as path:
             path.write_text(json.dumps(used, indent=1) + "\n", encoding="utf-8")
     return has_work
+
+
+def _backend(config: RunConfig) -> dict[str, str]:
+    """The version of what generates, if results may depend on it."""
+    name = config.generation.backend
+    version = check_installation(name, config.generation.options)
+    return {f"version of {name}": version} if version else {}
 
 
 def _imported(context: RunContext, settings: Settings, *, steers: bool) -> dict[str, str]:

@@ -66,7 +66,9 @@ class Resources:
         """An engine over the base model or a student, within the run's limits."""
         limits = self._config.generation
         return open_backend(
-            limits.backend, loaded, Limits(limits.max_rows, limits.max_cache_tokens)
+            limits.backend,
+            loaded,
+            Limits(limits.max_rows, limits.max_cache_tokens, limits.options),
         )
 
     @property

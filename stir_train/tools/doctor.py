@@ -17,6 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from stir_train.distributed.launch import usable_cores
+from stir_train.errors import StageError
+from stir_train.generation.vllm.versions import installed_version
 
 MIN_FREE_GIB = 5
 PACKAGES = ("torch", "transformers", "deepspeed", "peft", "accelerate", "datasets", "wandb")
@@ -35,7 +37,7 @@ class Check:
 def run_doctor(console: Console) -> bool:
     """Print the table; return whether everything required works."""
     checks = [_python(), *map(_package, PACKAGES), _devices(), _deepspeed_ops(), _slurm(), _wandb()]
-    checks.append(_disk())
+    checks += [_vllm(), _disk()]
     table = Table(title="stir-train doctor")
     for column in ("what", "works", "detail"):
         table.add_column(column)
@@ -59,6 +61,13 @@ def _package(name: str) -> Check:
         return Check(
             name, works=False, detail="not installed: pip install stir-train", required=True
         )
+
+
+def _vllm() -> Check:
+    try:
+        return Check("vllm", works=True, detail=installed_version())
+    except StageError as error:
+        return Check("vllm", works=False, detail=str(error))
 
 
 def _devices() -> Check:

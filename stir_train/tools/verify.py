@@ -1,10 +1,13 @@
-"""Verify a finished run's adapter again, in a fresh process."""
+"""Verify a finished run's adapter again, in a fresh process or through an engine that serves it."""
 
 from __future__ import annotations
 
 from stir_train.export.adapter import PROBES_FILE, adapter_of
+from stir_train.export.served import ServedTokens, verify_served
 from stir_train.export.verify import VerificationResult, verify_adapter
-from stir_train.models.load import locate_model
+from stir_train.generation.open import Limits, check_installation, open_backend
+from stir_train.models.load import load_model, locate_model, unsharded
+from stir_train.models.lora import load_adapter
 from stir_train.runtime.context import RunContext
 
 
@@ -18,4 +21,28 @@ def run_verify(context: RunContext) -> VerificationResult:
         stage.file(PROBES_FILE),
         tolerance=context.config.distill.logit_tolerance,
         gguf_file=gguf_file,
+    )
+
+
+def run_verify_served(context: RunContext, engine: str) -> ServedTokens:
+    """Complete the recorded probes through a generation backend with the adapter.
+
+    Args:
+        context: The run.
+        engine: A value of ``generation.backend``.
+
+    Raises:
+        StageError: If the backend is not installed.
+        VerificationError: If it makes other tokens.
+    """
+    stage = context.stage("distill")
+    check_installation(engine, {})
+    # In float32, as the probes were recorded.
+    base = unsharded(context.config.model).model_copy(update={"dtype": "float32"})
+    loaded = load_adapter(load_model(base), adapter_of(stage))
+    return verify_served(
+        loaded,
+        open_backend(engine, loaded, Limits(context.config.generation.max_rows)),
+        stage.file(PROBES_FILE),
+        tolerance=context.config.distill.logit_tolerance,
     )

@@ -6,13 +6,14 @@ the same chunk gives the same bytes in any process.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from pydantic import JsonValue
 
 from stir_train.distributed.collective_forward import CollectiveForward
-from stir_train.errors import DataError, StageError
+from stir_train.errors import ConfigError
 from stir_train.generation.backend import (
     Ability,
     ControlSpec,
@@ -21,12 +22,12 @@ from stir_train.generation.backend import (
     SamplingParams,
     TokenListener,
 )
-from stir_train.generation.controller import Steering, controllers_of, previewing
+from stir_train.generation.checks import require_lengths, require_places
+from stir_train.generation.controller import Steering
 from stir_train.generation.transformers.decoding import Decoding, DecodingCall
 from stir_train.generation.transformers.slot_cache import SlotCache
 from stir_train.generation.transformers.slot_forward import SlotForward
 from stir_train.models.load import LoadedModel
-from stir_train.types.places import PLACES_AT_PROMPT
 
 
 class DecodeEngine:
@@ -36,7 +37,12 @@ class DecodeEngine:
     abilities = frozenset(Ability)
 
     def __init__(
-        self, loaded: LoadedModel, *, max_rows: int, max_cache_tokens: int | None = None
+        self,
+        loaded: LoadedModel,
+        *,
+        max_rows: int,
+        max_cache_tokens: int | None = None,
+        options: Mapping[str, JsonValue] | None = None,
     ) -> None:
         """Prepare to decode completions side by side.
 
@@ -44,15 +50,32 @@ class DecodeEngine:
             loaded: The frozen model.
             max_rows: At most this many rows; halved for good where memory runs out.
             max_cache_tokens: Bound of rows times their longest possible length.
+            options: There are none.
 
         Raises:
+            ConfigError: If there are options.
             ModelError: If the model's cache cannot be forked row by row.
         """
+        self.check_installation(options or {})
         self._loaded = loaded
         self._max_rows = max_rows
         self._max_cache_tokens = max_cache_tokens
         self._forward = SlotForward(loaded)
         self._cache: SlotCache | None = None
+
+    @staticmethod
+    def check_installation(options: Mapping[str, JsonValue]) -> str:
+        """It is part of this package, so that there is nothing to check but that nothing is asked of it.
+
+        Raises:
+            ConfigError: If there are options.
+        """
+        if options:
+            raise ConfigError(
+                f"generation.options: {', '.join(sorted(options))}: not with generation.backend=transformers, "
+                "which has none"
+            )
+        return ""
 
     @property
     def collective_forward(self) -> CollectiveForward | None:
@@ -76,8 +99,8 @@ class DecodeEngine:
             DataError: If a prompt and its token budget do not fit the model's context.
             StageError: If a controller lacks what it needs to act at its place.
         """
-        _check_places(requests, control, controller)
-        self._check_lengths(requests, sampling)
+        require_places(requests, control, controller)
+        require_lengths(requests, sampling, max_tokens=self._loaded.max_tokens)
         call = DecodingCall(requests, sampling, seed, control, controller, listener)
         edited = frozenset(p.block for request in requests for p in request.planned)
         while True:
@@ -108,47 +131,3 @@ class DecodeEngine:
         longest = max((len(r.prompt.token_ids) for r in requests), default=0)
         fitting = self._max_cache_tokens // (longest + sampling.max_new_tokens)
         return max(1, min(self._max_rows, fitting))
-
-    def _check_lengths(
-        self, requests: Sequence[GenerationRequest], sampling: SamplingParams
-    ) -> None:
-        for request in requests:
-            needed = len(request.prompt.token_ids) + sampling.max_new_tokens
-            if not request.prompt.token_ids:
-                raise DataError(f"prompt {request.prompt.prompt_id} has no tokens")
-            if len(request.prefix_token_ids) >= sampling.max_new_tokens:
-                raise DataError(f"prompt {request.prompt.prompt_id}: the prefix fills the budget")
-            if needed > self._loaded.max_tokens:
-                raise DataError(
-                    f"prompt {request.prompt.prompt_id}: {len(request.prompt.token_ids)} tokens and "
-                    f"generation.max_new_tokens={sampling.max_new_tokens} exceed the model's context "
-                    f"of {self._loaded.max_tokens}; lower the budget or drop the prompt"
-                )
-
-
-def _check_places(
-    requests: Sequence[GenerationRequest], control: ControlSpec | None, steering: Steering | None
-) -> None:
-    """Refuse what would silently not be steered, or not as asked."""
-    controllers = controllers_of(steering)
-    at_points = [c for c in controllers if c.place not in PLACES_AT_PROMPT]
-    if at_points and control is None:
-        raise StageError("a controller needs to know where control points are")
-    if (proposer := previewing(steering)) is not None:
-        if len(controllers) > 1:
-            raise StageError("a controller that previews acts alone, not beside others")
-        if proposer.place != "control_point":
-            raise StageError(
-                f"a controller that previews acts at control points, not at place {proposer.place!r}"
-            )
-    for controller in controllers:
-        if controller.place not in ("everywhere", "every_token"):
-            continue
-        for request in requests:
-            planned = {(p.place, p.block) for p in request.planned}
-            if request.prefix_token_ids and (controller.place, controller.block) not in planned:
-                raise StageError(
-                    f"prompt {request.prompt.prompt_id}: a controller at place {controller.place!r} is "
-                    "asked at the prompt's end, which a completion that is continued has behind it; "
-                    "plan what it held there"
-                )

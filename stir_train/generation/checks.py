@@ -1,0 +1,70 @@
+"""What any backend refuses of a call before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stir_train.errors import DataError, StageError
+from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
+from stir_train.generation.controller import Steering, controllers_of, previewing
+from stir_train.types.places import PLACES_AT_PROMPT
+
+
+def require_lengths(
+    requests: Sequence[GenerationRequest], sampling: SamplingParams, *, max_tokens: int
+) -> None:
+    """Refuse requests that cannot be completed within their budget.
+
+    Args:
+        requests: What is asked.
+        sampling: Holds the token budget.
+        max_tokens: The model's context.
+
+    Raises:
+        DataError: If a prompt is empty, its prefix fills the budget, or both exceed the context.
+    """
+    for request in requests:
+        prompt = request.prompt
+        needed = len(prompt.token_ids) + sampling.max_new_tokens
+        if not prompt.token_ids:
+            raise DataError(f"prompt {prompt.prompt_id} has no tokens")
+        if len(request.prefix_token_ids) >= sampling.max_new_tokens:
+            raise DataError(f"prompt {prompt.prompt_id}: the prefix fills the budget")
+        if needed > max_tokens:
+            raise DataError(
+                f"prompt {prompt.prompt_id}: {len(prompt.token_ids)} tokens and "
+                f"generation.max_new_tokens={sampling.max_new_tokens} exceed the model's context "
+                f"of {max_tokens}; lower the budget or drop the prompt"
+            )
+
+
+def require_places(
+    requests: Sequence[GenerationRequest], control: ControlSpec | None, steering: Steering | None
+) -> None:
+    """Refuse what would silently not be steered, or not as asked.
+
+    Raises:
+        StageError: If a controller lacks what it needs to act at its place.
+    """
+    controllers = controllers_of(steering)
+    at_points = [c for c in controllers if c.place not in PLACES_AT_PROMPT]
+    if at_points and control is None:
+        raise StageError("a controller needs to know where control points are")
+    if (proposer := previewing(steering)) is not None:
+        if len(controllers) > 1:
+            raise StageError("a controller that previews acts alone, not beside others")
+        if proposer.place != "control_point":
+            raise StageError(
+                f"a controller that previews acts at control points, not at place {proposer.place!r}"
+            )
+    for controller in controllers:
+        if controller.place not in ("everywhere", "every_token"):
+            continue
+        for request in requests:
+            planned = {(p.place, p.block) for p in request.planned}
+            if request.prefix_token_ids and (controller.place, controller.block) not in planned:
+                raise StageError(
+                    f"prompt {request.prompt.prompt_id}: a controller at place {controller.place!r} is "
+                    "asked at the prompt's end, which a completion that is continued has behind it; "
+                    "plan what it held there"
+                )

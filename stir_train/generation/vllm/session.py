@@ -1,0 +1,304 @@
+"""A started vLLM: its settings, what is refused of them, and the loop that completes requests."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import vllm
+from pydantic import JsonValue
+from transformers import PretrainedConfig
+from vllm.config import CompilationMode, VllmConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.inputs import TokensPrompt
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.core import kv_cache_utils
+from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.executor import Executor
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+from stir_train.errors import ModelError, StageError
+from stir_train.generation.backend import ControlSpec, GenerationCost
+from stir_train.generation.controller import Controller
+from stir_train.generation.vllm.block_keys import HASHING, OWNER, STEERED_FROM, keyed_blocks
+from stir_train.generation.vllm.calls import REQUEST, SamplingCall
+from stir_train.generation.vllm.counter_noise import CounterNoise
+from stir_train.generation.vllm.extent import BLOCK_TOKENS, Extent
+from stir_train.generation.vllm.runner_hooks import FORWARD, SteeredRunner
+from stir_train.generation.vllm.track import Track
+from stir_train.generation.vllm.versions import require_internals
+from stir_train.generation.vllm.weights import LOAD_FORMAT, load_weights_from
+from stir_train.models.blocks import find_blocks
+from stir_train.models.load import LoadedModel
+from stir_train.models.lora import adapter_rank
+
+PREFILL_TOKENS = 1 << 13
+"""Tokens of a pass, which bounds its memory; a longer prompt has a pass to itself."""
+ADAPTER_SLOTS = 2
+"""Adapters held side by side. Of one alone, vLLM's CPU kernels give it to the base's rows too."""
+
+
+class Session:
+    """A vLLM engine over a loaded model, for as long as its extent suffices."""
+
+    def __init__(
+        self, loaded: LoadedModel, extent: Extent, options: Mapping[str, JsonValue]
+    ) -> None:
+        """Start it.
+
+        Args:
+            loaded: Whose weights it takes.
+            extent: How large it is.
+            options: Further arguments of vLLM's `EngineArgs`.
+
+        Raises:
+            ModelError: If vLLM cannot run the model.
+            StageError: If vLLM lacks what we reach into.
+        """
+        require_internals(
+            {
+                "GPUModelRunner": (GPUModelRunner, (FORWARD,)),
+                "kv_cache_utils": (kv_cache_utils, (HASHING,)),
+            }
+        )
+        self.extent = extent
+        self._adapter = None if loaded.adapter is None else _adapter_request(loaded.adapter)
+        self._engine = _start(loaded, extent, options)
+        (self._runner,) = self._engine.model_executor.collective_rpc(_runner_of)
+        require_internals(
+            {
+                "GPUModelRunner": (
+                    self._runner,
+                    ("input_batch", "query_start_loc", "requests", "get_model"),
+                ),
+                "InputBatch": (
+                    self._runner.input_batch,
+                    ("req_ids", "num_reqs", "num_computed_tokens_cpu", "logitsprocs"),
+                ),
+                "Scheduler": (self._scheduler, ("max_num_scheduled_tokens",)),
+            }
+        )
+        self._blocks = find_blocks(self._runner.get_model(), num_blocks=loaded.identity.num_blocks)
+        (self._noise,) = (
+            processor
+            for processor in self._runner.input_batch.logitsprocs.all
+            if isinstance(processor, CounterNoise)
+        )
+
+    def close(self) -> None:
+        """Give its memory back."""
+        self._engine.engine_core.shutdown()
+
+    def complete(
+        self,
+        tracks: Sequence[Track],
+        sampling: SamplingCall,
+        control: ControlSpec | None,
+        controllers: Sequence[Controller],
+    ) -> tuple[list[tuple[tuple[int, ...], str]], GenerationCost]:
+        """Complete requests, from a cache that holds nothing of other calls.
+
+        Args:
+            tracks: The requests, in order.
+            sampling: How their tokens are chosen.
+            control: Where control points are.
+            controllers: Who steers.
+
+        Returns:
+            Sampled tokens and vLLM's reason to stop of each, and the cost.
+        """
+        cost = GenerationCost()
+        steered = SteeredRunner(self._runner, self._blocks, tracks, control, controllers, cost)
+        owners = _owners(tracks, controllers)
+        longest = max((track.num_context for track in tracks), default=0)
+        # The same call makes the same batches, whatever was called before.
+        self._scheduler.max_num_scheduled_tokens = max(PREFILL_TOKENS, longest)
+        self._engine.reset_prefix_cache()
+        finished: dict[str, tuple[tuple[int, ...], str]] = {}
+        self._noise.call = sampling
+        try:
+            with steered.attached(), keyed_blocks():
+                names = [
+                    self._add(track, sampling, controllers, owner)
+                    for track, owner in zip(tracks, owners, strict=True)
+                ]
+                while self._engine.has_unfinished_requests():
+                    for output in self._engine.step():
+                        if output.finished:
+                            made = output.outputs[0]
+                            finished[output.request_id] = (
+                                tuple(made.token_ids),
+                                made.finish_reason,
+                            )
+        except BaseException:
+            self._abort()
+            raise
+        finally:
+            self._noise.call = None
+        return [finished[name] for name in names], cost
+
+    @property
+    def _scheduler(self) -> Any:
+        return self._engine.engine_core.engine_core.scheduler
+
+    def _add(
+        self, track: Track, call: SamplingCall, controllers: Sequence[Controller], owner: int
+    ) -> str:
+        """Queue a request: one completion each, since vLLM would share the extra arguments of several."""
+        request, name = track.request, str(track.index)
+        self._engine.add_request(
+            name,
+            TokensPrompt(prompt_token_ids=[*request.prompt.token_ids, *request.prefix_token_ids]),
+            vllm.SamplingParams(
+                n=1,
+                temperature=0,
+                max_tokens=call.sampling.max_new_tokens - len(request.prefix_token_ids),
+                stop_token_ids=list(call.sampling.stop_token_ids),
+                ignore_eos=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+                extra_args={
+                    REQUEST: track.index,
+                    STEERED_FROM: track.first_steered([c.place for c in controllers]),
+                    OWNER: owner,
+                },
+            ),
+            lora_request=self._adapter,
+        )
+        return name
+
+    def _abort(self) -> None:
+        """Leave no request behind for the next call."""
+        states = self._engine.output_processor.request_states
+        self._engine.abort_request(list(states), internal=True)
+
+
+def _runner_of(worker: Any) -> Any:
+    return worker.model_runner
+
+
+def _owners(tracks: Sequence[Track], controllers: Sequence[Controller]) -> list[int]:
+    """Whose steered blocks are: each request's own, but samples of one plan share what is planned."""
+    if controllers:
+        return [track.index for track in tracks]
+    first: dict[tuple[int, ...], int] = {}
+    plans = [tuple(id(impulse) for impulse in track.request.planned) for track in tracks]
+    return [first.setdefault(plan, track.index) for plan, track in zip(plans, tracks, strict=True)]
+
+
+def _adapter_request(directory: Path) -> LoRARequest:
+    return LoRARequest("adapter", 1, str(directory))
+
+
+def _start(loaded: LoadedModel, extent: Extent, options: Mapping[str, JsonValue]) -> LLMEngine:
+    """Start an engine over the weights of a loaded model.
+
+    Raises:
+        ModelError: If vLLM cannot run it.
+    """
+    load_weights_from(loaded.model)
+    set_num_threads = torch.set_num_threads
+    with tempfile.TemporaryDirectory(prefix="stir-train-vllm-") as directory:
+        _config_of(loaded).save_pretrained(directory)
+        arguments: dict[str, Any] = {
+            **_arguments(loaded, extent),
+            "model": directory,
+            **options,
+        }
+        try:
+            config = EngineArgs(**arguments).create_engine_config()
+            _require_settings(config)
+            return LLMEngine(
+                vllm_config=config,
+                executor_class=Executor.get_class(config),
+                log_stats=False,
+                multiprocess_mode=False,
+            )
+        except (ValueError, NotImplementedError, TypeError) as error:
+            raise ModelError(
+                f"generation.backend=vllm: vLLM cannot run {loaded.identity.name}: {error}"
+            ) from error
+        finally:
+            # Its CPU worker replaces this function for the whole process.
+            torch.set_num_threads = set_num_threads
+
+
+def _require_settings(config: VllmConfig) -> None:
+    """Refuse what vLLM has made of its settings, by itself or by the environment, if we cannot steer there.
+
+    Raises:
+        StageError: If a pass would not be ours, silently.
+    """
+    wrong = {
+        "compiled graphs": config.compilation_config.mode != CompilationMode.NONE,
+        "asynchronous scheduling": config.scheduler_config.async_scheduling,
+        "speculative decoding": config.speculative_config is not None,
+        "several processes": config.parallel_config.world_size > 1,
+        "the V2 model runner": config.use_v2_model_runner,
+    }
+    found = [name for name, is_on in wrong.items() if is_on]
+    if found:
+        raise StageError(
+            f"generation.backend=vllm: vLLM would use {' and '.join(found)}, where hooks do not reach; "
+            "leave that out of generation.options and of the environment"
+        )
+
+
+def _arguments(loaded: LoadedModel, extent: Extent) -> dict[str, Any]:
+    """What the engine is started with. What follows from it here, the options may not change."""
+    adapter: dict[str, Any] = {}
+    if loaded.adapter is not None:
+        adapter = {
+            "enable_lora": True,
+            "max_loras": ADAPTER_SLOTS,
+            "max_lora_rank": _vllm_rank(adapter_rank(loaded.adapter)),
+        }
+    return {
+        "load_format": LOAD_FORMAT,
+        "skip_tokenizer_init": True,
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "seed": 0,
+        "max_model_len": extent.max_length,
+        "max_num_seqs": extent.max_rows,
+        "max_num_batched_tokens": max(PREFILL_TOKENS, extent.max_length, extent.max_rows),
+        # A controller that acts on a whole prompt must see the whole prompt in one pass.
+        "enable_chunked_prefill": False,
+        "enable_prefix_caching": True,
+        "block_size": BLOCK_TOKENS,
+        "num_gpu_blocks_override": extent.num_blocks,
+        "kv_cache_memory_bytes": extent.num_blocks * BLOCK_TOKENS * _token_bytes(loaded),
+        # The cache's size is given; vLLM would still refuse to start where less than this share is free.
+        "gpu_memory_utilization": 0.05,
+        "enforce_eager": True,
+        "async_scheduling": False,
+        "logits_processors": [CounterNoise],
+        "disable_log_stats": True,
+        **adapter,
+    }
+
+
+def _config_of(loaded: LoadedModel) -> PretrainedConfig:
+    """The model's configuration; weights that were stored quantised are not, in memory."""
+    config: PretrainedConfig = copy.deepcopy(loaded.model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.architectures = [loaded.identity.architecture]
+    return config
+
+
+def _token_bytes(loaded: LoadedModel) -> int:
+    """Memory of a token in the cache: keys and values of every block."""
+    config = loaded.model.config.get_text_config()
+    num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * num_heads * width * loaded.model.dtype.itemsize)
+
+
+def _vllm_rank(rank: int) -> int:
+    """The least rank that vLLM has kernels for and that holds an adapter's."""
+    return next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
