@@ -270,7 +270,7 @@ def test_the_grid_takes_each_places_best_block_alone_and_in_pairs() -> None:
     tried = [[(a.place, a.depth, a.strength) for a in one.actions] for one in grid]
     low, high, held = ("prompt_end", 0.3, 2.0), ("prompt_end", 0.3, 5.0), ("every_token", 0.6, 1.0)
     assert tried == [[low], [high], [held], [low, held], [high, held]]
-    assert vector_grid([], norms, {}) == []  # type: ignore[arg-type]
+    assert vector_grid([], shares, {}) == []  # type: ignore[arg-type]
 
 
 def test_what_a_run_makes_follows_from_the_modes_that_it_tries() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import re
@@ -49,7 +50,7 @@ class SourceProblem:
     content: str
     kind: str = ""
     choices: tuple[str, ...] = ()
-    place: str = ""
+    place: str = dataclasses.field(default="", compare=False)
 
     @property
     def problem_id(self) -> str:
