@@ -27,6 +27,7 @@ from stir_train.artifacts.atomic import (
     write_json,
     write_text,
 )
+from stir_train.artifacts.differences import differences
 from stir_train.errors import ArtifactError
 
 SCHEMA_VERSION = 6
@@ -82,25 +83,35 @@ class StageDir:
         Raises:
             ArtifactError: If the directory was made from other inputs; the message names them.
         """
-        wanted = {
-            "schema": SCHEMA_VERSION,
-            "stage": self.name,
-            "config": json.loads(json.dumps(inputs.config)),
-            "sources": dict(inputs.sources),
-        }
         if alone:
             # Before anything else: the process may have been killed while it opened the stage.
             remove_leftovers(self.path)
         file = self.path / STAGE_FILE
         if not file.is_file():
-            write_json(file, wanted)
+            write_json(file, self._record(inputs))
             return True
-        held = _read_json(file)
-        self._refuse(_differences(held, wanted))
+        self.require_inputs(inputs)
         if self.is_complete:
             self.require_complete()
             return False
         return True
+
+    def require_inputs(self, inputs: StageInputs) -> None:
+        """Check that the stage, once begun, was begun with these inputs.
+
+        Raises:
+            ArtifactError: If it was not; the message names what differs.
+        """
+        self._refuse(differences(_read_json(self.path / STAGE_FILE), self._record(inputs)))
+
+    def _record(self, inputs: StageInputs) -> dict[str, Any]:
+        """What the stage keeps of its inputs."""
+        return {
+            "schema": SCHEMA_VERSION,
+            "stage": self.name,
+            "config": json.loads(json.dumps(inputs.config)),
+            "sources": dict(inputs.sources),
+        }
 
     def settings(self) -> dict[str, Any]:
         """The settings that the stage was begun with, by name.
@@ -118,7 +129,7 @@ class StageDir:
         """
         if (self.path / STAGE_FILE).is_file():
             held = self.settings()
-            self._refuse(_differences({name: held.get(name) for name in wanted}, dict(wanted)))
+            self._refuse(differences({name: held.get(name) for name in wanted}, dict(wanted)))
 
     def _refuse(self, differences: list[str]) -> None:
         if differences:
@@ -370,18 +381,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ArtifactError(f"{path}: expected a JSON object")
     return value
-
-
-def _differences(held: Any, wanted: Any, key: str = "") -> list[str]:
-    """Dotted keys whose values differ, with both values."""
-    if isinstance(held, dict) and isinstance(wanted, dict):
-        found = []
-        for name in sorted({*held, *wanted}):
-            dotted = f"{key}.{name}" if key else str(name)
-            found += _differences(held.get(name), wanted.get(name), dotted)
-        return found
-    if held == wanted:
-        return []
-    if key.startswith("sources."):
-        return [f"{key.removeprefix('sources.')} has changed since"]
-    return [f"{key.removeprefix('config.')}: {held!r} then, {wanted!r} now"]

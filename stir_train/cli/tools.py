@@ -91,11 +91,16 @@ def grade(
 
 
 @app.command()
-def inspect(path: Annotated[Path, typer.Argument(help="Run, stage, or artifact file.")]) -> None:
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Run, stage, or artifact file.")],
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Hash every file of a run, not only the small ones.")
+    ] = False,
+) -> None:
     """Say what an artifact is, what made it, and whether it is whole."""
     from stir_train.tools.inspect import describe_path
 
-    describe_path(path, answers())
+    describe_path(path, answers(), deep=deep)
 
 
 @app.command()

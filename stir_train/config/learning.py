@@ -18,6 +18,10 @@ SHIPPED_TERMS = {
 """Import paths of distillation terms by the name that a configuration gives a weight to."""
 
 
+RESERVED_STUDENTS = frozenset({"student"})
+"""Names of the exported student, in results and among checkpoints."""
+
+
 class ObjectiveConfig(FrozenConfig):
     """What a student learns from: a weighted sum, each part a mean over tokens or control points."""
 
@@ -100,6 +104,18 @@ class DistillConfig(FrozenConfig):
         default_factory=dict
     )
     """More students by name, trained alike on the same number of tokens and evaluated beside it."""
+
+    @field_validator("also")
+    @classmethod
+    def _have_names_of_their_own(
+        cls, also: dict[str, ObjectiveConfig]
+    ) -> dict[str, ObjectiveConfig]:
+        if taken := sorted(also.keys() & RESERVED_STUDENTS):
+            raise ValueError(
+                f"{', '.join(taken)}: the exported student goes by it; use another name"
+            )
+        return also
+
     num_samples: PositiveInt = 4
     """Steered samples per harvest problem, at the rollout temperature."""
     keep_per_prompt: PositiveInt = 2

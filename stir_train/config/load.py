@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,7 +58,12 @@ def parse_config(
 
 def dump_config(config: BaseModel) -> str:
     """The resolved configuration as YAML, every default filled in."""
-    return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    return dump_yaml(config.model_dump(mode="json"))
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """Plain values as YAML, in their order."""
+    return str(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
 
 
 def _validated(

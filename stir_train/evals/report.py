@@ -68,7 +68,7 @@ class ReportData:
         changes: What the steered method says otherwise.
         wins, losses: Items that steering mended, and that it broke.
         lineage: Stage name to fingerprint.
-        config: The resolved configuration as YAML.
+        config: The settings that the stages were made with, as YAML.
     """
 
     title: str

@@ -16,6 +16,7 @@ from pathlib import Path
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from stir_train.artifacts.atomic import file_sha256, write_json
+from stir_train.errors import ModelError
 from stir_train.models.blocks import BLOCK_CONVENTION
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
@@ -121,13 +122,23 @@ def identify_model(
 def stop_token_ids_of(
     generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[int, ...]:
-    """The end-of-sequence ids of a generation config, or else of the tokenizer."""
+    """The end-of-sequence ids of a generation config, or else of the tokenizer.
+
+    Raises:
+        ModelError: If they are no token ids.
+    """
     ids = generation.eos_token_id if generation else None
     if ids is None:
         ids = tokenizer.eos_token_id
     if ids is None:
         return ()
-    return tuple(ids) if isinstance(ids, list) else (int(ids),)
+    held = tuple(ids) if isinstance(ids, list | tuple) else (ids,)
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in held):
+        raise ModelError(
+            f"model.name: eos_token_id in generation_config.json is {ids!r}; it must be a token id, or a "
+            "list of them"
+        )
+    return held
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from stir_train.config.inputs import SPREAD, ModelConfig
 from stir_train.distributed.collective_forward import CollectiveForward
 from stir_train.distributed.world import World, alone
-from stir_train.errors import ModelError
+from stir_train.errors import ModelError, StirError
 from stir_train.models.blocks import find_blocks
 from stir_train.models.identity import (
     ModelIdentity,
@@ -43,6 +43,7 @@ from stir_train.models.sharding import (
 EMBEDDED_PREFIX = "embedded/"
 EMBEDDED_ROOT = Path(__file__).resolve().parent.parent / "tasks" / "models"
 GGUF_SUFFIX = ".gguf"
+GENERATION_CONFIG = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -158,22 +159,28 @@ def describe_model(config: ModelConfig) -> ModelDescription:
     """
     path, settings = _pretrained(config)
     tokenizer = load_tokenizer(config)
+    revision = "" if Path(path).is_dir() else config.revision or ""
     with _explained(config):
         model_config = AutoConfig.from_pretrained(path, **_where(settings))
         try:
             generation = GenerationConfig.from_pretrained(
                 path, revision=settings["revision"], trust_remote_code=config.trust_remote_code
             )
-        except OSError:  # it has no such file
+        except OSError:
+            if (Path(path) / GENERATION_CONFIG).exists():
+                raise  # it is there, and cannot be read: without it, other tokens would stop
             generation = GenerationConfig.from_model_config(model_config)
-    text_config = model_config.get_text_config()
-    revision = "" if Path(path).is_dir() else config.revision or ""
-    commit = getattr(model_config, "_commit_hash", None) or revision
+        text_config = model_config.get_text_config()
+        hashed = weights_sha256(
+            path,
+            getattr(model_config, "_commit_hash", None) or revision,
+            gguf_file=settings.get("gguf_file"),
+        )
     identity = identify(
         name=config.name,
         revision=revision,
         architecture=_architecture(model_config),
-        weights_sha256=weights_sha256(path, commit, gguf_file=settings.get("gguf_file")),
+        weights_sha256=hashed,
         tokenizer=tokenizer,
         stop_token_ids=stop_token_ids_of(generation, tokenizer),
         size=(text_config.hidden_size, text_config.num_hidden_layers),
@@ -334,16 +341,22 @@ def locate_model(config: ModelConfig) -> tuple[str, str | None]:
 
 @contextmanager
 def _explained(config: ModelConfig) -> Iterator[None]:
-    """Say which setting was at fault when transformers cannot load a model."""
+    """Say which setting was at fault when transformers cannot load a model.
+
+    Files that are damaged, or say what is not so, make the libraries raise whatever they came upon.
+    """
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
+    except StirError:
+        raise
+    except Exception as error:
         where = f" at revision {config.revision}" if config.revision else ""
-        eager = "scaled_dot_product_attention" in str(error)
-        hint = " Set model.attention=eager." if eager else ""
-        raise ModelError(
-            f"model.name: cannot load {config.name!r}{where}: {error}{hint}"
-        ) from error
+        known = isinstance(error, OSError | ValueError | ImportError)
+        said = str(error) if known else f"{type(error).__name__}: {error}"
+        hint = "" if known else "; its files are damaged, or are not what its config.json describes"
+        if "scaled_dot_product_attention" in said:
+            hint = " Set model.attention=eager."
+        raise ModelError(f"model.name: cannot load {config.name!r}{where}: {said}{hint}") from error
 
 
 def _as_loaded(

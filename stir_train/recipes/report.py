@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from stir_train.answering.methods import GREEDY, STEERED
 from stir_train.artifacts.run_dir import StageDir
-from stir_train.config.load import dump_config
+from stir_train.config.load import dump_yaml
 from stir_train.config.pipeline import STAGES, stages_off
 from stir_train.evals.report import (
     PAGE,
@@ -55,13 +57,20 @@ def _write(context: RunContext, stage: StageDir) -> Outcome:
             wins=wins,
             losses=losses,
             lineage={name: context.stage(name).fingerprint() for name in stages},
-            config=dump_config(context.config),
+            config=_settings(context, stages),
         )
     )
     with stage.writing(PAGE) as path:
         path.write_text(page, encoding="utf-8")
     context.metrics.page("report", "page", page)
     return Outcome({"bytes": len(page)}, f"{stage.path / PAGE}")
+
+
+def _settings(context: RunContext, stages: Sequence[str]) -> str:
+    """The settings that each stage was made with, as it keeps them: today's may be others."""
+    model = context.resources.described.identity
+    made = {"name": context.config.name, "model": {"name": model.name, "revision": model.revision}}
+    return dump_yaml(made | {name: context.stage(name).settings() for name in stages})
 
 
 def _read(context: RunContext, name: str, kind: type[Record]) -> Record | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from stir_train.artifacts.atomic import write_text
 from stir_train.artifacts.run_dir import CONFIG_FILE, StageDir, StageInputs
+from stir_train.artifacts.verification import require_whole
 from stir_train.config.base import imported_by
 from stir_train.config.import_path import module_sha256
 from stir_train.config.inputs import SplitName
@@ -21,6 +22,7 @@ from stir_train.config.pipeline import (
     stages_from,
     stages_off,
 )
+from stir_train.config.pipeline import stage as stage_named
 from stir_train.config.run import RunConfig
 from stir_train.data.prompts import prompts_sha256, split_sha256
 from stir_train.errors import StageError
@@ -54,12 +56,19 @@ def run_stages(context: RunContext, names: Sequence[str], *, redo: bool) -> str 
     warn_of_stop_tokens(context)
     if redo:
         _discard(context, wanted[0])
+    checked = {stage.name for stage in wanted}
     for stage in wanted:
         reason = _ended_before(context, stage)
         if reason is not None:
             context.console.print(caution(reason))
             return reason
         if stage.is_on(context.config):
+            upstream = set(_upstream_of(stage.name, context.config)) - checked
+            context.world.on_main(
+                f"check upstream of {stage.name}",
+                lambda needed=upstream: require_as_configured(context, needed),
+            )
+            checked |= upstream
             run_stage(context, stage)
         elif len(wanted) == 1:
             asked = f"{stage.name}: off, since nothing in this configuration asks for it"
@@ -123,6 +132,46 @@ def finish(context: RunContext, directory: StageDir, done: Finish) -> None:
     context.world.on_main(f"finish {directory.name}", lambda: _finish(context, directory, done()))
 
 
+def require_as_configured(context: RunContext, names: Collection[str]) -> None:
+    """Check that finished stages are whole, and were made from what this configuration says.
+
+    Raises:
+        ArtifactError: Naming what differs, or is damaged.
+    """
+    for stage in (stage for stage in STAGES if stage.name in names):
+        directory, reads = context.stage(stage.name), stage.sources(context.config)
+        require_whole(directory)
+        directory.require_inputs(
+            _inputs(context, stage.settings(context.config), reads, stage.splits)
+        )
+
+
+def _upstream_of(name: str, config: RunConfig) -> tuple[str, ...]:
+    """The stages that a stage is made from, and those that they are made from, in pipeline order."""
+    found: set[str] = set()
+    left = [name]
+    while left:
+        new = set(stage_named(left.pop()).sources(config)) - found
+        found |= new
+        left += new
+    return tuple(other for other in STAGE_NAMES if other in found)
+
+
+def _inputs(
+    context: RunContext, settings: Settings, reads: Sequence[str], splits: Sequence[SplitName]
+) -> StageInputs:
+    """Everything that a stage is made from."""
+    sources = context.resources.described.identity.parts()
+    sources |= {f"stage {other}": context.stage(other).fingerprint() for other in reads}
+    for split in splits:
+        sources[f"split {split}"] = split_sha256(context.splits[split])
+        sources[f"prompts of {split}"] = prompts_sha256(context.splits[split])
+    if "generation" in settings:
+        sources |= _backend(context.config)
+    sources |= _imported(context, settings, steers="tune" in reads)
+    return StageInputs(config=settings_as_json(settings), sources=sources)
+
+
 def _begin(
     context: RunContext,
     directory: StageDir,
@@ -133,23 +182,18 @@ def _begin(
     """Write what the stage is made from, or check it; whether there is work left."""
     if directory.name != STAGES[0].name:
         context.require_settings_of_rollouts()
-    sources = context.resources.described.identity.parts()
-    sources |= {f"stage {other}": context.stage(other).fingerprint() for other in reads}
-    for split in splits:
-        sources[f"split {split}"] = split_sha256(context.splits[split])
-        sources[f"prompts of {split}"] = prompts_sha256(context.splits[split])
-    if "generation" in settings:
-        sources |= _backend(context.config)
-    sources |= _imported(context, settings, steers="tune" in reads)
-    inputs = StageInputs(config=settings_as_json(settings), sources=sources)
+    inputs = _inputs(context, settings, reads, splits)
     has_work = directory.begin(inputs, alone=not context.is_worker)
-    if has_work:  # what is refused or only read leaves the record of what made the run
-        write_text(context.run_dir.path / CONFIG_FILE, dump_config(context.config))
+    if not has_work:
+        require_whole(directory)
+        return False
+    # What is refused or only read leaves the record of what made the run.
+    write_text(context.run_dir.path / CONFIG_FILE, dump_config(context.config))
     used = {split: sorted(p.prompt_id for p in context.splits[split]) for split in splits}
-    if has_work and used and not directory.has(PROBLEMS_FILE):
+    if used and not directory.has(PROBLEMS_FILE):
         with directory.writing(PROBLEMS_FILE) as path:
             path.write_text(json.dumps(used, indent=1) + "\n", encoding="utf-8")
-    return has_work
+    return True
 
 
 def _backend(config: RunConfig) -> dict[str, str]:
@@ -198,8 +242,7 @@ def _discard(context: RunContext, first: Stage) -> None:
         _ = context.resources.described, context.splits
         if first is not STAGES[0]:
             context.require_settings_of_rollouts()
-        for name in first.sources(context.config):
-            context.stage(name).require_complete()
+        require_as_configured(context, _upstream_of(first.name, context.config))
 
     context.world.on_main("resolve", resolve)
     context.world.on_main("redo", lambda: context.run_dir.discard(stages_from(first.name)))

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from stir_train.artifacts.run_dir import CONFIG_FILE, MANIFEST, STAGE_FILE, RunDir, StageDir
 from stir_train.artifacts.tensors import load_tensors
+from stir_train.artifacts.verification import damage_of, foreign_sources, require_whole
 from stir_train.config.pipeline import STAGE_NAMES
 from stir_train.config.run import RunConfig
 from stir_train.data.chat import chat_lines
@@ -54,16 +55,21 @@ def describe_data(config: RunConfig, console: Console) -> None:
     console.print(example.text)
 
 
-def describe_path(path: Path, console: Console) -> None:
+def describe_path(path: Path, console: Console, *, deep: bool = False) -> None:
     """Print what a run directory, a stage directory or an artifact file is.
 
+    Args:
+        path: Which.
+        console: Where to.
+        deep: Hash every file of a run, not only the small ones; of a stage all are hashed.
+
     Raises:
-        ArtifactError: If it is not there, none of these, or not whole.
+        ArtifactError: If it is not there, none of these, or not whole; what is whole is printed first.
     """
     if not path.exists():
         raise ArtifactError(f"{path}: no such file or directory")
     if path.is_dir() and (path / CONFIG_FILE).is_file():
-        _describe_run(RunDir(path), console)
+        _describe_run(RunDir(path), console, deep=deep)
     elif path.is_dir() and (path / STAGE_FILE).is_file():
         _describe_stage(StageDir(path), console)
     elif path.suffix == ".safetensors" and path.is_file():
@@ -82,25 +88,38 @@ def describe_path(path: Path, console: Console) -> None:
         )
 
 
-def _describe_run(run: RunDir, console: Console) -> None:
+def _describe_run(run: RunDir, console: Console, *, deep: bool) -> None:
     table = Table(title=str(run.path))
     for column in ("stage", "state", "figures"):
         table.add_column(column)
-    for directory in STAGE_NAMES:
-        stage = run.stage(directory)
+    wrong: list[str] = []
+    whole: dict[str, StageDir] = {}
+    for name in STAGE_NAMES:
+        stage = run.stage(name)
         if not stage.is_complete:
-            table.add_row(directory, "unfinished" if stage.path.exists() else "not begun", "")
+            table.add_row(name, "unfinished" if stage.path.exists() else "not begun", "")
             continue
-        table.add_row(directory, "complete", _figures(stage.summary()))
+        damaged = damage_of(stage, deep=deep)
+        wrong += damaged
+        if damaged:
+            table.add_row(name, "damaged", f"{len(damaged)} of its files")
+        else:
+            whole[name] = stage
+            table.add_row(name, "complete", _figures(stage.summary()))
     console.print(table)
     if (end := end_of_run(run, stages_left_out(run))) is not None:
         console.print(f"ended at {end.stage}: {end.reason}", markup=False, soft_wrap=True)
+    wrong += foreign_sources(whole)
+    if wrong:
+        listed = "\n".join(f"  - {line}" for line in wrong)
+        raise ArtifactError(f"{run.path} is not whole:\n{listed}")
+    looked = "every file hashed" if deep else "small files hashed, the sizes of large ones right"
+    console.print(f"{len(whole)} stages whole: {looked}{'' if deep else ' (--deep hashes all)'}")
 
 
 def _describe_stage(stage: StageDir, console: Console) -> None:
     manifest = stage.require_complete()
-    for name in manifest["files"]:
-        stage.file(name)
+    require_whole(stage, deep=True)
     console.print(f"{stage.name}: complete, schema {manifest['schema']}")
     console.print(f"figures: {_figures(manifest['summary'])}")
     console.print("made from:")

@@ -1,0 +1,131 @@
+"""What a run holds is looked at again: by a finished run, by a single verb, by `inspect`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from stir_train.artifacts.run_dir import StageDir, StageInputs
+from stir_train.artifacts.verification import SMALL_BYTES, damage_of
+from tests.support.commands import stir_train
+from tests.support.smoke import run_smoke
+
+VERBS = ("rollout", "harvest", "basis")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three stages of one seed, and of another beside them."""
+    output = tmp_path_factory.mktemp("made")
+    for name, seed in (("smoke", 0), ("other", 1)):
+        for verb in VERBS:
+            done = run_smoke(output, f"name={name}", f"seed={seed}", verb=verb)
+            assert done.returncode == 0, done.stderr
+    return output
+
+
+@pytest.fixture
+def output(made: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(made, tmp_path / "runs"))
+
+
+def _damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    if how == "deleted":
+        path.unlink()
+    elif how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+
+
+def _a_file_of(stage: Path) -> Path:
+    names = json.loads((stage / "manifest.json").read_text())["files"]
+    return stage / max(names, key=lambda name: names[name]["bytes"])
+
+
+@pytest.mark.parametrize("how", ["deleted", "truncated", "flipped"])
+@pytest.mark.parametrize("stage", ["rollout", "basis"])
+def test_inspect_and_the_run_itself_find_a_damaged_file(output: Path, stage: str, how: str) -> None:
+    run = output / "smoke"
+    whole = stir_train("inspect", str(run), "--deep")
+    assert whole.returncode == 0, whole.stderr
+    file = _a_file_of(run / stage)
+    assert file.stat().st_size <= SMALL_BYTES, "a quick look hashes it"
+    _damage(file, how)
+    looked = stir_train("inspect", str(run))
+    assert looked.returncode == 1
+    assert str(file) in looked.stderr
+    assert "damaged" in looked.stdout
+    again = run_smoke(output, verb=stage)
+    assert again.returncode == 1
+    assert str(file) in again.stderr, again.stderr
+    # The verb after it does not read this file, perhaps, but is made from the stage.
+    following = run_smoke(output, verb="validate")
+    assert following.returncode == 1
+    assert str(file) in following.stderr, following.stderr
+
+
+def test_a_large_file_is_known_by_its_size_quickly_and_by_its_bytes_deeply(tmp_path: Path) -> None:
+    stage = StageDir(tmp_path / "rollout")
+    stage.begin(StageInputs({}, {}))
+    with stage.writing("large.bin") as path:
+        path.write_bytes(bytes(SMALL_BYTES + 1))
+    stage.finish({})
+    assert damage_of(stage, deep=True) == []
+    (stage.path / "large.bin").write_bytes(bytes(SMALL_BYTES) + b"1")
+    assert damage_of(stage, deep=False) == []
+    assert "sha256" in damage_of(stage, deep=True)[0]
+    (stage.path / "large.bin").write_bytes(bytes(SMALL_BYTES))
+    assert "bytes" in damage_of(stage, deep=False)[0]
+
+
+def test_settings_that_were_altered_after_a_stage_finished_are_found(output: Path) -> None:
+    file = output / "smoke" / "harvest" / "stage.json"
+    file.write_text(file.read_text().replace('"num_positive": 4', '"num_positive": 5') + " ")
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps({**values, "sources": {}}))
+    looked = stir_train("inspect", str(output / "smoke"))
+    assert looked.returncode == 1
+    assert "stage.json was altered" in looked.stderr
+
+
+@pytest.mark.parametrize("swapped", [("rollout",), ("harvest",), ("basis",), VERBS])
+def test_a_single_verb_refuses_what_another_seed_made(
+    output: Path, swapped: tuple[str, ...]
+) -> None:
+    for stage in swapped:
+        shutil.rmtree(output / "smoke" / stage)
+        shutil.copytree(output / "other" / stage, output / "smoke" / stage)
+    done = run_smoke(output, verb="validate")
+    assert done.returncode == 1
+    assert "made with other settings" in done.stderr, done.stderr
+    assert not (output / "smoke" / "validate").exists()
+    discarded = run_smoke(output, "--redo", verb="basis")
+    assert (discarded.returncode == 1) is (swapped != ("basis",)), discarded.stderr
+    assert (output / "smoke" / "basis").exists()
+    if len(swapped) == 1 and swapped != ("basis",):
+        looked = stir_train("inspect", str(output / "smoke"))
+        assert "was made from another" in looked.stderr
+
+
+def test_a_single_verb_refuses_what_another_model_made(output: Path, tmp_path: Path) -> None:
+    from stir_train.models.load import EMBEDDED_ROOT
+
+    model = tmp_path / "model"
+    shutil.copytree(EMBEDDED_ROOT / "addition-blind", model)
+    done = run_smoke(output, f"model.name={model}", verb="validate")
+    assert done.returncode == 1
+    assert "model weights has changed since" in done.stderr, done.stderr
+    assert not (output / "smoke" / "validate").exists()
+
+
+def test_a_single_verb_of_the_runs_own_settings_goes_on(output: Path) -> None:
+    done = run_smoke(output, verb="basis")
+    assert done.returncode == 0, done.stderr
+    assert "nothing to do" in done.stderr
