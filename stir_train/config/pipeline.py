@@ -31,8 +31,9 @@ class Stage:
     Attributes:
         name: Verb, directory and heading.
         summary: What it does, in a sentence for ``--help``.
-        own_settings: What of the configuration it reads beside what every stage does: all of it, since
-            other settings may change between attempts. ``tests/test_declared_settings.py`` checks it.
+        own_settings: All that it reads of the configuration, since other settings may change between
+            attempts; but for the seed and the threads, which every stage depends on, and the task and the
+            control points, which must be the rollouts'. ``tests/test_declared_settings.py`` checks it.
         plan: What it would do under a configuration, with counts, for ``--dry-run``.
         reads: Stages that it reads, of which those that are off are left out.
         splits: Splits of the problems that it opens.
@@ -84,7 +85,6 @@ def _answering(config: RunConfig) -> Settings:
         "generation": config.generation,
         "rollout": config.rollout,
         "depths": config.harvest.depths,
-        "max_points": config.control_points.max_points,
     }
 
 
@@ -263,10 +263,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "harvest",
         "Contrast right and wrong rollouts at control points.",
-        lambda config: {
-            "harvest": config.harvest,
-            "max_points": config.control_points.max_points,
-        },
+        lambda config: {"harvest": config.harvest},
         _harvest_plan,
         reads=("rollout",),
         decodes=False,

@@ -79,6 +79,7 @@ def _checks(context: RunContext, left: set[str]) -> Iterator[Callable[[], None]]
     config = context.config
     if not left - {"report"}:
         return
+    _ = context.resources.described  # where there is no model, nothing else can be asked
     yield lambda: _require_room(context, "evaluate" in left)
     if left & {"value", "distill"}:
         yield lambda: _require_engine(context)
