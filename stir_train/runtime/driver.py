@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Collection, Sequence
+from functools import partial
 
 from stir_train.artifacts.atomic import write_text
 from stir_train.artifacts.run_dir import CONFIG_FILE, StageDir, StageInputs
@@ -66,7 +67,7 @@ def run_stages(context: RunContext, names: Sequence[str], *, redo: bool) -> str 
             upstream = set(_upstream_of(stage.name, context.config)) - checked
             context.world.on_main(
                 f"check upstream of {stage.name}",
-                lambda needed=upstream: require_as_configured(context, needed),
+                partial(require_as_configured, context, upstream),
             )
             checked |= upstream
             run_stage(context, stage)
