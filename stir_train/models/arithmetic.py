@@ -13,9 +13,9 @@ NUM_ROWS, NUM_TIMES, INNER = 128, 5, 4
 
 
 def product_seconds(width: int, dtypes: Sequence[torch.dtype]) -> dict[torch.dtype, float]:
-    """Seconds of a feed-forward layer's product of a model of some width, on the CPU, by data type.
+    """CPU seconds of a feed-forward layer's product of a model of some width, by data type.
 
-    The best of several, in turns, so that what else the machine does falls on all types alike.
+    The best of several, in turns; CPU time, so that what else the machine does counts little.
     """
     operands = {
         dtype: (
@@ -27,7 +27,7 @@ def product_seconds(width: int, dtypes: Sequence[torch.dtype]) -> dict[torch.dty
     best = dict.fromkeys(dtypes, float("inf"))
     for _ in range(NUM_TIMES):
         for dtype, (states, weight) in operands.items():
-            begun = time.perf_counter()
+            begun = time.process_time()
             linear(states, weight)
-            best[dtype] = min(best[dtype], time.perf_counter() - begun)
+            best[dtype] = min(best[dtype], time.process_time() - begun)
     return best
