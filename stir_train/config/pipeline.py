@@ -340,7 +340,7 @@ STAGES: tuple[Stage, ...] = (
             f"{', '.join(config.baselines.names)}: tuned on {config.splits.num_tune} problems"
         ),
         reads=("rollout", "validate", "tune"),
-        splits=("tune",),
+        splits=("harvest", "tune"),
         is_on=lambda config: bool(config.baselines.names),
         uses_every_node=True,
     ),
