@@ -256,7 +256,7 @@ def _arguments(loaded: LoadedModel, extent: Extent) -> dict[str, Any]:
         adapter = {
             "enable_lora": True,
             "max_loras": ADAPTER_SLOTS,
-            "max_lora_rank": _vllm_rank(adapter_rank(loaded.adapter)),
+            "max_lora_rank": adapter_rank(loaded.adapter),
         }
     return {
         "load_format": LOAD_FORMAT,
@@ -297,8 +297,3 @@ def _token_bytes(loaded: LoadedModel) -> int:
     num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(2 * config.num_hidden_layers * num_heads * width * loaded.model.dtype.itemsize)
-
-
-def _vllm_rank(rank: int) -> int:
-    """The least rank that vLLM has kernels for and that holds an adapter's."""
-    return next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
