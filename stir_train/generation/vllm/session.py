@@ -83,6 +83,11 @@ class Session:
                 "Scheduler": (self._scheduler, ("max_num_scheduled_tokens",)),
             }
         )
+        if self._runner.device.type != loaded.device.type:
+            raise ModelError(
+                f"generation.backend=vllm: this vLLM is one for {self._runner.device.type}, and the model is on "
+                f"{loaded.device}; set model.device, or install the other vLLM"
+            )
         self._blocks = find_blocks(self._runner.get_model(), num_blocks=loaded.identity.num_blocks)
         (self._noise,) = (
             processor
@@ -219,6 +224,12 @@ def _start(loaded: LoadedModel, extent: Extent, options: Mapping[str, JsonValue]
                 log_stats=False,
                 multiprocess_mode=False,
             )
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                f"generation.backend=vllm: no memory for {loaded.identity.name} and a cache of "
+                f"{extent.num_blocks * BLOCK_TOKENS} tokens; set generation.max_cache_tokens, or lower "
+                "generation.max_rows"
+            ) from error
         except (ValueError, NotImplementedError, TypeError) as error:
             raise ModelError(
                 f"generation.backend=vllm: vLLM cannot run {loaded.identity.name}: {error}"
