@@ -202,6 +202,10 @@ class GenerationBackend(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Give memory back; a later call takes it again."""
+        ...
+
 
 def abilities_for(steering: Steering | None) -> frozenset[Ability]:
     """What a backend must be able to do for one or several controllers."""

@@ -113,6 +113,8 @@ def other_model_answerer(
     def engine() -> GenerationBackend:
         held = context.resources.students
         if name not in held:
+            for other in held.values():
+                other.close()
             held.clear()
             held[name] = context.resources.make_engine(load())
         return held[name]

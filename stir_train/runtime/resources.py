@@ -94,5 +94,8 @@ class Resources:
 
     def close(self) -> None:
         """Stop what is held open."""
+        made = [self.engine] if "engine" in vars(self) else []
+        for engine in (*made, *self.students.values()):
+            engine.close()
         for grader in self._graders.values():
             grader.close()

@@ -176,11 +176,11 @@ def test_a_preempted_completion_goes_on_as_it_was(
     often: ControlSpec,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    steering: Steering = FixedVector(name, 3, VECTOR)
+    steering: Steering
     if name == "value":
         steering = steering_named(name)
     else:
-        pair = dataclasses.replace(pair, control=often)
+        steering, pair = FixedVector(name, 3, VECTOR), dataclasses.replace(pair, control=often)
     sampling = SamplingParams(BUDGET)
     made = pair.require_same(requests, sampling, steering, theirs=cramped)
     once = sum(len(r.prompt_token_ids) + len(r.token_ids) - 1 for r in made.rollouts)

@@ -123,6 +123,10 @@ class DecodeEngine:
             clear_device_cache(garbage_collection=True)
             self._max_rows //= 2
 
+    def close(self) -> None:
+        """Let go of the cache, which the next call makes anew."""
+        self._cache = None
+
     def _rows_within_budget(
         self, requests: Sequence[GenerationRequest], sampling: SamplingParams
     ) -> int:

@@ -48,9 +48,10 @@ ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_USE_V2_MODEL_RUNNER": "0",
     "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
 }
 """While vLLM starts: it lives in this process, where controllers are, and runs models by the runner that
-we hook into."""
+we hook into, and tells nobody that it is used."""
 PROBE_TOKENS = 8
 """Tokens of the prompt and the completion by which an engine is checked when it starts."""
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
@@ -123,8 +124,13 @@ class VLLMEngine:
 
         Raises:
             ConfigError: If an option is one of those that are refused.
-            StageError: If there is no vLLM, or not the supported one.
+            StageError: If there is no vLLM, or not the supported one, or this is one of several ranks.
         """
+        if num_processes() > 1:
+            raise StageError(
+                "generation.backend=vllm: expected one process, found a launch of "
+                f"{num_processes()}; start several with --worker, each with an engine of its own"
+            )
         for name in options:
             if name in REFUSED:
                 raise ConfigError(
@@ -191,11 +197,6 @@ class VLLMEngine:
         if self._session is not None and self._session.extent.max_length >= length:
             return
         self.close()
-        if num_processes() > 1:
-            raise StageError(
-                "generation.backend=vllm: expected one process, found a launch of "
-                f"{num_processes()}; start several processes with --worker, each with an engine of its own"
-            )
         rounded = max(MIN_LENGTH, 1 << (length - 1).bit_length())
         extent = Extent(
             self._max_rows, min(rounded, self._loaded.max_tokens), self._max_cache_tokens

@@ -83,6 +83,11 @@ class Session:
                 "Scheduler": (self._scheduler, ("max_num_scheduled_tokens",)),
             }
         )
+        if self._runner.device.type != loaded.device.type:
+            raise ModelError(
+                f"generation.backend=vllm: this vLLM is one for {self._runner.device.type}, and the model is on "
+                f"{loaded.device}; set model.device, or install the other vLLM"
+            )
         self._blocks = find_blocks(self._runner.get_model(), num_blocks=loaded.identity.num_blocks)
         (self._noise,) = (
             processor
@@ -219,6 +224,12 @@ def _start(loaded: LoadedModel, extent: Extent, options: Mapping[str, JsonValue]
                 log_stats=False,
                 multiprocess_mode=False,
             )
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                f"generation.backend=vllm: no memory for {loaded.identity.name} and a cache of "
+                f"{extent.num_blocks * BLOCK_TOKENS} tokens; set generation.max_cache_tokens, or lower "
+                "generation.max_rows"
+            ) from error
         except (ValueError, NotImplementedError, TypeError) as error:
             raise ModelError(
                 f"generation.backend=vllm: vLLM cannot run {loaded.identity.name}: {error}"
@@ -256,7 +267,7 @@ def _arguments(loaded: LoadedModel, extent: Extent) -> dict[str, Any]:
         adapter = {
             "enable_lora": True,
             "max_loras": ADAPTER_SLOTS,
-            "max_lora_rank": _vllm_rank(adapter_rank(loaded.adapter)),
+            "max_lora_rank": adapter_rank(loaded.adapter),
         }
     return {
         "load_format": LOAD_FORMAT,
@@ -297,8 +308,3 @@ def _token_bytes(loaded: LoadedModel) -> int:
     num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(2 * config.num_hidden_layers * num_heads * width * loaded.model.dtype.itemsize)
-
-
-def _vllm_rank(rank: int) -> int:
-    """The least rank that vLLM has kernels for and that holds an adapter's."""
-    return next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
