@@ -18,6 +18,7 @@ from stir_train.export.adapter import save_merged
 from stir_train.models import identity as identity_module
 from stir_train.models.load import describe_model, load_model, resolve_model_path
 from stir_train.models.lora import make_whole_student
+from stir_train.models.public_name import public_name
 
 EMBEDDED = Path(resolve_model_path("embedded/addition"))
 
@@ -150,3 +151,18 @@ def test_a_merged_student_has_its_bases_dtype(directory: Path, tmp_path: Path) -
     original = load_file(directory / "model.safetensors")
     name = "model.layers.0.mlp.down_proj.weight"
     assert not torch.equal(merged[name], original[name])
+
+
+def test_a_model_is_called_by_its_hub_id_or_folder_and_never_by_a_path(tmp_path: Path) -> None:
+    cached = tmp_path / "hub" / "models--Qwen--Qwen3-0.6B" / "snapshots" / "c1a2"
+    saved, plain = tmp_path / "copy", tmp_path / "mine"
+    for folder, said in ((cached, {}), (saved, {"_name_or_path": "Qwen/Qwen3-4B"}), (plain, {})):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(said))
+    assert public_name(str(cached)) == "Qwen/Qwen3-0.6B"
+    assert public_name(str(saved)) == "Qwen/Qwen3-4B"
+    assert public_name(str(plain)) == "mine"
+    (plain / "config.json").write_text(json.dumps({"_name_or_path": str(plain)}))
+    assert public_name(str(plain)) == "mine"
+    assert public_name("Qwen/Qwen3-8B") == "Qwen/Qwen3-8B"
+    assert public_name("embedded/addition") == "embedded/addition"

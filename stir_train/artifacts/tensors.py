@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
@@ -45,7 +46,25 @@ def save_tensors(
     # One metadata key: safetensors writes several in an order that changes from run to run.
     packed = {METADATA_KEY: json.dumps(dict(metadata), sort_keys=True)}
     with stage.writing(name) as path:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata=packed)
+        write_safetensors({k: v.contiguous() for k, v in tensors.items()}, path, packed)
+
+
+def write_safetensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]
+) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: If the system will not, as on a full disk; safetensors has an error of its own for that.
+    """
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata))
+    except SafetensorError as error:
+        number = re.search(r"os error ([0-9]+)", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -158,7 +158,7 @@ def require_gold(gold: Gold, config: TaskConfig) -> None:
     if not answer:
         raise DataError("the gold answer is empty")
     if config.grader == "numeric":
-        if not isinstance(answer_number(clean(answer)), Number):
+        if _FACTORIAL.search(answer) or not isinstance(answer_number(clean(answer)), Number):
             raise DataError(f"the gold answer {answer!r} is not one number")
     elif config.grader == "choice":
         if not isinstance(picked_option(answer, gold.choices), str):

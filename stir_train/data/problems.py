@@ -154,6 +154,8 @@ def _problem_of(row: SourceRow | tuple[str, SourceProblem], config: TaskConfig) 
             raise DataError(f"the {name} is not text but {type(text).__name__}")
         if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
             raise DataError(f"the {name} holds half a character (a lone surrogate): {text!a:.80}")
+        if "\0" in text:
+            raise DataError(f"the {name} holds a NUL character: {text!a:.80}")
     require_gold(Gold(problem.answer, problem.choices, problem.question), config)
     return problem
 

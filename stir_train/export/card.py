@@ -57,7 +57,7 @@ class Card:
 
     Attributes:
         name: Of the run.
-        base_model: Name or path of the base.
+        base_model: Hub id or name of the base.
         task: Its name.
         merged: Whether this is a whole model.
         objective: What the student learnt from, in words.

@@ -19,6 +19,7 @@ from stir_train.export.adapter import ADAPTER_FILES, adapter_of, save_merged
 from stir_train.export.card import Card, render_card
 from stir_train.export.vector import save_gguf_vector, save_lm_eval_vector
 from stir_train.models.load import load_model, unsharded
+from stir_train.models.public_name import public_name
 from stir_train.monitoring.console import good
 from stir_train.runtime.context import RunContext
 from stir_train.steering.static import mean_direction
@@ -88,7 +89,7 @@ def _card(context: RunContext, *, merged: bool) -> Card:
     shown = [row for row in rows if row.name in (GREEDY, STEERED, STUDENT)]
     return Card(
         name=config.name,
-        base_model=config.model.name,
+        base_model=public_name(config.model.name),
         task=config.task.name,
         merged=merged,
         objective=_in_words(config.distill.objective),

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from stir_train.artifacts.atomic import atomic_path
-from stir_train.artifacts.tensors import METADATA_KEY, load_tensors
+from stir_train.artifacts.tensors import METADATA_KEY, load_tensors, write_safetensors
 from stir_train.errors import ArtifactError
 
 FILE = "checkpoint.safetensors"
@@ -65,7 +64,7 @@ class CheckpointFile:
             "belongs_to": self.belongs_to,
         }
         with atomic_path(self.path) as path:
-            save_file(tensors, path, metadata={METADATA_KEY: json.dumps(record)})
+            write_safetensors(tensors, path, {METADATA_KEY: json.dumps(record)})
 
     def load(self) -> Checkpoint | None:
         """The checkpoint, if there is one.
