@@ -51,6 +51,7 @@ def plan_jobs(config: RunConfig, site: SiteConfig, stages: Sequence[str]) -> lis
     if unknown:
         raise ConfigError(f"site: stages: no job {', '.join(unknown)}; jobs: {', '.join(names)}")
     run_dir = RunDir(config.directory)
+    skipped = stages_left_out(run_dir, config)
     jobs: list[Job] = []
     for name in names:
         wanted = [
@@ -59,6 +60,7 @@ def plan_jobs(config: RunConfig, site: SiteConfig, stages: Sequence[str]) -> lis
             if stage.job_name == name
             and stage.name in stages
             and stage.is_on(config)
+            and stage.name not in skipped
             and not run_dir.stage(stage.name).is_complete
         ]
         if wanted:
