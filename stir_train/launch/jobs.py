@@ -15,6 +15,7 @@ from stir_train.config.pipeline import STAGES, Stage
 from stir_train.config.run import RunConfig
 from stir_train.errors import ConfigError
 from stir_train.launch.site import SiteConfig
+from stir_train.runtime.upstream import stages_left_out
 
 TEMPLATE = "job.sbatch.j2"
 # In a checkout the templates lie at its top; a wheel carries them beside this module.
