@@ -55,11 +55,9 @@ def students_taught(run_dir: RunDir, config: RunConfig) -> tuple[str, ...]:
     if not config.distill.enabled:
         return ()
     asked = {"": config.distill.objective, **config.distill.also}
-    without_teacher = abstains(run_dir)
+    has_teacher = not abstains(run_dir)
     return tuple(
-        name
-        for name, objective in asked.items()
-        if objective.samples == "plain" or not without_teacher
+        name for name, objective in asked.items() if has_teacher or objective.samples == "plain"
     )
 
 
