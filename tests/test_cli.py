@@ -109,9 +109,7 @@ def test_dry_run_shows_the_work_and_touches_nothing(tmp_path: Path) -> None:
         (("run", DEMO, "splits.num_test=100000"), "distinct"),
         (("harvest", DEMO), "rollout stage is missing; run it first"),
         (("inspect", "nothing"), "nothing: no such file or directory"),
-        (("inspect", DEMO), "is no run directory"),
         (("settings", "nothing"), "sections: model"),
-        (("status", DEMO), "give the run's directory"),
         (("grade", "nowhere.jsonl"), "nowhere.jsonl: no such file or directory\n"),
         (("grade", "nowhere.jsonl", "--task", "gsm9k"), "did you mean 'gsm8k'?"),
     ],
@@ -156,11 +154,50 @@ def test_a_refused_attempt_leaves_the_record_of_what_made_the_run(tmp_path: Path
     assert "name: demo" in asked
 
 
-def test_a_run_directory_given_for_a_configuration_is_told_where_that_is(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("name: x\n")
-    failed = stir_train("trace", str(tmp_path))
+def _run_of(folder: Path) -> tuple[Path, Path]:
+    """A configuration and the directory of its run, which holds the same and more."""
+    config, run = folder / "mine.yaml", folder / "runs" / "mine"
+    config.write_text(f"name: mine\noutput_dir: {folder / 'runs'}\n")
+    run.mkdir(parents=True)
+    text = config.read_text() + "rollout: {num_samples: 5}\ndistill: {enabled: false}\n"
+    (run / "config.yaml").write_text(text)
+    return config, run
+
+
+def test_a_verb_that_takes_a_configuration_takes_a_run_with_its_own_settings(
+    tmp_path: Path,
+) -> None:
+    _, run = _run_of(tmp_path)
+    shown = stir_train("run", str(run), "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    said = " ".join(shown.stdout.split())
+    assert "x 5 samples" in said
+    assert f"in {run}" in said
+    moved = run.rename(tmp_path / "elsewhere")
+    assert f"in {moved}" in " ".join(stir_train("run", str(moved), "--dry-run").stdout.split())
+
+
+@pytest.mark.parametrize("verb", ["status", "inspect"])
+def test_a_verb_that_takes_a_run_takes_its_configuration(tmp_path: Path, verb: str) -> None:
+    config, run = _run_of(tmp_path)
+    answers = [stir_train(verb, str(given)) for given in (config, run)]
+    assert {answer.returncode for answer in answers} == {0}
+    assert answers[0].stdout == answers[1].stdout
+    assert "rollout" in answers[0].stdout
+    assert "off" in answers[0].stdout, "both name stages that are left out alike"
+
+
+@pytest.mark.parametrize("verb", ["run", "trace", "status", "explain", "compare"])
+def test_what_is_neither_run_nor_configuration_is_told_what_was_expected(
+    tmp_path: Path, verb: str
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    failed = stir_train(verb, str(empty))
     assert failed.returncode == 1
-    assert f"a run's is {tmp_path / 'config.yaml'}" in failed.stderr
+    assert "no config.yaml" in failed.stderr or "evaluate stage is missing" in failed.stderr
+    failed = stir_train("status", str(tmp_path / "none"))
+    assert "expected the directory of a run, or a configuration" in failed.stderr
 
 
 @pytest.mark.parametrize("verb", ["verify", "export", "generate", "trace"])

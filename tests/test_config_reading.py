@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from stir_train.config.inputs import TaskConfig
 from stir_train.config.load import load_config, parse_config
 from stir_train.config.run import RunConfig
 from stir_train.config.yaml_text import parse_yaml
@@ -212,6 +213,14 @@ def test_an_override_has_no_comments(text: str) -> None:
     config = parse_config(RunConfig, {"name": "x"}, [f"task.name={text}"], origin="x")
     quoted = text[0] in "'\""
     assert config.task.name == (text[1:-1] if quoted else text)
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"Answer: (\d+)", r"[A-D]=([A-D])", r"#### (\d+)", r"(\d+): @"]
+)
+def test_a_text_that_looks_like_yaml_is_a_text_where_one_is_expected(pattern: str) -> None:
+    overrides = [f"answer_regex={pattern}", "grader=regex"]
+    assert parse_config(TaskConfig, {}, overrides, origin="test").answer_regex == pattern
 
 
 def test_an_override_changes_one_use_of_an_alias_and_not_the_others(tmp_path: Path) -> None:

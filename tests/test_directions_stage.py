@@ -13,6 +13,7 @@ from unittest import mock
 
 import pytest
 import torch
+from gguf import GGUFReader
 
 from stir_train.artifacts.run_dir import RunDir
 from stir_train.config.inputs import ModelConfig
@@ -163,6 +164,24 @@ def test_the_chosen_vector_is_what_is_exported(finished: Path, tmp_path: Path) -
     (held,) = torch.load(target / "steer.pt", weights_only=True).values()
     vector = held["steering_vector"].flatten()
     torch.testing.assert_close(vector.norm(), torch.tensor(HELD))
+    row = read_results(finished / "smoke").find("stir")
+    assert row is not None
+    card = (target / "README.md").read_text()
+    assert f"{100 * row.metrics.accuracy:.1f} %" in card
+    asked = _run(finished, "--format", "gguf", "--to", str(tmp_path / "gguf"), verb="export")
+    assert asked.returncode == 0, asked.stderr
+    fields = GGUFReader(tmp_path / "gguf" / "control-vector.gguf").fields
+    assert fields["general.description"].contents() in card
+
+
+def test_a_vector_that_was_not_evaluated_is_not_exported(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "copy")
+    for stage in ("evaluate", "report"):
+        shutil.rmtree(tmp_path / "copy" / "smoke" / stage)
+    to = str(tmp_path / "lm-eval")
+    refused = _run(tmp_path / "copy", "--format", "lm-eval", "--to", to, verb="export")
+    assert refused.returncode == 1
+    assert "the run is not evaluated yet" in refused.stderr
 
 
 def test_a_stage_stopped_between_chunks_goes_on_to_the_same_bytes(

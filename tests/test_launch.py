@@ -350,10 +350,23 @@ def test_status_and_inspect_say_where_a_run_ended_and_why(tmp_path: Path) -> Non
         run.stage(name).begin(StageInputs(config={}, sources={}))
         run.stage(name).finish({}, ends_run=ends_run)
     found = run_status(run.path)
-    assert found.advice == "ended at directions: no effect: nothing to steer with"
+    assert found.state == "ended"
+    assert found.advice.startswith("ended at directions: no effect: nothing to steer with")
     states = {stage.name: stage.state for stage in found.stages}
     assert (states["directions"], states["harvest"], states["tune"]) == ("done", "off", "not made")
     (run.new_attempt() / "failure.json").write_text("{}")
     assert not run_status(run.path).failure, "a run that ended lacks nothing"
     shown = stir_train("inspect", str(run.path))
     assert "ended at directions: no effect: nothing to steer with" in shown.stdout
+
+
+def test_no_job_is_queued_for_what_an_abstaining_run_leaves_out(tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    tune = RunDir(config.directory).stage("tune")
+    tune.begin(StageInputs(config={}, sources={}))
+    tune.finish({"mode": "none"})
+    jobs = plan_jobs(config, SiteConfig(), ["steer", "distill", "evaluate"])
+    assert [job.name for job in jobs] == ["evaluate"]
+    plain = _config(tmp_path, "distill.objective.samples=plain")
+    jobs = plan_jobs(plain, SiteConfig(), ["steer", "distill", "evaluate"])
+    assert [job.name for job in jobs] == ["distill", "evaluate"]

@@ -115,9 +115,13 @@ def test_results_are_complete_and_consistent(finished: Path) -> None:
 def test_every_export_is_written_where_it_was_asked_for(finished: Path, tmp_path: Path) -> None:
     expected = {
         "lora": {"README.md", "adapter_config.json", "adapter_model.safetensors"},
-        "gguf": {"control-vector.gguf"},
-        "lm-eval": {"steer.pt"},
     }
+    for form in ("gguf", "lm-eval"):
+        target = tmp_path / form
+        refused = run_smoke(finished, "--format", form, "--to", str(target), verb="export")
+        assert refused.returncode == 1
+        assert "only what was measured so is exported: tuning chose 'value'" in refused.stderr
+        assert not target.exists()
     for form, files in expected.items():
         target = tmp_path / form
         done = run_smoke(finished, "--format", form, "--to", str(target), verb="export")
@@ -154,7 +158,7 @@ def test_the_adapter_is_two_files_that_plain_peft_loads(finished: Path) -> None:
 @pytest.mark.parametrize("method", ["stir", "lora-student"])
 def test_a_prompt_is_answered_and_decisions_are_shown(finished: Path, method: str) -> None:
     assert read_results(finished / "smoke").find(method) is not None
-    question = "a3, b4, c1, d9: ones sum, exam\\n"
+    question = "a3, b4, c1, d9: ones sum, exam\n"
     answered = run_smoke(finished, "--method", method, "--prompt", question, verb="generate")
     assert answered.returncode == 0, answered.stderr
     assert "Answer: " in answered.stdout
@@ -200,7 +204,7 @@ def test_other_settings_or_a_damaged_file_stop_with_what_to_do(
     assert "--redo" in changed.stderr
     shutil.rmtree(copy / "smoke" / "tune")
     # Finished, missing or to be remade, a stage goes by the rollouts' control points; so does steering.
-    prompt = ("--prompt", "a3, b4, c1, d9: ones sum, exam\\n")
+    prompt = ("--prompt", "a3, b4, c1, d9: ones sum, exam\n")
     for verb, *options in (("value",), ("tune",), ("value", "--redo"), ("generate", *prompt)):
         other = run_smoke(copy, "control_points.max_points=3", *options, verb=verb)
         assert other.returncode == 1

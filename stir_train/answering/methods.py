@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from stir_train.answering.interface import Answerer
 from stir_train.config.steering import (
     JudgedSteering,
+    NoSteering,
     PreviewSteering,
     ScaledSteering,
     SteeringConfig,
@@ -22,7 +23,7 @@ class Method:
     """A way to answer the test problems.
 
     Attributes:
-        name: Its row, also the directory of its answers.
+        name: Its row.
         answerer: What answers.
         chosen_on: Where its settings come from: a split, ``published defaults`` or ``nothing``.
         steering: A controller's settings; None for what no controller answers.
@@ -44,6 +45,11 @@ class Method:
         if self.baseline is not None:
             return self.baseline.label
         return self.name if self.steering is None else settings_label(self.steering)
+
+    @property
+    def answered_as(self) -> str:
+        """The method whose answers are its own: greedy decoding's, of a controller that never acts."""
+        return GREEDY if isinstance(self.steering, NoSteering) else self.name
 
     def row(self, metrics: MethodMetrics, prompts: FedPrompts) -> MethodRow:
         """Its row of the results."""

@@ -13,7 +13,20 @@ import typer
 if TYPE_CHECKING:
     from stir_train.config.run import RunConfig
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Run configuration.")]
+CONFIG_NAME = "config.yaml"
+ConfigPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CONFIG|RUN",
+        help="Run configuration (YAML), or the directory of a run, which knows its own.",
+    ),
+]
+RunPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN|CONFIG", help="Directory of a run, or the configuration that it is made from."
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -29,11 +42,38 @@ def fail(message: str) -> NoReturn:
 
 
 def load(path: Path, overrides: list[str]) -> RunConfig:
-    """The configuration, checked."""
+    """The configuration, checked; a run directory's own, for the place where it is now."""
     from stir_train.config.load import load_config
     from stir_train.config.run import RunConfig
 
-    return load_config(RunConfig, path, overrides)
+    if not path.is_dir():
+        return load_config(RunConfig, path, overrides)
+    if not (path / CONFIG_NAME).is_file():
+        fail(
+            f"{path}: expected a configuration (CONFIG.yaml) or the directory of a run; this directory "
+            f"holds no {CONFIG_NAME}"
+        )
+    config = load_config(RunConfig, path / CONFIG_NAME, overrides)
+    renamed = any(override.startswith(("name=", "output_dir=")) for override in overrides)
+    if renamed or config.directory.resolve() == path.resolve():
+        return config
+    moved = path.resolve()
+    return config.model_copy(update={"name": moved.name, "output_dir": moved.parent})
+
+
+def run_directory(path: Path) -> Path:
+    """The directory of a run, given itself or by its configuration."""
+    if path.is_dir():
+        return path
+    if path.is_file() and path.suffix in (".yaml", ".yml"):
+        directory = load(path, []).directory
+        if directory.is_dir():
+            return directory
+        fail(
+            f"{path}: its run would be in {directory}, and there is none; if it was made with overrides "
+            "(name=...), give its directory"
+        )
+    fail(f"{path}: expected the directory of a run, or a configuration (CONFIG.yaml)")
 
 
 @contextmanager

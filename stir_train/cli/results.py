@@ -7,7 +7,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from stir_train.cli.arguments import ConfigPath, Overrides, answers, console, reading
+from stir_train.cli.arguments import (
+    ConfigPath,
+    Overrides,
+    RunPath,
+    answers,
+    console,
+    reading,
+    run_directory,
+)
 
 app = typer.Typer()
 
@@ -54,11 +62,12 @@ def export(
         Literal["lora", "merged", "gguf", "lm-eval"],
         typer.Option(
             "--format",
-            help="The adapter; full merged weights; or the static mean vector for llama.cpp or lm-eval.",
+            help="The adapter; full merged weights; or a chosen vector that was measured at every token, for "
+            "llama.cpp or lm-eval.",
         ),
     ] = "lora",
 ) -> None:
-    """Write a finished run's adapter, merged weights or mean vector where another tool loads it."""
+    """Write a finished run's adapter, merged weights or chosen vector where another tool loads it."""
     with reading(config, overrides or []) as context:
         from stir_train.tools.export import run_export
 
@@ -78,8 +87,7 @@ def generate(
     with reading(config, overrides or []) as context:
         from stir_train.tools.trace import stream_answer
 
-        question = prompt.replace("\\n", "\n")
-        stream_answer(context, question, method, lambda text: print(text, end="", flush=True))
+        stream_answer(context, prompt, method, lambda text: print(text, end="", flush=True))
         print()
 
 
@@ -101,7 +109,10 @@ def trace(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Finished run directories.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN|CONFIG...", help="Finished runs, or their configurations."),
+    ],
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print a Markdown table to standard output.")
     ] = False,
@@ -112,11 +123,12 @@ def compare(
     """Put the held-out results of several runs side by side."""
     from stir_train.tools.compare import as_markdown, as_table, result_rows, write_page
 
+    directories = [run_directory(run) for run in runs]
     if html is not None:
-        write_page(runs, html)
+        write_page(directories, html)
         console().print(f"written to {html}", soft_wrap=True)
         return
-    rows = result_rows(runs)
+    rows = result_rows(directories)
     if markdown:
         print(as_markdown(rows))
     else:
@@ -125,7 +137,7 @@ def compare(
 
 @app.command()
 def explain(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Finished run directory.")],
+    run: RunPath,
     method: Annotated[str, typer.Option(help="Whose answers.")] = "stir",
     than: Annotated[str, typer.Option(help="Compared with whose.")] = "greedy",
     phrases: Annotated[int, typer.Option(min=1, help="Phrases in the table at most.")] = 10,
@@ -134,5 +146,5 @@ def explain(
     """Say what steering changed: phrases that became rarer or commoner, with answers side by side."""
     from stir_train.tools.explain import explain_run, print_explanation
 
-    found = explain_run(run, method=method, than=than, max_phrases=phrases)
+    found = explain_run(run_directory(run), method=method, than=than, max_phrases=phrases)
     print_explanation(found, answers(), method=method, than=than, num_examples=examples)

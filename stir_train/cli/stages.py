@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stir_train.cli.arguments import ConfigPath, Overrides, answers, console, fail, load, opened
+from stir_train.cli.arguments import (
+    ConfigPath,
+    Overrides,
+    RunPath,
+    answers,
+    console,
+    fail,
+    load,
+    opened,
+    run_directory,
+)
 from stir_train.config.pipeline import STAGE_NAMES, STAGES, stages_from
 
 if TYPE_CHECKING:
@@ -125,9 +135,7 @@ def iterate(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def status(
-    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
-) -> None:
+def status(run: RunPath) -> None:
     """Show a run's stages, jobs and progress, its last failure, and what to do next."""
     from rich.box import SIMPLE
     from rich.table import Table
@@ -136,14 +144,19 @@ def status(
     from stir_train.launch.status import run_status
     from stir_train.monitoring.console import caution
 
-    found = run_status(run_directory)
+    found = run_status(run_directory(run))
     table = Table(box=SIMPLE)
     for column in ("stage", "state", "progress", "job"):
         table.add_column(column)
     for stage in found.stages:
         table.add_row(stage.name, stage.state, stage.progress, stage.job)
     out = answers()
+    out.print(found.state)
+    for process in found.running:
+        out.print(f"  {process}", soft_wrap=True)
     out.print(table)
+    if found.warning:
+        out.print(caution(found.warning), soft_wrap=True)
     if found.queue:
         out.print(caution(found.queue), soft_wrap=True)
     if found.failure:
@@ -152,14 +165,12 @@ def status(
 
 
 @app.command()
-def cancel(
-    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
-) -> None:
+def cancel(run: RunPath) -> None:
     """Cancel what is left of a run's chain of SLURM jobs; what is made stays."""
     from stir_train.artifacts.run_dir import RunDir
     from stir_train.launch import slurm
 
-    cancelled = slurm.cancel(RunDir(run_directory))
+    cancelled = slurm.cancel(RunDir(run_directory(run)))
     listed = ", ".join(f"{job.job_id} ({job.name})" for job in cancelled)
     console().print(f"cancelled {listed}" if cancelled else "nothing of this run is in the queue")
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stir_train.cli.arguments import ConfigPath, Overrides, answers, fail, load
+from stir_train.cli.arguments import ConfigPath, Overrides, answers, fail, load, run_directory
 
 app = typer.Typer()
 
@@ -92,7 +92,9 @@ def grade(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Run, stage, or artifact file.")],
+    path: Annotated[
+        Path, typer.Argument(help="Run, its configuration, a stage, or an artifact file.")
+    ],
     deep: Annotated[
         bool, typer.Option("--deep", help="Hash every file of a run, not only the small ones.")
     ] = False,
@@ -100,7 +102,8 @@ def inspect(
     """Say what an artifact is, what made it, and whether it is whole."""
     from stir_train.tools.inspect import describe_path
 
-    describe_path(path, answers(), deep=deep)
+    is_config = path.is_file() and path.suffix in (".yaml", ".yml")
+    describe_path(run_directory(path) if is_config else path, answers(), deep=deep)
 
 
 @app.command()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from stir_train.config.problems import Problem, describe_problems, list_problems
-from stir_train.config.yaml_text import MAX_DEPTH, parse_yaml, read_yaml
+from stir_train.config.yaml_text import MAX_DEPTH, YamlValues, parse_yaml, read_yaml
 from stir_train.errors import ConfigError
 
 EXTENDS = "extends"
@@ -75,7 +76,7 @@ def _validated(
     problems: list[Problem],
 ) -> Config:
     for override in overrides:
-        problems += _apply_override(values, override)
+        problems += _apply_override(values, override, kind)
     try:
         config = kind.model_validate(values)
     except ValidationError as error:
@@ -174,7 +175,7 @@ def _copy(value: Any) -> Any:
     return value
 
 
-def _apply_override(values: dict[str, Any], override: str) -> list[Problem]:
+def _apply_override(values: dict[str, Any], override: str, kind: type[BaseModel]) -> list[Problem]:
     """Set one key; what is wrong with it."""
     key, separator, text = override.partition("=")
     key = key.strip()
@@ -182,18 +183,39 @@ def _apply_override(values: dict[str, Any], override: str) -> list[Problem]:
     shown = repr(override if len(override) <= MAX_DEPTH else f"{override[:MAX_DEPTH]}...")
     if not separator or not all(parts) or len(parts) > MAX_DEPTH:
         return [("", f"override {shown}: expected key=value, as in rollout.num_samples=4")]
+    words = text.strip()
     try:
         found = parse_yaml(text, origin=f"override {shown}")
     except ConfigError as error:
-        return [("", str(error))]
+        if not _takes_text(kind, parts):
+            return [("", str(error))]
+        found = YamlValues(words)
+    if _takes_text(kind, parts) and _is_mistaken(found.value, words):
+        found = YamlValues(words)
     node = values
     for part in parts[:-1]:
         child = node.setdefault(part, {})
         if not isinstance(child, dict):
             return [("", f"override {shown}: {part!r} is a value, not a section")]
         node = child
-    words = text.strip()
     is_plain = isinstance(found.value, str) and words[0] not in YAML_INDICATORS
     # A command line has no comments: what follows a `#` belongs to the value.
     node[parts[-1]] = words if is_plain else found.value
     return [(f"{key}{inner}", complaint) for inner, complaint in found.problems]
+
+
+def _takes_text(kind: type[BaseModel], parts: Sequence[str]) -> bool:
+    """Whether a setting is a text, or a text or nothing."""
+    annotation: Any = kind
+    for part in parts:
+        is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        if not is_section or part not in annotation.model_fields:
+            return False
+        annotation = annotation.model_fields[part].annotation
+    options = set(get_args(annotation)) or {annotation}
+    return str in options and options <= {str, NoneType}
+
+
+def _is_mistaken(value: object, words: str) -> bool:
+    """Whether YAML took a text for something else: `Answer: (.*)` for a mapping, `#### (.*)` for a comment."""
+    return isinstance(value, dict | list) or (value is None and words.startswith("#"))

@@ -38,23 +38,27 @@ def student_prefix(name: str) -> str:
 
 
 def plan_students(
-    config: DistillConfig, samples_of: Callable[[ObjectiveConfig], Sequence[Rollout]]
+    config: DistillConfig,
+    names: Sequence[str],
+    samples_of: Callable[[ObjectiveConfig], Sequence[Rollout]],
 ) -> list[StudentSpec]:
-    """The exported student, then the others, trained on about as many tokens.
+    """The first of some students, then the others, trained on about as many tokens.
 
     Args:
-        config: Names the students.
+        config: Has their objectives.
+        names: Of the students; the exported one has none.
         samples_of: The completions that an objective teaches.
 
     Raises:
         StageError: If an objective has nothing to learn from.
     """
-    samples = _some(config.objective, samples_of)
-    specs = [StudentSpec("", config.objective, samples, config.num_steps)]
-    for name, objective in config.also.items():
-        others = _some(objective, samples_of)
-        num_steps = round(config.num_steps * mean_tokens(samples) / mean_tokens(others))
-        specs.append(StudentSpec(name, objective, others, max(1, num_steps)))
+    objectives = {"": config.objective, **config.also}
+    specs: list[StudentSpec] = []
+    for name in names:
+        samples, num_steps = _some(objectives[name], samples_of), config.num_steps
+        if specs:
+            num_steps = round(num_steps * mean_tokens(specs[0].samples) / mean_tokens(samples))
+        specs.append(StudentSpec(name, objectives[name], samples, max(1, num_steps)))
     return specs
 
 

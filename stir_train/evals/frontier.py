@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
@@ -40,6 +41,10 @@ PLACES = (
     ((-7, 0), "right", "center"),
     ((0, 9), "center", "bottom"),
     ((0, -9), "center", "top"),
+    ((-6, 6), "right", "bottom"),
+    ((6, -6), "left", "top"),
+    ((6, 6), "left", "bottom"),
+    ((-6, -6), "right", "top"),
 )
 
 
@@ -79,7 +84,7 @@ def frontier(methods: Sequence[Row]) -> str:
     )
     first = [row for row in methods if row.name in ("greedy", "stir")]
     figure.draw_without_rendering()  # where things stand is known from here on
-    _name(axes, [*first, *best, *methods])
+    _name(axes, [*first, *best, *methods], line=best)
     return png(figure)
 
 
@@ -93,6 +98,18 @@ def undominated(methods: Sequence[Row]) -> list[Row]:
         if not kept or row.accuracy > kept[-1].accuracy:
             kept.append(row)
     return kept
+
+
+def _along_steps(axes: Axes, rows: Sequence[Row]) -> list[Bbox]:
+    """Thin boxes around the line that steps from point to point, first right, then up."""
+    if not rows:
+        return []
+    points = axes.transData.transform([(row.tokens_mean, 100 * row.accuracy) for row in rows])
+    boxes = []
+    for (x, y), (next_x, next_y) in pairwise(points):
+        boxes.append(Bbox.from_extents(x, y - 1, next_x, y + 1))
+        boxes.append(Bbox.from_extents(next_x - 1, y, next_x + 1, next_y))
+    return boxes
 
 
 def _kind(name: str) -> Kind:
@@ -119,11 +136,12 @@ def _draw(axes: Axes, rows: Sequence[Row], kind: Kind, order: int) -> None:
     )
 
 
-def _name(axes: Axes, rows: Sequence[Row]) -> None:
-    """Name points in this order, each once, where its label covers no other and no point."""
+def _name(axes: Axes, rows: Sequence[Row], *, line: Sequence[Row]) -> None:
+    """Name points in this order, each once, where its label covers no other, no point and no line."""
     places = {row.name: (row.tokens_mean, 100 * row.accuracy) for row in rows}
     points = axes.transData.transform(list(places.values()))
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in points]
+    taken += _along_steps(axes, line)
     named: set[tuple[float, float]] = set()
     for name, place in places.items():
         if place in named:

@@ -55,34 +55,50 @@ class Changes:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """What the page shows of a finished evaluation.
+
+    Attributes:
+        results: The held-out comparison.
+        tune: The report of tuning.
+        decisions: The steered method's decisions on the test items.
+        changes: What the steered method says otherwise.
+        wins, losses: Items that steering mended, and that it broke.
+    """
+
+    results: Results
+    tune: TuneReport
+    decisions: Sequence[SteeringDecision]
+    changes: Changes
+    wins: Sequence[Example]
+    losses: Sequence[Example]
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything the page shows.
 
     Attributes:
         title: Run name.
-        results: The held-out comparison.
+        model, task: Their names.
+        verdict: What the run came to, in sentences.
+        evaluation: None for a run that ended before it.
         directions, basis, validation, value: The stages' own reports; None for one that is left out.
-        tune: The report of tuning.
         summaries: Stage name to summary figures.
-        decisions: The steered method's decisions on the test items.
-        changes: What the steered method says otherwise.
-        wins, losses: Items that steering mended, and that it broke.
         lineage: Stage name to fingerprint.
         config: The settings that the stages were made with, as YAML.
     """
 
     title: str
-    results: Results
+    model: str
+    task: str
+    verdict: Sequence[str]
+    evaluation: Evaluation | None
     directions: DirectionsReport | None
     basis: BasisReport | None
     validation: ValidationReport | None
     value: ValueReport | None
-    tune: TuneReport
     summaries: Mapping[str, Mapping[str, float | str]]
-    decisions: Sequence[SteeringDecision]
-    changes: Changes
-    wins: Sequence[Example]
-    losses: Sequence[Example]
     lineage: Mapping[str, str]
     config: str
 
@@ -91,18 +107,18 @@ def render_report(data: ReportData) -> str:
     """Render the page; it needs no other file and no network."""
     environment = page_environment()
     template = resources.files("stir_train.evals").joinpath("report.html.j2").read_text("utf-8")
-    figures = {
-        "frontier": frontier([row.metrics for row in data.results.methods]),
-        "interventions": plots.interventions(_by_point(data.decisions)),
-    }
+    figures = {}
+    if data.evaluation is not None:
+        figures["frontier"] = frontier([row.metrics for row in data.evaluation.results.methods])
+        figures["interventions"] = plots.interventions(_by_point(data.evaluation.decisions))
     if data.basis is not None:
         figures |= _basis_figures(data.basis)
     if data.validation is not None:
         uplifts = {"entries": [entry.mean for entry in data.validation.entries]}
         title = "mean uplift of an entry"
         figures["uplift"] = plots.histogram(uplifts, title, ylabel="entries")
-    if data.directions is not None:
-        tried = strength_curves(data.tune.trials, data.directions.passing)
+    if data.evaluation is not None and data.directions is not None:
+        tried = strength_curves(data.evaluation.tune.trials, data.directions.passing)
         if tried:
             figures["strengths"] = plots.strengths(tried)
     if data.value is not None:

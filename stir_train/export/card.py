@@ -1,25 +1,34 @@
-"""The model card of an exported adapter: what it was made from, what it was measured to do, its limits."""
+"""The card of an exported adapter or vector: what it was made from, what it was measured to do, its limits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
+from stir_train.config.inputs import ModelConfig
+from stir_train.models.load import locate_model
 from stir_train.types.results import Interval, MethodMetrics
 
 TEMPLATE = """\
 ---
-base_model: {{ card.base_model }}
-library_name: {{ "transformers" if card.merged else "peft" }}
+{% if card.hub_id %}base_model: {{ card.hub_id }}
+{% endif %}library_name: {{ "transformers" if card.merged else "peft" }}
 tags: [stir, lora]
 ---
 # {{ card.name }}
 
-{{ "Merged weights" if card.merged else "A LoRA adapter" }} that distils a steered `{{ card.base_model }}`: the base, while steered at
-control points, answered problems of `{{ card.task }}`; its right and short answers taught this student, which needs no
-controller and costs a forward pass a token, as the base does.
+{% if card.abstains -%}
+The run abstained from steering: on its tune split no controller was clearly better than greedy decoding. {% endif -%}
+{{ "Merged weights" if card.merged else "A LoRA adapter" }} for `{{ card.base_model }}`
+{%- if card.samples == "steered" %} that distils its steered answers: the base, while steered at control points, answered problems of
+`{{ card.task }}`; its right and short answers taught this student, which needs no controller and costs a forward pass a token, as
+the base does.
+{%- else %}, taught by the base's own right and short answers to problems of `{{ card.task }}` (rejection sampling); nothing was
+steered.
+{%- endif %}
 
 ## Held-out results
 {% if card.methods %}
@@ -30,7 +39,7 @@ controller and costs a forward pass a token, as the base does.
 {% for row in card.methods -%}
 | {{ row.name }} | {{ percent(row.accuracy) }} | {{ change(row, row.delta_accuracy, row.delta_accuracy_ci95) }} | {{ "%.1f" | format(row.tokens_mean) }} | {{ change(row, row.delta_tokens_fraction, row.delta_tokens_ci95) }} |
 {% endfor %}
-`greedy` is the base, `stir` the steered base, `lora-student` this.
+`greedy` is the base, {% if not card.abstains %}`stir` the steered base, {% endif %}`lora-student` this.
 {% if card.test_openings > 1 %}
 The test split was opened for {{ card.test_openings }} choices; the intervals are honest for the first alone.
 {% endif -%}
@@ -51,14 +60,72 @@ Objective: {{ card.objective }}. Trained on {{ card.num_samples }} completions, 
 """
 
 
+VECTOR_TEMPLATE = """\
+---
+{% if card.hub_id %}base_model: {{ card.hub_id }}
+{% endif %}tags: [stir, control-vector]
+---
+# {{ card.name }}
+
+One constant vector for `{{ card.base_model }}`, to be added after block {{ card.block }} at every token, the prompt's too, with
+coefficient 1. {{ card.measured }}
+
+Made from the stages:
+
+{% for stage, sha256 in card.lineage.items() -%}
+- {{ stage }}: `{{ sha256[:16] }}`
+{% endfor %}
+"""
+
+
+@dataclass(frozen=True)
+class VectorCard:
+    """What the card of an exported vector says.
+
+    Attributes:
+        name: Of the run.
+        base_model: Hub id or name of the base, never a path.
+        hub_id: The same as a hub knows it; empty for one that is on no hub.
+        task: Its name.
+        block: After which it is added.
+        num_items: Of the evaluation.
+        row, greedy: What was measured of exactly this vector, and of greedy decoding.
+        lineage: Stage name to fingerprint.
+    """
+
+    name: str
+    base_model: str
+    hub_id: str
+    task: str
+    block: int
+    num_items: int
+    row: MethodMetrics
+    greedy: MethodMetrics
+    lineage: Mapping[str, str]
+
+    @property
+    def measured(self) -> str:
+        """The measured row in a sentence."""
+        points = _change(self.row, self.row.delta_accuracy, self.row.delta_accuracy_ci95)
+        tokens = _change(self.row, self.row.delta_tokens_fraction, self.row.delta_tokens_ci95)
+        return (
+            f"Measured so on {self.num_items} held-out problems of {self.task}, greedy decoding: accuracy "
+            f"{_percent(self.row.accuracy)} % against {_percent(self.greedy.accuracy)} % without it "
+            f"({points} points), {self.row.tokens_mean:.1f} tokens ({tokens} %)."
+        )
+
+
 @dataclass(frozen=True)
 class Card:
     """What a card says.
 
     Attributes:
         name: Of the run.
-        base_model: Hub id or name of the base.
+        base_model: Hub id or name of the base, never a path.
+        hub_id: The same as a hub knows it; empty for one that is on no hub.
         task: Its name.
+        samples: Whose completions taught it: ``steered`` or ``plain`` ones.
+        abstains: Whether the run chose not to steer.
         merged: Whether this is a whole model.
         objective: What the student learnt from, in words.
         num_samples, num_tokens: What it was trained on.
@@ -69,7 +136,10 @@ class Card:
 
     name: str
     base_model: str
+    hub_id: str
     task: str
+    samples: str
+    abstains: bool
     merged: bool
     objective: str
     num_samples: int
@@ -80,12 +150,25 @@ class Card:
     test_openings: int = 1
 
 
+def hub_id(config: ModelConfig) -> str:
+    """The model's name on a hub; empty for an embedded model and for one in a directory or file."""
+    path, _ = locate_model(config)
+    return path if path == config.name and not Path(path).exists() else ""
+
+
 def render_card(card: Card) -> str:
     """The card as Markdown."""
-    environment = Environment(  # Markdown, of our own figures
-        undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=True
-    )
-    return environment.from_string(TEMPLATE).render(card=card, percent=_percent, change=_change)
+    return _environment().from_string(TEMPLATE).render(card=card, percent=_percent, change=_change)
+
+
+def render_vector_card(card: VectorCard) -> str:
+    """The card of a vector as Markdown."""
+    return _environment().from_string(VECTOR_TEMPLATE).render(card=card)
+
+
+def _environment() -> Environment:
+    """For Markdown, of our own figures."""
+    return Environment(undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=True)
 
 
 def _percent(value: float) -> str:

@@ -1,7 +1,6 @@
-"""The static mean direction as other tools load it: a GGUF control vector, an lm-eval steering file.
+"""A vector as other tools load it: a GGUF control vector, an lm-eval steering file.
 
-Both add one constant vector to every token. That is the control `stir-static`, not the controller, which
-chooses at every control point: expect what that row of the results shows.
+Both tools add it at every token, the prompt's too: the place `every_token`.
 """
 
 from __future__ import annotations
@@ -19,9 +18,21 @@ from stir_train.models.load import LoadedModel
 
 
 def save_gguf_vector(
-    loaded: LoadedModel, vector: Float[Tensor, "D"], block: int, path: Path
+    loaded: LoadedModel,
+    vector: Float[Tensor, "D"],
+    block: int,
+    path: Path,
+    *,
+    description: str = "",
 ) -> None:
     """Write a llama.cpp control vector (``--control-vector-scaled FILE 1``).
+
+    Args:
+        loaded: The model that it is for.
+        vector: ``Float[D]``, added as it is.
+        block: After which it is added.
+        path: The file.
+        description: Kept in the file's ``general.description``.
 
     Raises:
         ModelError: If the vector belongs to block 0, which llama.cpp refuses.
@@ -31,6 +42,8 @@ def save_gguf_vector(
     writer = GGUFWriter(path, "controlvector")
     writer.add_string("controlvector.model_hint", str(loaded.model.config.model_type))
     writer.add_uint32("controlvector.layer_count", loaded.identity.num_blocks)
+    if description:
+        writer.add_description(description)
     values = np.ascontiguousarray(vector.float().cpu().numpy(), dtype=np.float32)
     writer.add_tensor(f"direction.{block}", values)
     writer.write_header_to_file()

@@ -15,6 +15,7 @@ from stir_train.config.pipeline import STAGES, Stage
 from stir_train.config.run import RunConfig
 from stir_train.errors import ConfigError
 from stir_train.launch.site import SiteConfig
+from stir_train.runtime.upstream import stages_left_out
 
 TEMPLATE = "job.sbatch.j2"
 # In a checkout the templates lie at its top; a wheel carries them beside this module.
@@ -51,6 +52,7 @@ def plan_jobs(config: RunConfig, site: SiteConfig, stages: Sequence[str]) -> lis
     if unknown:
         raise ConfigError(f"site: stages: no job {', '.join(unknown)}; jobs: {', '.join(names)}")
     run_dir = RunDir(config.directory)
+    skipped = stages_left_out(run_dir, config)
     jobs: list[Job] = []
     for name in names:
         wanted = [
@@ -59,6 +61,7 @@ def plan_jobs(config: RunConfig, site: SiteConfig, stages: Sequence[str]) -> lis
             if stage.job_name == name
             and stage.name in stages
             and stage.is_on(config)
+            and stage.name not in skipped
             and not run_dir.stage(stage.name).is_complete
         ]
         if wanted:

@@ -10,6 +10,7 @@ from stir_train.artifacts.run_dir import RunDir, StageDir
 from stir_train.config.pipeline import STAGES, Stage, settings_as_json
 from stir_train.config.run import RunConfig
 from stir_train.errors import ArtifactError
+from stir_train.runtime.upstream import stages_left_out
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,8 @@ class PlannedStage:
 
     Attributes:
         name: The stage.
-        state: ``done``, ``unfinished``, ``to do``, ``to remake``, ``refused`` or ``off``.
-        work: What it does, with counts.
+        state: ``done``, ``unfinished``, ``to do``, ``to remake``, ``refused``, ``not made`` or ``off``.
+        work: What it does, with counts, or why it is not made.
         refusal: Why the run would stop here: the stage was begun with other settings.
     """
 
@@ -37,8 +38,15 @@ def plan_run(config: RunConfig, *, remade: Collection[str] = ()) -> list[Planned
         remade: Stages that are discarded first.
     """
     run_dir = RunDir(config.directory)
+    left_out = {
+        name: reason
+        for name, reason in stages_left_out(run_dir, config).items()
+        if name not in remade
+    }
     return [
-        _planned(stage, run_dir.stage(stage.name), config, is_remade=stage.name in remade)
+        PlannedStage(stage.name, "not made", left_out[stage.name])
+        if stage.name in left_out
+        else _planned(stage, run_dir.stage(stage.name), config, is_remade=stage.name in remade)
         for stage in STAGES
     ]
 

@@ -1,45 +1,109 @@
-"""What a person sees: progress with rate and time left on a terminal, plain lines elsewhere."""
+"""What a person sees: progress with speed and time left, on a terminal as a bar, elsewhere as plain lines."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    ProgressColumn,
-    Task,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.text import Text
 
-LINE_INTERVAL_SECONDS = 5.0
+FIRST_LINE_SECONDS, LINE_SECONDS, MOST_SECONDS = 2.0, 5.0, 60.0
+"""Until the first line, between lines at first, and between them once a stage has run for long."""
+BAR_SECONDS = 0.5
+TOKENS_BETWEEN_LOOKS = 64
+"""Tokens counted before the clock is looked at again."""
 LOG_WIDTH = 120
 
 
-class Advance(Protocol):
-    """Reports progress."""
-
-    def __call__(self, steps: int = 1, note: str = "") -> None:
-        """Advance by ``steps``; ``note`` is the figure worth seeing now."""
-        ...
+Interval = Callable[[float], float]
+"""Seconds to the next word, by the seconds so far."""
 
 
-class _Rate(ProgressColumn):
-    """Steps per second."""
+class Meter:
+    """How far a stage is, how fast, and how long it will take; tells its display now and then.
 
-    def render(self, task: Task) -> Text:
-        """Show the mean speed so far."""
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.1f}/s", style="cyan")
+    What is sampled counts before its row or chunk is done, so that a stage of few long chunks is seen to move.
+    """
+
+    def __init__(
+        self, total: int, show: Callable[[Meter], None], *, first_seconds: float, interval: Interval
+    ) -> None:
+        """Count up to ``total``; call ``show`` after ``first_seconds``, then at intervals, and at the end."""
+        self.done, self.total, self.note = 0, total, ""
+        self._show, self._interval, self._is_over = show, interval, False
+        self._finished_steps, self._finished_tokens, self._sampled_tokens = 0, 0, 0
+        self._began = time.monotonic()
+        self._due = self._began + first_seconds
+
+    def __call__(self, steps: int = 1, note: str = "", num_tokens: int = 0) -> None:
+        """Advance by ``steps``, which took ``num_tokens``; ``note`` is the figure worth seeing now."""
+        self.done += steps
+        self.note = note
+        if num_tokens:
+            self._finished_steps += steps
+            self._finished_tokens += num_tokens
+            self._sampled_tokens = 0
+        self._look()
+
+    def sampled(self) -> None:
+        """Count a token of what is not done yet."""
+        self._sampled_tokens += 1
+        if self._sampled_tokens % TOKENS_BETWEEN_LOOKS == 0:
+            self._look()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens so far, in this process."""
+        return self._finished_tokens + self._sampled_tokens
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By tokens where rows are done whose length is known, else by steps; None before any is done."""
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        if not self.done or self.done >= self.total:
+            return None
+        if self._finished_steps:
+            mean = self._finished_tokens / self._finished_steps
+            left = max(0.0, (self.total - self.done) * mean - self._sampled_tokens)
+            return left * seconds / self.num_tokens
+        return (self.total - self.done) * seconds / self.done
+
+    @property
+    def speed(self) -> str:
+        """Speed and time left in words."""
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        parts = [f"{self.done / seconds:.1f}/s"] if self.done else []
+        if self.num_tokens:
+            parts.append(f"{self.num_tokens:,} tokens, {self.num_tokens / seconds:,.0f}/s")
+        if self.seconds_left is not None:
+            parts.append(f"{duration(self.seconds_left)} left")
+        return ", ".join(parts)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        ends = self.done >= self.total and not self._is_over
+        if ends or now >= self._due:
+            self._is_over = self.done >= self.total
+            self._due = now + self._interval(now - self._began)
+            self._show(self)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: ``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def make_console(stream: TextIO | None = None) -> Console:
@@ -70,40 +134,55 @@ def caution(sentence: str) -> Text:
 
 
 @contextmanager
-def progress(console: Console, title: str, total: int, unit: str) -> Iterator[Advance]:
-    """Show a bar on a terminal; in a log file, a line every few seconds and one at the end."""
-    if console.is_terminal:
-        with Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=28),
-            MofNCompleteColumn(),
-            TextColumn(unit, markup=False),
-            _Rate(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            console=console,
-        ) as bar:
-            task = bar.add_task(title, total=total, note="")
+def progress(
+    console: Console,
+    title: str,
+    total: int,
+    unit: str,
+    *,
+    watch: Callable[[Meter], None] | None = None,
+) -> Iterator[Meter]:
+    """Show a bar on a terminal; in a log, a line within seconds, more and more seldom, and one at the end.
 
-            def advance(steps: int = 1, note: str = "") -> None:
-                bar.update(task, advance=steps, note=note)
+    Args:
+        console: Where.
+        title: What is under way.
+        total: When it is done.
+        unit: Of what is counted.
+        watch: Called with every word that is said, for those who look from elsewhere.
+    """
+    if not console.is_terminal:
 
-            yield advance
+        def line(meter: Meter) -> None:
+            said = f"{title}: {meter.done}/{total} {unit}, {meter.speed} {meter.note}"
+            console.print(said.rstrip())
+            sys.stderr.flush()
+            if watch is not None:
+                watch(meter)
+
+        yield Meter(total, line, first_seconds=FIRST_LINE_SECONDS, interval=_between_lines)
         return
-    start = last = time.monotonic()
-    done = 0
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn(unit, markup=False),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[speed]} {task.fields[note]}", markup=False),
+        console=console,
+    ) as bar:
+        task = bar.add_task(title, total=total, speed="", note="")
 
-    def advance_lines(steps: int = 1, note: str = "") -> None:
-        nonlocal done, last
-        done += steps
-        now = time.monotonic()
-        if done < total and now - last < LINE_INTERVAL_SECONDS:
-            return
-        last = now
-        rate = done / max(now - start, 1e-9)
-        left = f", {(total - done) / rate:.0f} s left" if done < total and rate > 0 else ""
-        console.print(f"{title}: {done}/{total} {unit}, {rate:.1f}/s{left} {note}".rstrip())
-        sys.stderr.flush()
+        def update(meter: Meter) -> None:
+            bar.update(task, completed=meter.done, speed=meter.speed, note=meter.note)
+            if watch is not None:
+                watch(meter)
 
-    yield advance_lines
+        meter = Meter(total, update, first_seconds=0.0, interval=lambda _seconds: BAR_SECONDS)
+        yield meter
+        update(meter)
+
+
+def _between_lines(seconds: float) -> float:
+    """A twentieth of the time so far, within bounds: a stage of hours does not fill its log."""
+    return min(MOST_SECONDS, max(LINE_SECONDS, seconds / 20))

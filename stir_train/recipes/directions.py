@@ -10,7 +10,6 @@ from stir_train.artifacts.run_dir import StageDir
 from stir_train.directions.gradients import GradientCost, GradientSettings, rollout_gradients
 from stir_train.distributed.leases import Note
 from stir_train.evals.tables import directions_table
-from stir_train.monitoring.console import progress
 from stir_train.runtime.chunk_scheduler import make_missing
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.runtime.direction_steps import (
@@ -44,7 +43,7 @@ def run(context: RunContext, stage: StageDir) -> Finish:
         if number > 1:
             job = sampling_job(context, stage, number)
             total = len(job.prompts) * job.num_samples
-            with progress(context.console, f"step {number}", total, "rollouts") as advance:
+            with context.progress(f"step {number}", total, "rollouts") as advance:
                 generate_jobs(context, stage, [job], advance)
         _differentiate(context, stage, step_files(context, stage, number))
         taken = number
@@ -63,7 +62,7 @@ def _differentiate(context: RunContext, stage: StageDir, step: StepFiles) -> Non
         return _make_chunk(context, stage, step, int(key.removeprefix(step.prefix)), acting)
 
     title = "directions" if step.number == 1 else f"directions {step.number}"
-    with progress(context.console, title, len(files), "chunks") as advance:
+    with context.progress(title, len(files), "chunks") as advance:
 
         def on_finished(key: str, note: Note) -> None:
             if note:

@@ -17,10 +17,10 @@ from stir_train.export.adapter import ADAPTER_DIRECTORY, PROBES_FILE, save_adapt
 from stir_train.export.verify import verify_adapter
 from stir_train.models.load import locate_model
 from stir_train.models.lora import Student, make_student, make_whole_student
-from stir_train.monitoring.console import progress
 from stir_train.monitoring.metrics import Pace
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.runtime.teaching import early_stopping, samples_of, student_batches
+from stir_train.runtime.upstream import students_taught
 from stir_train.stores.reports import load_record, save_record
 from stir_train.train.loop import FitPlan, FitResult, StepRecord, fit, warmup_then_cosine
 from stir_train.types.reports import StudentFigures
@@ -32,7 +32,11 @@ FIGURES_FILE = "figures.json"
 
 def run(context: RunContext, stage: StageDir) -> Finish:
     """Fine-tune LoRA on the chosen steered completions; export; verify in a fresh process."""
-    specs = plan_students(context.config.distill, lambda objective: samples_of(context, objective))
+    specs = plan_students(
+        context.config.distill,
+        students_taught(context.run_dir, context.config),
+        lambda objective: samples_of(context, objective),
+    )
     taught = [_teach(context, stage, spec) for spec in specs]
     return lambda: _finish(specs, taught)
 
@@ -80,7 +84,7 @@ def _fit(
     """Take the spec's steps, from the last checkpoint on if there is one."""
     config, name = context.config, spec.name or "student"
     label, pace = f"distill {spec.name}".rstrip(), Pace()
-    with progress(context.console, label, spec.num_steps, "steps") as advance:
+    with context.progress(label, spec.num_steps, "steps") as advance:
 
         def on_step(record: StepRecord) -> None:
             advance(1, f"loss {record.loss:.3f}")
@@ -162,12 +166,14 @@ def _export_and_verify(
 
 def _finish(specs: Sequence[StudentSpec], taught: Sequence[StudentFigures]) -> Outcome:
     own, *others = taught
-    summary = dataclasses.asdict(own)
-    for spec, figures in zip(specs[1:], others, strict=True):
-        summary |= {f"{spec.name}/{k}": v for k, v in dataclasses.asdict(figures).items()}
+    summary: dict[str, object] = {}
+    for spec, figures in zip(specs, taught, strict=True):
+        prefix = f"{spec.name}/" if spec.name else ""
+        summary |= {f"{prefix}{k}": v for k, v in dataclasses.asdict(figures).items()}
+    called = f"{specs[0].name}: " if specs[0].name else ""
     more = f"; also {', '.join(spec.name for spec in specs[1:])}" if others else ""
     return Outcome(
         summary,
-        f"{own.num_samples} samples, {own.num_steps} steps; reloaded in a fresh process: "
+        f"{called}{own.num_samples} samples, {own.num_steps} steps; reloaded in a fresh process: "
         f"{own.num_tensors} tensors, logits within {own.reload_difference:.1e} of the trainer's{more}",
     )

@@ -18,13 +18,12 @@ from stir_train.answering.methods import (
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.baselines.registry import load_baseline
 from stir_train.config.pipeline import stage as stage_of
-from stir_train.config.steering import SteeringConfig, VectorSteering, changed
+from stir_train.config.steering import NoSteering, SteeringConfig, VectorSteering, changed
 from stir_train.data.prompts import split_sha256
 from stir_train.errors import StageError
 from stir_train.evals.metrics import fed_prompts
 from stir_train.evals.retention import compare_students
 from stir_train.evals.sampled import compare_samples
-from stir_train.monitoring.console import progress
 from stir_train.runtime.abilities import missing_abilities
 from stir_train.runtime.answerers import baseline_answerer, plain_answerer, steered_answerer
 from stir_train.runtime.context import Finish, Outcome, RunContext
@@ -38,6 +37,7 @@ from stir_train.runtime.generation import (
 from stir_train.runtime.opening import open_test_split
 from stir_train.runtime.search import compare_in_run
 from stir_train.runtime.students import merge_students, student_answerer
+from stir_train.runtime.upstream import abstains, students_taught
 from stir_train.steering.controls import empty_basis, random_directions, shuffled_keys
 from stir_train.stores.reports import load_report
 from stir_train.stores.results import RESULTS_SCHEMA, save_results
@@ -86,13 +86,13 @@ def run(context: RunContext, stage: StageDir) -> Finish:
     others = context.out_of_domain  # may refuse its source, and then nothing was opened
     openings = int(context.world.on_main("open the test split", lambda: _open_test(context)))
     methods = build_methods(context)
-    if config.distill.enabled and config.model.sharding != "none":
+    if students_taught(context.run_dir, config) and config.model.sharding != "none":
         context.world.on_main("merge the students", lambda: merge_students(context))
     jobs = {method.name: _jobs(context, method, others) for method in methods}
     # Method by method: a student is loaded once.
-    everything = [job for asked in jobs.values() for job in asked.all]
+    everything = list({job.prefix: job for asked in jobs.values() for job in asked.all}.values())
     total = sum(len(job.prompts) * job.num_samples for job in everything)
-    with progress(context.console, "evaluate", total, "problems") as advance:
+    with context.progress("evaluate", total, "problems") as advance:
         generate_jobs(context, stage, everything, advance)
     return lambda: _finish(context, stage, methods, jobs, openings)
 
@@ -114,7 +114,7 @@ def build_methods(context: RunContext) -> list[Method]:
             _steered(context, PUBLISHED, published_rule(), "published defaults", basis=published)
         )
     methods.append(_steered(context, STEERED, choice, basis=basis))
-    if context.config.evaluate.controls:
+    if context.config.evaluate.controls and not isinstance(choice, NoSteering):
         methods += _controls(context, choice, basis)
     methods += [
         _steered(context, f"stir-{settings.mode}", settings, basis=basis)
@@ -124,6 +124,7 @@ def build_methods(context: RunContext) -> list[Method]:
     methods += [
         _steered(context, f"variant-{name}", varied, "tune, then changed", basis=basis)
         for name, varied in _variants(context, choice).items()
+        if varied != choice
     ]
     return [*methods, *_baselines(context), *_students(context)]
 
@@ -180,12 +181,12 @@ def _baselines(context: RunContext) -> list[Method]:
 
 def _students(context: RunContext) -> list[Method]:
     """The exported student and those trained beside it."""
-    if not context.config.distill.enabled:
-        return []
-    context.stage("distill").require_complete()
+    taught = students_taught(context.run_dir, context.config)
+    if taught:
+        context.stage("distill").require_complete()
     return [
         Method(student_label(name), student_answerer(context, name), "harvest", is_deployable=True)
-        for name in ("", *context.config.distill.also)
+        for name in taught
     ]
 
 
@@ -211,7 +212,7 @@ def _jobs(context: RunContext, method: Method, others: Mapping[str, list[Prompt]
         context.splits["test"],
         method.answerer,
         sampling_params(context, greedy=True),
-        prefix=f"{method.name}/",
+        prefix=f"{method.answered_as}/",
     )
     if not method.is_deployable:
         return Jobs(test, {}, None)
@@ -219,7 +220,7 @@ def _jobs(context: RunContext, method: Method, others: Mapping[str, list[Prompt]
         name: dataclasses.replace(
             test,
             prompts=prompts,
-            prefix=f"out-of-domain/{name}/{method.name}/",
+            prefix=f"out-of-domain/{name}/{method.answered_as}/",
             task=evaluate.out_of_domain[name].task,
         )
         for name, prompts in others.items()
@@ -230,7 +231,7 @@ def _jobs(context: RunContext, method: Method, others: Mapping[str, list[Prompt]
         test,
         sampling=sampling_params(context, greedy=False),
         num_samples=evaluate.num_samples,
-        prefix=f"sampled/{method.name}/",
+        prefix=f"sampled/{method.answered_as}/",
     )
     return Jobs(test, out_of_domain, sampled)
 
@@ -279,9 +280,14 @@ def _finish(
     named = {row.name: row for row in rows}
     greedy, steered = named[GREEDY].accuracy, named[STEERED].accuracy
     student = f", LoRA student {named[STUDENT].accuracy:.1%}" if STUDENT in named else ""
+    steered_part = (
+        "not steered, since tuning chose `none`"
+        if abstains(context.run_dir)
+        else f"steered {steered:.1%}"
+    )
     return Outcome(
         {"accuracy_greedy": greedy, "accuracy_stir": steered},
-        f"{len(test)} test problems: greedy {greedy:.1%}, steered {steered:.1%}{student}",
+        f"{len(test)} test problems: greedy {greedy:.1%}, {steered_part}{student}",
     )
 
 
@@ -289,13 +295,13 @@ def _compare_students(
     context: RunContext, answers: Mapping[str, list[GradedRollout]]
 ) -> list[StudentComparison]:
     """Retention of every student; beside plain rejection sampling where that was trained too."""
-    config = context.config.distill
-    if not config.enabled:
+    taught, also = students_taught(context.run_dir, context.config), context.config.distill.also
+    if not taught:
         return []
-    plain = [student_label(name) for name, other in config.also.items() if other.samples == "plain"]
+    plain = [student_label(name) for name, other in also.items() if other.samples == "plain"]
     return compare_students(
         answers,
-        [student_label(name) for name in ("", *config.also)],
+        [student_label(name) for name in taught],
         base=GREEDY,
         teacher=STEERED,
         other=plain[0] if plain else GREEDY,

@@ -10,12 +10,15 @@ from stir_train.config.load import dump_yaml
 from stir_train.config.pipeline import STAGES, stages_off
 from stir_train.evals.report import (
     PAGE,
+    Evaluation,
     ReportData,
     build_changes,
     build_examples,
     render_report,
 )
+from stir_train.evals.verdict import run_verdict
 from stir_train.runtime.context import Finish, Outcome, RunContext
+from stir_train.runtime.upstream import end_of_run, stages_left_out
 from stir_train.stores.reports import Record, load_report
 from stir_train.stores.results import load_results
 from stir_train.stores.rollouts import RolloutStore
@@ -29,33 +32,33 @@ from stir_train.types.results import TuneReport
 
 
 def run(context: RunContext, stage: StageDir) -> Finish:
-    """Write the report of a run whose evaluation is finished."""
+    """Write the report of a run whose evaluation is finished, or that ended before it."""
     return lambda: _write(context, stage)
 
 
 def _write(context: RunContext, stage: StageDir) -> Outcome:
-    evaluation = context.stage("evaluate")
-    rollouts = RolloutStore(evaluation)
-    greedy, steered = rollouts.read(GREEDY), rollouts.read(STEERED)
-    questions = {p.prompt_id: (p.question, p.answer) for p in context.splits["test"]}
-    wins, losses = build_examples(greedy, steered, questions, context.resources.described.decode)
-    decisions = rollouts.decisions(STEERED)
+    left_out = stages_left_out(context.run_dir, context.config)
     made = [found.name for found in STAGES if found.is_on(context.config)]
-    stages = [name for name in made if name != stage.name]
+    stages = [name for name in made if name != stage.name and name not in left_out]
+    end = end_of_run(context.run_dir, stages_off(context.config))
+    evaluation = _evaluation(context) if end is None else None
+    if evaluation is not None:
+        verdict = run_verdict(evaluation.results, evaluation.tune)
+    else:
+        assert end is not None, "what did not end early is evaluated"
+        verdict = [f"The run ended at {end.stage}: {end.reason}."]
     page = render_report(
         ReportData(
             title=context.config.name,
-            results=load_results(evaluation),
+            model=context.resources.described.identity.name,
+            task=context.config.task.name,
+            verdict=verdict,
+            evaluation=evaluation,
             directions=_read(context, "directions", DirectionsReport),
             basis=_read(context, "basis", BasisReport),
             validation=_read(context, "validate", ValidationReport),
             value=_read(context, "value", ValueReport),
-            tune=load_report(context.stage("tune"), TuneReport),
             summaries={name: context.stage(name).summary() for name in stages},
-            decisions=decisions,
-            changes=build_changes(greedy, steered, questions),
-            wins=wins,
-            losses=losses,
             lineage={name: context.stage(name).fingerprint() for name in stages},
             config=_settings(context, stages),
         )
@@ -73,8 +76,28 @@ def _settings(context: RunContext, stages: Sequence[str]) -> str:
     return dump_yaml(made | {name: context.stage(name).settings() for name in stages})
 
 
+def _evaluation(context: RunContext) -> Evaluation:
+    """Results, and what steering changed in the answers: nothing where the run abstains."""
+    stage = context.stage("evaluate")
+    results, rollouts = load_results(stage), RolloutStore(stage)
+    row = results.find(STEERED)
+    answered_as = GREEDY if row is not None and row.never_acts else STEERED
+    greedy, steered = rollouts.read(GREEDY), rollouts.read(answered_as)
+    questions = {p.prompt_id: (p.question, p.answer) for p in context.splits["test"]}
+    wins, losses = build_examples(greedy, steered, questions, context.resources.described.decode)
+    return Evaluation(
+        results=results,
+        tune=load_report(context.stage("tune"), TuneReport),
+        decisions=[] if answered_as == GREEDY else rollouts.decisions(STEERED),
+        changes=build_changes(greedy, steered, questions),
+        wins=wins,
+        losses=losses,
+    )
+
+
 def _read(context: RunContext, name: str, kind: type[Record]) -> Record | None:
     """A stage's report; None if the run leaves the stage out."""
-    if name in stages_off(context.config):
+    left_out = stages_left_out(context.run_dir, context.config)
+    if name in stages_off(context.config) or name in left_out:
         return None
     return load_report(context.stage(name), kind)

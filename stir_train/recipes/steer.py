@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from stir_train.artifacts.run_dir import StageDir
-from stir_train.monitoring.console import progress
 from stir_train.runtime.answerers import steered_answerer
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.runtime.generation import (
@@ -24,7 +23,7 @@ def run(context: RunContext, stage: StageDir) -> Finish:
         num_samples=context.config.distill.num_samples,
     )
     total = len(job.prompts) * job.num_samples
-    with progress(context.console, "steered rollouts", total, "rollouts") as advance:
+    with context.progress("steered rollouts", total, "rollouts") as advance:
         generate_jobs(context, stage, [job], advance)
 
     def finish() -> Outcome:

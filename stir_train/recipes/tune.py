@@ -11,6 +11,8 @@ from stir_train.directions.grid import vector_grid
 from stir_train.errors import StageError
 from stir_train.evals.choice import choose
 from stir_train.evals.halving import Candidate, split_by_halving
+from stir_train.evals.verdict import describe_abstention
+from stir_train.monitoring.console import caution
 from stir_train.runtime.answerers import plain_answerer, steered_answerer, with_depth
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.runtime.generation import GenerationJob, load_answers, sampling_params
@@ -99,7 +101,10 @@ def _finish(context: RunContext, stage: StageDir, trials: Sequence[SteeringTrial
         with_depth(NoSteering.like(config.steering), config),
         max_accuracy_loss=config.tune.max_accuracy_loss,
     )
-    save_report(stage, TuneReport(chosen, num_problems, tuple(trials)))
+    report = TuneReport(chosen, num_problems, tuple(trials))
+    save_report(stage, report)
+    if report.abstains:
+        context.console.print(caution(describe_abstention(report)), soft_wrap=True)
     for trial in trials:
         figure = {f"{settings_label(trial.settings)}/utility": trial.metrics.utility}
         context.metrics.log("tune", figure)

@@ -30,7 +30,7 @@ from stir_train.config.steering import ValueSteering
 from stir_train.distributed.leases import Note
 from stir_train.generation.backend import ControlSpec
 from stir_train.models.value_head import ValueHead
-from stir_train.monitoring.console import Advance, caution, progress
+from stir_train.monitoring.console import Meter, caution
 from stir_train.runtime.answerers import plain_answerer, utility_of
 from stir_train.runtime.chunk_scheduler import make_missing
 from stir_train.runtime.context import Finish, Outcome, RunContext
@@ -139,7 +139,7 @@ def _run_trials(validation: _Validation) -> list[Intervention]:
     injections = [
         Injection(block, strength) for block in validation.blocks for strength in config.strengths
     ]
-    with progress(context.console, "validate", total, "replays") as advance:
+    with context.progress("validate", total, "replays") as advance:
         generate_jobs(context, validation.stage, [greedy], advance)
         data = InterventionStore(validation.stage).read(0)
         for number in range(config.num_rounds):
@@ -196,7 +196,7 @@ def _better_injections(
     data: InterventionData,
     controllers: tuple[Sequence[Injection], Mapping[int, ValueHead]],
     number: int,
-    advance: Advance,
+    advance: Meter,
 ) -> list[Injection]:
     """Let every injection's controller answer harvest problems; keep those of the better half of blocks.
 
@@ -285,7 +285,7 @@ def _plan_round(
 
 
 def _make_round(
-    validation: _Validation, data: InterventionData, number: int, advance: Advance
+    validation: _Validation, data: InterventionData, number: int, advance: Meter
 ) -> None:
     """Generate the trials of a round chunk by chunk, together with the other ranks."""
     context, plans = validation.context, InterventionStore(validation.stage).plan(number)

@@ -9,7 +9,7 @@ import torch
 
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.models.value_head import ValueHead
-from stir_train.monitoring.console import Advance, progress
+from stir_train.monitoring.console import Meter
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.stores.interventions import InterventionData, InterventionStore
 from stir_train.stores.reports import save_report
@@ -43,9 +43,7 @@ def run(context: RunContext, stage: StageDir) -> Finish:
     reports: dict[int, HeadReport] = {}
     heads: dict[int, ValueHead] = {}
     blocks = head_data.observed.states.blocks
-    with progress(
-        context.console, "value head", len(blocks) * config.value.num_steps, "steps"
-    ) as advance:
+    with context.progress("value head", len(blocks) * config.value.num_steps, "steps") as advance:
         for block in blocks:
             heads[block], reports[block] = _train(context, stage, (head_data, data), block, advance)
     return lambda: _finish(context, stage, heads, reports)
@@ -56,7 +54,7 @@ def _train(
     stage: StageDir,
     source: tuple[HeadData, InterventionData | None],
     block: int,
-    advance: Advance,
+    advance: Meter,
 ) -> tuple[ValueHead, HeadReport]:
     """A block's head, and how well it does on problems that it did not learn from. Collective."""
     config, (head_data, data) = context.config, source

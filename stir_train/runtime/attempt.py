@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
+import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -15,6 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 from stir_train.artifacts.atomic import write_json, write_text
+from stir_train.artifacts.attempts import ProcessRecord, save_process
 from stir_train.artifacts.run_dir import CONFIG_FILE, FAILURE_FILE, METRICS_FILE, RunDir
 from stir_train.config.base import imported_by
 from stir_train.config.import_path import load_object
@@ -138,10 +143,21 @@ def _open_attempt(
     stack.enter_context(run_dir.locked(shared=is_worker))
     attempt = run_dir.new_attempt()
     write_json(attempt / "provenance.json", provenance(argv))
+    stack.callback(_note_end, attempt, _note_begin(attempt))
     write_text(attempt / CONFIG_FILE, dump_config(config))
     if not (run_dir.path / CONFIG_FILE).is_file():  # later ones replace it once a stage takes them
         write_text(run_dir.path / CONFIG_FILE, dump_config(config))
     return str(attempt.relative_to(run_dir.path))
+
+
+def _note_begin(attempt: Path) -> ProcessRecord:
+    process = ProcessRecord(socket.gethostname(), os.getpid(), time.time())
+    save_process(attempt, process)
+    return process
+
+
+def _note_end(attempt: Path, process: ProcessRecord) -> None:
+    save_process(attempt, dataclasses.replace(process, ended_at=time.time()))
 
 
 def _metrics(

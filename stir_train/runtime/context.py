@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from stir_train.artifacts.attempts import ProgressRecord, save_progress
 from stir_train.artifacts.run_dir import RunDir, StageDir
 from stir_train.config.inputs import SplitName
 from stir_train.config.pipeline import stage as stage_of
@@ -26,6 +29,7 @@ from stir_train.data.prompts import (
 )
 from stir_train.distributed.model_parallel import ModelParallelGroup
 from stir_train.distributed.world import World
+from stir_train.monitoring.console import LINE_SECONDS, Meter, progress
 from stir_train.monitoring.metrics import Metrics
 from stir_train.runtime.problems import read_problems
 from stir_train.runtime.resources import Resources
@@ -135,6 +139,25 @@ class RunContext:
         """
         self.require_settings_of_rollouts()
         return SteeringArtifacts(SteeringStore(self.run_dir, self.resources.described.identity))
+
+    @contextmanager
+    def progress(self, title: str, total: int, unit: str) -> Iterator[Meter]:
+        """Show how far work is, here and to `stir-train status`; arguments as `monitoring.console.progress`."""
+        said = 0.0
+
+        def note(meter: Meter) -> None:
+            nonlocal said
+            now = time.time()
+            if now - said < LINE_SECONDS and meter.done < total:
+                return
+            said = now
+            save_progress(
+                self.attempt, ProgressRecord(title, meter.done, total, unit, meter.speed, now)
+            )
+
+        watch = note if self.world.is_main else None
+        with progress(self.console, title, total, unit, watch=watch) as meter:
+            yield meter
 
     def stage(self, name: str) -> StageDir:
         """A stage's directory."""

@@ -32,22 +32,23 @@ from stir_train.monitoring.console import caution, good
 from stir_train.runtime.abilities import require_backend
 from stir_train.runtime.context import PROBLEMS_FILE, Finish, Outcome, RunContext
 from stir_train.runtime.early_checks import require_feasible, warn_of_stop_tokens
-from stir_train.runtime.upstream import end_of_run
+from stir_train.runtime.upstream import end_of_run, sources_of, stages_left_out
 
 
 def run_stages(context: RunContext, names: Sequence[str], *, redo: bool) -> str | None:
     """Run the named stages in pipeline order; with ``redo`` they and all later ones are remade.
 
-    Where a finished stage found that nothing after it can be made, the console says why, and the rest
-    is left out.
+    Where a finished stage found that nothing after it can be made but the report, or tuning chose not to
+    steer, the console says why, and the stages without work are left out.
 
     Returns:
         Why the rest was left out, if it was.
 
     Raises:
         StirError: If one of them needs what the run's backend lacks, would be refused for its settings,
-            model or problems, or the stage to be remade is off; then nothing is made or discarded.
+            model or problems, or the stage to be remade is off or left out; then nothing is made or discarded.
     """
+    told: set[str] = set()
     wanted = [stage for stage in STAGES if stage.name in names]
     require_backend(context.config, [s.name for s in wanted if s.is_on(context.config)])
     remade = stages_from(wanted[0].name) if redo else ()
@@ -59,12 +60,13 @@ def run_stages(context: RunContext, names: Sequence[str], *, redo: bool) -> str 
         _discard(context, wanted[0])
     checked = {stage.name for stage in wanted}
     for stage in wanted:
-        reason = _ended_before(context, stage)
+        reason = stages_left_out(context.run_dir, context.config).get(stage.name)
         if reason is not None:
-            context.console.print(caution(reason))
-            return reason
-        if stage.is_on(context.config):
-            upstream = set(_upstream_of(stage.name, context.config)) - checked
+            if reason not in told and stage.is_on(context.config):
+                context.console.print(caution(reason), soft_wrap=True)
+                told.add(reason)
+        elif stage.is_on(context.config):
+            upstream = set(_upstream_of(context, stage.name)) - checked
             context.world.on_main(
                 f"check upstream of {stage.name}",
                 partial(require_as_configured, context, upstream),
@@ -74,7 +76,8 @@ def run_stages(context: RunContext, names: Sequence[str], *, redo: bool) -> str 
         elif len(wanted) == 1:
             asked = f"{stage.name}: off, since nothing in this configuration asks for it"
             context.console.print(caution(asked))
-    return None
+    end = end_of_run(context.run_dir, stages_off(context.config))
+    return None if end is None else end.reason
 
 
 def run_stage(context: RunContext, stage: Stage) -> None:
@@ -83,7 +86,7 @@ def run_stage(context: RunContext, stage: Stage) -> None:
         context,
         stage.name,
         stage.settings(context.config),
-        reads=stage.sources(context.config),
+        reads=sources_of(stage, context.run_dir, context.config),
         splits=stage.splits,
         decodes=stage.decodes,
     )
@@ -140,19 +143,20 @@ def require_as_configured(context: RunContext, names: Collection[str]) -> None:
         ArtifactError: Naming what differs, or is damaged.
     """
     for stage in (stage for stage in STAGES if stage.name in names):
-        directory, reads = context.stage(stage.name), stage.sources(context.config)
+        directory = context.stage(stage.name)
+        reads = sources_of(stage, context.run_dir, context.config)
         require_whole(directory)
         directory.require_inputs(
             _inputs(context, stage.settings(context.config), reads, stage.splits)
         )
 
 
-def _upstream_of(name: str, config: RunConfig) -> tuple[str, ...]:
+def _upstream_of(context: RunContext, name: str) -> tuple[str, ...]:
     """The stages that a stage is made from, and those that they are made from, in pipeline order."""
     found: set[str] = set()
     left = [name]
     while left:
-        new = set(stage_named(left.pop()).sources(config)) - found
+        new = set(sources_of(stage_named(left.pop()), context.run_dir, context.config)) - found
         found |= new
         left += new
     return tuple(other for other in STAGE_NAMES if other in found)
@@ -223,14 +227,6 @@ def _finish(context: RunContext, directory: StageDir, outcome: Outcome) -> None:
     context.console.print(good(f"{directory.name}: {outcome.sentence}"))
 
 
-def _ended_before(context: RunContext, stage: Stage) -> str | None:
-    """Why this stage cannot be made, if one before it found so."""
-    end = end_of_run(context.run_dir, stages_off(context.config))
-    if end is None or STAGE_NAMES.index(end.stage) >= STAGE_NAMES.index(stage.name):
-        return None
-    return end.reason
-
-
 def _discard(context: RunContext, first: Stage) -> None:
     """Discard a stage and those after it, once all that could be refused afterwards has been read."""
     if not first.is_on(context.config):
@@ -238,12 +234,15 @@ def _discard(context: RunContext, first: Stage) -> None:
             f"{first.name}: off, since nothing in this configuration asks for it; --redo would discard "
             "the stages after it and remake nothing in its place"
         )
+    reason = stages_left_out(context.run_dir, context.config).get(first.name)
+    if reason is not None:
+        raise StageError(f"{first.name}: there is nothing to remake. {reason}")
 
     def resolve() -> None:
         _ = context.resources.described, context.splits
         if first is not STAGES[0]:
             context.require_settings_of_rollouts()
-        require_as_configured(context, _upstream_of(first.name, context.config))
+        require_as_configured(context, _upstream_of(context, first.name))
 
     context.world.on_main("resolve", resolve)
     context.world.on_main("redo", lambda: context.run_dir.discard(stages_from(first.name)))

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from stir_train.answering.interface import Answerer
+from stir_train.answering.model import ModelAnswerer
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.config.inputs import TaskConfig
 from stir_train.data.grading import reward
 from stir_train.distributed.leases import Note
 from stir_train.errors import ArtifactError
-from stir_train.generation.backend import SamplingParams, require_abilities
+from stir_train.generation.backend import Ability, SamplingParams, require_abilities
 from stir_train.generation.open import abilities_of
-from stir_train.monitoring.console import Advance
+from stir_train.monitoring.console import Meter
 from stir_train.monitoring.metrics import Pace
 from stir_train.runtime.chunk_scheduler import make_missing
 from stir_train.runtime.context import RunContext
@@ -25,6 +26,7 @@ from stir_train.stores.rollouts import (
     save_rollouts,
 )
 from stir_train.stores.states import save_states
+from stir_train.types.answers import Answers
 from stir_train.types.rollout import GradedRollout, Prompt, Rollout
 from stir_train.types.steering import SteeringDecision
 
@@ -78,7 +80,7 @@ def prompts_per_chunk(context: RunContext, job: GenerationJob) -> int:
 
 
 def generate_jobs(
-    context: RunContext, stage: StageDir, jobs: Sequence[GenerationJob], advance: Advance
+    context: RunContext, stage: StageDir, jobs: Sequence[GenerationJob], advance: Meter
 ) -> None:
     """Make every chunk of the jobs that is not there yet, together with the other ranks.
 
@@ -98,7 +100,7 @@ def generate_jobs(
 
     def make(key: str) -> Note:
         job, chunk = chunks[key]
-        return _generate_chunk(context, stage, job, chunk)
+        return _generate_chunk(context, stage, job, chunk, advance)
 
     def on_finished(key: str, note: Note) -> None:
         nonlocal left
@@ -116,7 +118,10 @@ def generate_jobs(
             "eta_seconds": pace.eta_seconds(left),
         }
         context.metrics.log(stage.name, figures, step=chunk)
-        advance(num_completions, f"correct {note['correct_rate']:.0%}")
+        said = f"correct {note['correct_rate']:.0%}"
+        if note["truncated_rate"]:
+            said += f", cut off {note['truncated_rate']:.0%}"
+        advance(num_completions, said, int(note["tokens"]))
 
     # A sharded model is loaded by all ranks at once, and only one is run at a time.
     for _, some in groupby(chunks.items(), key=lambda item: item[1][0].answerer.model):
@@ -149,11 +154,11 @@ def load_answers(context: RunContext, stage: StageDir, job: GenerationJob) -> li
 
 
 def _generate_chunk(
-    context: RunContext, stage: StageDir, job: GenerationJob, chunk: int
+    context: RunContext, stage: StageDir, job: GenerationJob, chunk: int, advance: Meter
 ) -> dict[str, float]:
     """Answer, grade and save one chunk; return its figures."""
     prompts = prompts_of_chunk(context, job, chunk)
-    made = job.answerer.answer(prompts, num_samples=job.num_samples, sampling=job.sampling)
+    made = _answer(context, job, prompts, advance)
     name = f"{stage.name}/{job.prefix}{chunk:05d}"
     if not context.is_mine_to_write(name, [r.token_ids for r in made.rollouts]):
         return {}
@@ -182,6 +187,22 @@ def _generate_chunk(
     if made.decisions:
         figures |= decision_figures(made.decisions)
     return figures
+
+
+def _answer(
+    context: RunContext, job: GenerationJob, prompts: Sequence[Prompt], advance: Meter
+) -> Answers:
+    """Answer, counting tokens as they are sampled where backend and answerer let them be heard."""
+    answerer, sampling = job.answerer, job.sampling
+    hears = Ability.STREAM in abilities_of(context.config.generation.backend)
+    if not (hears and isinstance(answerer, ModelAnswerer)):
+        return answerer.answer(prompts, num_samples=job.num_samples, sampling=sampling)
+    return answerer.answer(
+        prompts,
+        num_samples=job.num_samples,
+        sampling=sampling,
+        listener=lambda _request, _token: advance.sampled(),
+    )
 
 
 def decision_figures(decisions: Sequence[SteeringDecision]) -> dict[str, float]:

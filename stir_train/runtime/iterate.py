@@ -22,7 +22,6 @@ from stir_train.data.prompts import split_sha256
 from stir_train.distributed.world import World, open_world
 from stir_train.errors import ConfigError
 from stir_train.models.load import load_model
-from stir_train.monitoring.console import progress
 from stir_train.runtime.abilities import require_backend
 from stir_train.runtime.answerers import other_model_answerer, plain_answerer
 from stir_train.runtime.attempt import enter_run
@@ -37,6 +36,7 @@ from stir_train.runtime.generation import (
 from stir_train.runtime.opening import open_test_split
 from stir_train.runtime.search import compare_in_run
 from stir_train.runtime.students import merge_adapter
+from stir_train.runtime.upstream import WHY, students_taught
 from stir_train.stores.results import RESULTS_SCHEMA, save_results
 from stir_train.stores.rollouts import RolloutStore
 from stir_train.types.results import MethodRow, Results
@@ -123,6 +123,9 @@ def _make_generation(
         if run_stages(inner, UP_TO_STUDENT[1:], redo=False) is not None:
             context.console.print(f"generation {generation}: ended without a student")
             return False
+        if "" not in students_taught(inner.run_dir, config):
+            context.console.print(f"generation {generation}: {WHY}: no student is taught by it")
+            return False
         target = merged_student(context.config, generation)
         world.on_main("merge", lambda: merge_adapter(inner, target))
     return True
@@ -170,7 +173,7 @@ def _answers(context: RunContext, split: SplitName, generation: int) -> list[Gra
     stage = begin(context, name, settings, splits=(split,))
     if stage is not None:
         title = f"{split} split, generation {generation}"
-        with progress(context.console, title, len(job.prompts), "problems") as advance:
+        with context.progress(title, len(job.prompts), "problems") as advance:
             generate_jobs(context, stage, [job], advance)
         finish(context, stage, lambda: Outcome({"num_items": len(job.prompts)}, title))
     return load_answers(context, context.stage(name), job)

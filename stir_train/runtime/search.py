@@ -8,7 +8,6 @@ from stir_train.answering.interface import Answerer
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.evals.halving import Candidate, Outcome, successive_halving
 from stir_train.evals.metrics import compare_to_baseline, mean_utility
-from stir_train.monitoring.console import progress
 from stir_train.runtime.answerers import utility_of
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import (
@@ -52,7 +51,7 @@ def search_by_halving(
         jobs = [*(beside if num_parts == 1 else ()), *jobs]
         total = sum(len(job.prompts) for job in jobs)
         title = f"{stage.name} {num_parts}/{len(parts)}" if len(parts) > 1 else stage.name
-        with progress(context.console, title, total, "problems") as advance:
+        with context.progress(title, total, "problems") as advance:
             generate_jobs(context, stage, jobs, advance)
         utility = utility_of(context.config)
 

@@ -18,6 +18,7 @@ from stir_train.models.load import LoadedModel, load_model, unsharded
 from stir_train.models.lora import load_adapter
 from stir_train.runtime.answerers import other_model_answerer
 from stir_train.runtime.context import RunContext
+from stir_train.runtime.upstream import students_taught
 from stir_train.stores.reports import load_record
 
 MERGED_FILE = "merged-from.json"
@@ -46,7 +47,7 @@ def student_answerer(context: RunContext, name: str = "") -> ModelAnswerer:
 
 def merge_students(context: RunContext) -> None:
     """Fold each adapter into its base, once, in this process's own memory."""
-    for name in ("", *context.config.distill.also):
+    for name in students_taught(context.run_dir, context.config):
         merge_adapter(context, _merged(context, name), prefix=student_prefix(name))
 
 

@@ -1,4 +1,8 @@
-"""What lies before a stage in its run: sources that it lacks, or a finding that ended the run. Torch-free."""
+"""What lies before a stage in its run: sources that it lacks, or a finding that leaves it no work. Torch-free.
+
+Tuning that chose `none` leaves out steered rollouts and the students that would learn from them; a stage that
+ends the run leaves out all after it but the report, which says why.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from stir_train.artifacts.run_dir import RunDir
-from stir_train.config.pipeline import STAGE_NAMES, STAGES, stages_off
+from stir_train.config.pipeline import STAGE_NAMES, STAGES, Stage, stage, stages_from, stages_off
 from stir_train.config.run import RunConfig
+
+WHY = "tuning chose `none`, so the run abstains from steering"
+PLAIN_INSTEAD = (
+    "distill.objective.samples=plain trains a student on the base's own right and short answers"
+)
 
 
 @dataclass(frozen=True)
@@ -26,10 +35,52 @@ class End:
 def end_of_run(run_dir: RunDir, off: Collection[str]) -> End | None:
     """The first finished stage, of those that are not off, after which nothing can be made."""
     for name in STAGE_NAMES:
-        stage = run_dir.stage(name)
-        if name not in off and stage.is_complete and (reason := stage.ends_run()) is not None:
+        made = run_dir.stage(name)
+        if name not in off and made.is_complete and (reason := made.ends_run()) is not None:
             return End(name, reason)
     return None
+
+
+def abstains(run_dir: RunDir) -> bool:
+    """Whether tuning is finished and chose not to steer."""
+    tune = run_dir.stage("tune")
+    return tune.is_complete and tune.summary()["mode"] == "none"
+
+
+def students_taught(run_dir: RunDir, config: RunConfig) -> tuple[str, ...]:
+    """Names of the students that a run trains, the exported one, which has none, first.
+
+    Where the run abstains, those that would learn from steered answers are left out.
+    """
+    if not config.distill.enabled:
+        return ()
+    asked = {"": config.distill.objective, **config.distill.also}
+    has_teacher = not abstains(run_dir)
+    return tuple(
+        name for name, objective in asked.items() if has_teacher or objective.samples == "plain"
+    )
+
+
+def stages_left_out(run_dir: RunDir, config: RunConfig) -> dict[str, str]:
+    """The stages that are on and that a run leaves out for what it found, with the reason."""
+    end = end_of_run(run_dir, stages_off(config))
+    if end is not None:
+        after = stages_from(end.stage)[1:-1]
+        return {name: end.reason for name in after if stage(name).is_on(config)}
+    if not config.distill.enabled or not abstains(run_dir):
+        return {}
+    skipped = {"steer": f"steer: skipped: {WHY}"}
+    if not students_taught(run_dir, config):
+        skipped["distill"] = (
+            f"distill: skipped: {WHY}, and there is nothing to distil; {PLAIN_INSTEAD}"
+        )
+    return skipped
+
+
+def sources_of(found: Stage, run_dir: RunDir, config: RunConfig) -> list[str]:
+    """The stages that a stage reads in a run, without those that the run leaves out."""
+    left_out = stages_left_out(run_dir, config)
+    return [name for name in found.sources(config) if name not in left_out]
 
 
 def require_sources(config: RunConfig, names: Collection[str]) -> None:
@@ -43,8 +94,9 @@ def require_sources(config: RunConfig, names: Collection[str]) -> None:
     run_dir = RunDir(config.directory)
     if end_of_run(run_dir, stages_off(config)) is not None:
         return
-    for stage in STAGES:
-        if stage.name in names and stage.is_on(config):
-            for source in stage.sources(config):
+    left_out = stages_left_out(run_dir, config)
+    for wanted in STAGES:
+        if wanted.name in names and wanted.is_on(config) and wanted.name not in left_out:
+            for source in sources_of(wanted, run_dir, config):
                 if source not in names:
                     run_dir.stage(source).require_complete()

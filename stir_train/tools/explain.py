@@ -15,6 +15,7 @@ from rich.table import Table
 from stir_train.artifacts.run_dir import RunDir
 from stir_train.errors import ArtifactError
 from stir_train.evals.phrases import PhraseChange, examples_of, phrase_changes
+from stir_train.stores.results import load_run_results
 from stir_train.stores.rollouts import RolloutStore
 from stir_train.types.rollout import GradedRollout
 
@@ -41,8 +42,13 @@ def explain_run(run: Path, *, method: str, than: str, max_phrases: int) -> Expla
     Raises:
         ArtifactError: If the run's evaluation is not finished or damaged, or has no such method.
     """
-    if not run.is_dir():
-        raise ArtifactError(f"{run} is no run directory")
+    for name in (method, than):
+        row = load_run_results(run, "evaluate").find(name)
+        if row is not None and row.never_acts:
+            raise ArtifactError(
+                f"{run}: {name} never acts, since tuning chose `none`: its answers are greedy decoding's, "
+                "and there is nothing to explain"
+            )
     store = RolloutStore(RunDir(run).stage("evaluate")).require_complete()
     methods = [name for name in store.sets() if "/" not in name]
     for name in (method, than):

@@ -6,28 +6,24 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
-from jaxtyping import Float
-from torch import Tensor
-
 from stir_train.answering.methods import GREEDY, STEERED, STUDENT
 from stir_train.artifacts.atomic import write_text
 from stir_train.config.learning import ObjectiveConfig
 from stir_train.config.pipeline import stage
-from stir_train.config.steering import StaticSteering, VectorSteering
+from stir_train.config.steering import VectorSteering
 from stir_train.errors import ArtifactError
 from stir_train.export.adapter import ADAPTER_FILES, adapter_of, save_merged
-from stir_train.export.card import Card, render_card
+from stir_train.export.card import Card, VectorCard, hub_id, render_card, render_vector_card
 from stir_train.export.vector import save_gguf_vector, save_lm_eval_vector
-from stir_train.models.load import load_model, unsharded
+from stir_train.models.load import load_model, locate_model, unsharded
 from stir_train.models.public_name import public_name
 from stir_train.monitoring.console import good
 from stir_train.runtime.context import RunContext
-from stir_train.steering.static import mean_direction
-from stir_train.stores.reports import load_report
+from stir_train.runtime.upstream import abstains, stages_left_out
 from stir_train.stores.results import load_results
 from stir_train.tools.verify import run_verify
 from stir_train.types.directions import estimated_at
-from stir_train.types.results import TuneReport
+from stir_train.types.results import MethodMetrics
 
 Format = Literal["lora", "merged", "gguf", "lm-eval"]
 CARD_FILE, GGUF_FILE, LM_EVAL_FILE = "README.md", "control-vector.gguf", "steer.pt"
@@ -45,10 +41,10 @@ MADE_BY = (
 
 
 def run_export(context: RunContext, target: Path, *, form: Format) -> None:
-    """Write the adapter (verified again), its merged weights, or the static mean vector.
+    """Write the adapter (verified again), its merged weights, or the chosen vector.
 
     Raises:
-        ArtifactError: If the target holds files already.
+        ArtifactError: If the target holds files already, or the run has nothing that the format can hold.
     """
     if target.exists() and any(target.iterdir()):
         raise ArtifactError(f"{target} is not empty; choose another directory with --to")
@@ -80,17 +76,22 @@ def _export_student(context: RunContext, target: Path, *, merged: bool) -> str:
 
 def _card(context: RunContext, *, merged: bool) -> Card:
     figures = context.stage("distill").summary()
-    config = context.config
-    made = [name for name in MADE_BY if stage(name).is_on(config)]
+    config, left_out = context.config, stages_left_out(context.run_dir, context.config)
+    made = [name for name in MADE_BY if stage(name).is_on(config) and name not in left_out]
     lineage = {name: context.stage(name).fingerprint() for name in made}
     evaluation = context.stage("evaluate")
     results = load_results(evaluation) if evaluation.is_complete else None
     rows = [] if results is None else [row.metrics for row in results.methods]
-    shown = [row for row in rows if row.name in (GREEDY, STEERED, STUDENT)]
+    is_plain = abstains(context.run_dir)
+    named = (GREEDY, STUDENT) if is_plain else (GREEDY, STEERED, STUDENT)
+    shown = [row for row in rows if row.name in named]
     return Card(
         name=config.name,
         base_model=public_name(config.model.name),
+        hub_id=hub_id(config.model),
         task=config.task.name,
+        samples=config.distill.objective.samples,
+        abstains=is_plain,
         merged=merged,
         objective=_in_words(config.distill.objective),
         num_samples=figures["num_samples"],
@@ -114,55 +115,75 @@ def _in_words(objective: ObjectiveConfig) -> str:
 
 
 def _export_vector(context: RunContext, target: Path, form: Format) -> str:
-    vector, block, what = _vector(context)
-    target.mkdir(parents=True, exist_ok=True)
-    context.console.print(f"  after block {block}, added at every token: {what}")
-    if form == "gguf":
-        save_gguf_vector(context.resources.loaded, vector, block, target / GGUF_FILE)
-        return f"llama-cli --control-vector-scaled {target / GGUF_FILE} 1"
-    save_lm_eval_vector(context.resources.loaded, vector, block, target / LM_EVAL_FILE)
-    model = context.config.model.name
-    return f"lm_eval --model steered --model_args pretrained={model},steer_path={target / LM_EVAL_FILE}"
-
-
-def _vector(context: RunContext) -> tuple[Float[Tensor, "D"], int, str]:
-    """A vector, its block, and what it is: the chosen one, or the static control.
-
-    Raises:
-        ArtifactError: If there is none that acts at every token.
-    """
-    choice = context.steering.choice()
-    if isinstance(choice, VectorSteering):
-        return *_chosen_vector(context, choice), "the chosen controller itself"
-    if not context.config.needs_basis:
-        raise ArtifactError(f"tuning chose {choice.mode!r}: there is no vector to export")
-    settings = _static_settings(context)
-    block = context.resources.block_at(settings.depth or context.config.harvest.depths[0])
-    vector = settings.strength * mean_direction(context.steering.basis(), block)
-    if not bool(vector.any()):
-        raise ArtifactError(
-            f"the basis has no correction in block {block}: there is no mean vector"
-        )
-    what = f"a static vector of strength {settings.strength:g}"
-    return vector, block, f"{what}, the control `stir-static`, not the controller"
-
-
-def _chosen_vector(context: RunContext, choice: VectorSteering) -> tuple[Float[Tensor, "D"], int]:
-    """The vector of a choice that the other tool can apply, times its strength."""
-    if len(choice.actions) != 1 or choice.actions[0].place != "every_token":
-        places = ", ".join(action.place for action in choice.actions)
-        raise ArtifactError(
-            f"the chosen vectors act at {places}; gguf and lm-eval add one vector at every token. Tune "
-            "with tune.vectors={every_token: [...]} alone to export what was measured"
-        )
+    choice, row = _measured_at_every_token(context)
     (action,) = choice.actions
     block = context.resources.block_at(action.depth)
     direction = context.steering.directions().vector(block, estimated_at(action.place))
-    return action.strength * direction, block
+    vector = action.strength * direction
+    target.mkdir(parents=True, exist_ok=True)
+    context.console.print(
+        f"  after block {block}, added at every token: the chosen controller itself"
+    )
+    card = _vector_card(context, row, block)
+    if form == "gguf":
+        save_gguf_vector(
+            context.resources.loaded, vector, block, target / GGUF_FILE, description=card.measured
+        )
+        how = f"llama-cli --control-vector-scaled {target / GGUF_FILE} 1"
+    else:
+        save_lm_eval_vector(context.resources.loaded, vector, block, target / LM_EVAL_FILE)
+        how = (
+            f"lm_eval --model steered --model_args pretrained={_found_at(context)},"
+            f"steer_path={target / LM_EVAL_FILE}"
+        )
+    write_text(target / CARD_FILE, render_vector_card(card))
+    return how
 
 
-def _static_settings(context: RunContext) -> StaticSteering:
-    """The static setting that did best on the tune split; the chosen one's place if none was tried."""
-    best = load_report(context.stage("tune"), TuneReport).best_of_each_mode()
-    tried = [tried for tried in best if isinstance(tried, StaticSteering)]
-    return tried[0] if tried else StaticSteering.like(context.steering.choice())
+def _measured_at_every_token(context: RunContext) -> tuple[VectorSteering, MethodMetrics]:
+    """The choice and what it was measured to do, as the other tools would apply it.
+
+    Raises:
+        ArtifactError: If the choice is another kind of controller, acts elsewhere, or was not evaluated.
+    """
+    choice = context.steering.choice()
+    only = "gguf and lm-eval hold one vector, added at every token, and only what was measured so is exported"
+    tune_so = (
+        "tune.modes=[vector] with tune.vectors={every_token: [...]} alone tunes and measures one"
+    )
+    if not isinstance(choice, VectorSteering):
+        raise ArtifactError(f"{only}: tuning chose {choice.mode!r}. {tune_so}")
+    if len(choice.actions) != 1 or choice.actions[0].place != "every_token":
+        places = ", ".join(action.place for action in choice.actions)
+        raise ArtifactError(f"{only}: the chosen vectors act at {places}. {tune_so}")
+    evaluation = context.stage("evaluate")
+    if not evaluation.is_complete:
+        raise ArtifactError(f"{only}: the run is not evaluated yet; run its evaluate stage first")
+    row = load_results(evaluation).find(STEERED)
+    assert row is not None, "every evaluation has the chosen controller"
+    assert row.steering == choice, "the evaluation is of the frozen choice"
+    return choice, row.metrics
+
+
+def _vector_card(context: RunContext, row: MethodMetrics, block: int) -> VectorCard:
+    results = load_results(context.stage("evaluate"))
+    greedy = results.find(GREEDY)
+    assert greedy is not None, "every evaluation has greedy decoding"
+    return VectorCard(
+        name=context.config.name,
+        base_model=public_name(context.config.model.name),
+        hub_id=hub_id(context.config.model),
+        task=context.config.task.name,
+        block=block,
+        num_items=results.num_items,
+        row=row,
+        greedy=greedy.metrics,
+        lineage={
+            name: context.stage(name).fingerprint() for name in ("directions", "tune", "evaluate")
+        },
+    )
+
+
+def _found_at(context: RunContext) -> str:
+    """Where another tool finds the base: its hub id or directory, also of an embedded model."""
+    return locate_model(context.config.model)[0]

@@ -12,16 +12,14 @@ from rich.table import Table
 from stir_train.artifacts.run_dir import CONFIG_FILE, MANIFEST, STAGE_FILE, RunDir, StageDir
 from stir_train.artifacts.tensors import load_tensors
 from stir_train.artifacts.verification import damage_of, foreign_sources, require_whole
-from stir_train.config.pipeline import STAGE_NAMES
 from stir_train.config.run import RunConfig
 from stir_train.data.chat import chat_lines
 from stir_train.data.duplicates import near_duplicates
 from stir_train.data.prompts import cut_splits, render_prompts, require_disjoint
 from stir_train.errors import ArtifactError
-from stir_train.launch.status import stages_left_out
+from stir_train.launch.status import run_status
 from stir_train.models.load import load_tokenizer
 from stir_train.runtime.problems import read_problems
-from stir_train.runtime.upstream import end_of_run
 
 MAX_LISTED_PAIRS, SHOWN_CHARACTERS, SHOWN_DIGITS = 5, 60, 16
 
@@ -89,26 +87,23 @@ def describe_path(path: Path, console: Console, *, deep: bool = False) -> None:
 
 
 def _describe_run(run: RunDir, console: Console, *, deep: bool) -> None:
-    table = Table(title=str(run.path))
+    table, found = Table(title=str(run.path)), run_status(run.path)
     for column in ("stage", "state", "figures"):
         table.add_column(column)
     wrong: list[str] = []
     whole: dict[str, StageDir] = {}
-    for name in STAGE_NAMES:
-        stage = run.stage(name)
-        if not stage.is_complete:
-            table.add_row(name, "unfinished" if stage.path.exists() else "not begun", "")
-            continue
-        damaged = damage_of(stage, deep=deep)
+    for known in found.stages:
+        stage = run.stage(known.name)
+        damaged = damage_of(stage, deep=deep) if stage.is_complete else []
         wrong += damaged
         if damaged:
-            table.add_row(name, "damaged", f"{len(damaged)} of its files")
-        else:
-            whole[name] = stage
-            table.add_row(name, "complete", _figures(stage.summary()))
+            table.add_row(known.name, "damaged", f"{len(damaged)} of its files")
+            continue
+        if stage.is_complete:
+            whole[known.name] = stage
+        table.add_row(known.name, known.state, known.progress)
     console.print(table)
-    if (end := end_of_run(run, stages_left_out(run))) is not None:
-        console.print(f"ended at {end.stage}: {end.reason}", markup=False, soft_wrap=True)
+    console.print(f"{found.state}: {found.advice}", markup=False, soft_wrap=True)
     wrong += foreign_sources(whole)
     if wrong:
         listed = "\n".join(f"  - {line}" for line in wrong)

@@ -14,10 +14,12 @@ from stir_train.data.prompts import render_prompts
 from stir_train.errors import StageError
 from stir_train.generation.backend import Ability, TokenListener, require_abilities
 from stir_train.generation.open import abilities_of
+from stir_train.monitoring.console import caution
 from stir_train.runtime.answerers import plain_answerer, steered_answerer
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import sampling_params
 from stir_train.runtime.students import student_answerer
+from stir_train.runtime.upstream import WHY, abstains
 from stir_train.types.answers import Answers
 from stir_train.types.rollout import Prompt
 from stir_train.types.steering import SteeringDecision
@@ -113,6 +115,8 @@ def _answerer(context: RunContext, method: str) -> ModelAnswerer:
     if method == PUBLISHED:
         return steered_answerer(context, published_rule(), context.steering.basis())
     if method == STEERED:
+        if abstains(context.run_dir):
+            context.console.print(caution(f"{WHY}: this is greedy decoding"), soft_wrap=True)
         return steered_answerer(context, context.steering.choice())
     raise StageError(f"--method: {method!r} is none of {', '.join(METHODS)}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stir_train.errors import ArtifactError
 from stir_train.export.adapter import PROBES_FILE, adapter_of
 from stir_train.export.served import ServedTokens, verify_served
 from stir_train.export.verify import VerificationResult, verify_adapter
@@ -9,10 +10,22 @@ from stir_train.generation.open import Limits, check_installation, open_backend
 from stir_train.models.load import load_model, locate_model, unsharded
 from stir_train.models.lora import load_adapter
 from stir_train.runtime.context import RunContext
+from stir_train.runtime.upstream import PLAIN_INSTEAD, WHY, students_taught
 
 
 def run_verify(context: RunContext) -> VerificationResult:
-    """Verify a finished run's adapter again."""
+    """Verify a finished run's adapter again.
+
+    Raises:
+        ArtifactError: If the run trained no student to export, or its stage is not finished.
+    """
+    if "" not in students_taught(context.run_dir, context.config):
+        why = (
+            f"{WHY}; {PLAIN_INSTEAD}"
+            if context.config.distill.enabled
+            else "distill.enabled is off"
+        )
+        raise ArtifactError(f"{context.run_dir.path}: no student was trained: {why}")
     stage = context.stage("distill")
     base_path, gguf_file = locate_model(context.config.model)
     return verify_adapter(

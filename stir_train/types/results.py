@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from stir_train.config.steering import SteeringConfig
+from stir_train.config.steering import NoSteering, SteeringConfig
 
 Steering = Annotated[SteeringConfig, Field(discriminator="mode")]
 """A controller's settings, by mode."""
@@ -105,6 +105,11 @@ class MethodRow:
     def name(self) -> str:
         """The method's name, which finds its row (`Results.find`) and names its answers' directory."""
         return self.metrics.name
+
+    @property
+    def never_acts(self) -> bool:
+        """Whether its controller is `none`: its answers are greedy decoding's, and recorded there."""
+        return isinstance(self.steering, NoSteering)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -249,6 +254,11 @@ class TuneReport:
     chosen: Steering
     num_problems: int
     trials: tuple[SteeringTrial, ...]
+
+    @property
+    def abstains(self) -> bool:
+        """Whether nothing is steered."""
+        return isinstance(self.chosen, NoSteering)
 
     @property
     def whole(self) -> tuple[SteeringTrial, ...]:

@@ -1,0 +1,130 @@
+"""Which process works on a run, and how far it is, for whoever looks from outside. Torch-free.
+
+An attempt's directory holds ``process.json``, written when a process begins and again when it ends by itself,
+and ``progress.json`` with its last word. A process that was killed wrote no end, so whether one that wrote
+none is at work is asked of its host; of another host, its last word must be recent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stir_train.artifacts.atomic import write_json
+
+PROCESS_FILE, PROGRESS_FILE = "process.json", "progress.json"
+RECENT_SECONDS = 600.0
+"""A process on another host that said nothing for longer is taken to be gone."""
+
+
+@dataclass(frozen=True)
+class ProcessRecord:
+    """A process that works, or worked, on a run.
+
+    Attributes:
+        host: Where it runs.
+        pid: Its id there.
+        began_at, ended_at: Seconds since the epoch; ``ended_at`` is None while it works, and of one that
+            was killed.
+    """
+
+    host: str
+    pid: int
+    began_at: float
+    ended_at: float | None = None
+
+
+@dataclass(frozen=True)
+class ProgressRecord:
+    """How far a stage is.
+
+    Attributes:
+        title: The stage, or a part of it.
+        done, total: In ``unit``.
+        unit: As in ``rollouts``.
+        speed: In words, with the time left; may be empty.
+        at: When this was written, in seconds since the epoch.
+    """
+
+    title: str
+    done: int
+    total: int
+    unit: str
+    speed: str
+    at: float
+
+    def __str__(self) -> str:
+        """In a line."""
+        return f"{self.title}: {self.done}/{self.total} {self.unit}" + (
+            f", {self.speed}" if self.speed else ""
+        )
+
+
+@dataclass(frozen=True)
+class RunningProcess:
+    """A process that is at work, and its last word if it said one."""
+
+    process: ProcessRecord
+    progress: ProgressRecord | None
+
+
+def save_process(attempt: Path, record: ProcessRecord) -> None:
+    """Write or replace an attempt's record of its process."""
+    write_json(attempt / PROCESS_FILE, dataclasses.asdict(record))
+
+
+def save_progress(attempt: Path, record: ProgressRecord) -> None:
+    """Replace an attempt's last word."""
+    write_json(attempt / PROGRESS_FILE, dataclasses.asdict(record))
+
+
+def running_processes(run: Path, *, host: str, now: float | None = None) -> list[RunningProcess]:
+    """The processes at work on a run, the newest attempt last.
+
+    Args:
+        run: The run directory.
+        host: This host's name: its own processes are looked up.
+        now: Seconds since the epoch; the clock's if None.
+    """
+    now = time.time() if now is None else now
+    found = []
+    for attempt in sorted((run / "logs").glob("attempt_*"), key=_number):
+        held = _read(attempt / PROCESS_FILE)
+        if held is None:
+            continue
+        process = ProcessRecord(**held)
+        said = _read(attempt / PROGRESS_FILE)
+        progress = None if said is None else ProgressRecord(**said)
+        last = process.began_at if progress is None else progress.at
+        here = process.host == host
+        is_alive = _is_alive(process.pid) if here else now - last < RECENT_SECONDS
+        if process.ended_at is None and is_alive:
+            found.append(RunningProcess(process, progress))
+    return found
+
+
+def _number(attempt: Path) -> int:
+    return int(attempt.name.rpartition("_")[2])
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A record; None if it is not there, or was never finished."""
+    if not path.is_file():
+        return None
+    held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return held
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True

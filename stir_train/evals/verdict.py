@@ -1,0 +1,89 @@
+"""What a run came to, in plain sentences: the head of its report, the last lines of its console."""
+
+from __future__ import annotations
+
+from stir_train.evals.intervals import describe_interval
+from stir_train.evals.lengths import MUCH_CUT_OFF
+from stir_train.types.results import Interval, MethodMetrics, Results, TuneReport
+
+GREEDY, STEERED, STUDENT = "greedy", "stir", "lora-student"
+
+
+def run_verdict(results: Results, tune: TuneReport) -> list[str]:
+    """One sentence on steering, then one each on what a reader must know beside it."""
+    rows = {row.name: row.metrics for row in results.methods}
+    greedy, steered, student = rows[GREEDY], rows[STEERED], rows.get(STUDENT)
+    said = []
+    if tune.abstains:
+        said.append(describe_abstention(tune))
+    else:
+        said.append(_compared("Steering the base", steered, greedy, results.num_items))
+        said += _controls_alike(results, steered)
+    if student is not None:
+        said.append(_compared("The LoRA student", student, greedy, results.num_items))
+    if greedy.truncated_rate >= MUCH_CUT_OFF:
+        said.append(
+            f"The token budget cut off {greedy.truncated_rate:.1%} of greedy decoding's answers: part of any "
+            "difference may be who fits into it (generation.max_new_tokens)."
+        )
+    return said
+
+
+def describe_abstention(tune: TuneReport) -> str:
+    """That a run steers nothing, and how near tuning came."""
+    tried = [trial for trial in tune.whole if trial.settings.mode != "none"]
+    after = "Nothing is steered: `stir` is greedy decoding."
+    if not tried:
+        return f"The run abstains from steering: no setting but `none` was to be tried. {after}"
+    nearest = max(tried, key=lambda trial: trial.metrics.utility).metrics
+    return (
+        f"The run abstains from steering: of {len(tune.trials)} settings none is clearly better than greedy "
+        f"decoding on the {tune.num_problems} problems of the tune split. The nearest, {nearest.name}, gains "
+        f"{_hundredths(nearest.delta_accuracy, nearest.delta_accuracy_ci95)} points and a utility of "
+        f"{nearest.delta_utility:+.3f} {_interval(nearest.delta_utility_ci95, 1, 3)}. {after}"
+    )
+
+
+def _compared(subject: str, row: MethodMetrics, greedy: MethodMetrics, num_items: int) -> str:
+    points = _hundredths(row.delta_accuracy, row.delta_accuracy_ci95)
+    tokens = _hundredths(row.delta_tokens_fraction, row.delta_tokens_ci95)
+    accuracy = {
+        "gain": f"a gain of {points} points",
+        "loss": f"a loss of {points} points",
+        "no effect": f"no clear difference ({points} points)",
+    }[describe_interval(*row.delta_accuracy_ci95)]
+    length = {
+        "gain": f"it takes {tokens} % more tokens",
+        "loss": f"it takes {tokens} % fewer tokens",
+        "no effect": f"its tokens do not clearly differ ({tokens} %)",
+    }[describe_interval(*row.delta_tokens_ci95)]
+    return (
+        f"{subject} solves {row.accuracy:.1%} of {num_items} held-out problems, greedy decoding "
+        f"{greedy.accuracy:.1%}: {accuracy}; {length}."
+    )
+
+
+def _controls_alike(results: Results, steered: MethodMetrics) -> list[str]:
+    """Controls that gain as much as the controller, whose gain is then not shown to be of what it learnt."""
+    if describe_interval(*steered.delta_accuracy_ci95) != "gain":
+        return []
+    alike = [
+        row.name
+        for row in results.methods
+        if row.name.startswith("control-")
+        and row.metrics.delta_accuracy >= steered.delta_accuracy > 0
+    ]
+    if not alike:
+        return []
+    return [
+        f"{', '.join(alike)} gains as much: the gain is not shown to come from what was learnt."
+    ]
+
+
+def _hundredths(value: float, interval: Interval) -> str:
+    return f"{100 * value:+.1f} {_interval(interval, 100, 1)}"
+
+
+def _interval(interval: Interval, unit: int, digits: int) -> str:
+    low, high = interval
+    return f"[{unit * low:+.{digits}f}, {unit * high:+.{digits}f}]"
