@@ -153,6 +153,9 @@ def test_the_adapter_is_two_files_that_plain_peft_loads(finished: Path) -> None:
     assert PeftModel.from_pretrained(base, adapter).active_adapter == "default"
     verified = run_smoke(finished, verb="verify")
     assert verified.returncode == 0, verified.stderr
+    served = run_smoke(finished, "--engine=transformers", verb="verify")
+    assert served.returncode == 0, served.stderr
+    assert "64 of 64 greedy tokens through transformers" in " ".join(served.stderr.split())
 
 
 @pytest.mark.parametrize("method", ["stir", "lora-student"])

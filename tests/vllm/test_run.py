@@ -1,4 +1,4 @@
-"""A run with ``generation.backend: vllm``, from rollouts to the comparison, and its adapter served."""
+"""A stage with ``generation.backend: vllm``."""
 
 from __future__ import annotations
 
@@ -39,18 +39,3 @@ def test_rollouts_of_both_backends_are_the_same_and_know_what_made_them(
     assert made["vllm"] == made["transformers"]
     assert '"version of vllm": "0.32' in inputs["vllm"]
     assert "version of" not in inputs["transformers"]
-
-
-def test_a_whole_run_and_its_adapter_served(model: str, tmp_path: Path) -> None:
-    arguments = (model, "generation.backend=vllm", "tune.modes=[value, static]")
-    done = run_smoke(tmp_path, *arguments)
-    assert done.returncode == 0, done.stderr
-    said = " ".join(done.stderr.split())
-    assert "stir-published: left out; the backend cannot preview" in said
-    results = json.loads((tmp_path / "smoke" / "evaluate" / "results.json").read_text())
-    names = {row["metrics"]["name"] for row in results["methods"]}
-    assert {"greedy", "stir", "lora-student", "control-empty-basis"} <= names
-    assert "stir-published" not in names
-    served = run_smoke(tmp_path, *arguments, "--engine=vllm", verb="verify")
-    assert served.returncode == 0, served.stderr
-    assert "greedy tokens through vllm are the trainer's" in " ".join(served.stderr.split())
