@@ -165,6 +165,10 @@ class StageDir:
             self.require_complete()
         return [name for name in self._file_names() if (self.path / name).is_file()]
 
+    def recorded_names(self) -> list[str]:
+        """Names of the files that were written whole, whatever became of them since."""
+        return self._file_names()
+
     def verified(self, name: str) -> Path:
         """Path of a file of a stage, finished or still being made, its checksum verified.
 

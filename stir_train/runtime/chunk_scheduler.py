@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 
@@ -16,6 +17,7 @@ from stir_train.generation.backend import GenerationBackend
 from stir_train.runtime.context import RunContext
 
 WORK_LOG = "work.jsonl"
+_BESIDE_ROLLOUTS = re.compile(r"(?P<set>(?:.*/)?)(?:states|decisions)-(?P<number>[0-9]{5})\.\w+")
 
 
 def make_missing(
@@ -48,9 +50,7 @@ def make_missing(
     name = f"{stage.name}/{context.next_work_number()}"
     wanted = list(files)
     if not context.is_worker:
-        wanted = world.on_main(
-            f"missing {name}", lambda: [key for key in files if not stage.has(files[key])]
-        )
+        wanted = world.on_main(f"missing {name}", lambda: missing_keys(stage, files))
     for key in sorted(set(files) - set(wanted), key=list(files).index):
         on_finished(key, {})
 
@@ -61,6 +61,24 @@ def make_missing(
     for key in wanted:
         world.stop_if_asked()
         on_finished(key, work(key))
+
+
+def missing_keys(stage: StageDir, files: Mapping[str, str]) -> list[str]:
+    """The keys whose work is not done, or was damaged since.
+
+    A chunk's rollout table is written last and says that the chunk is whole; the states and decisions
+    that were written before it must be too.
+    """
+    beside: dict[str, list[str]] = {}
+    for name in stage.recorded_names():
+        if found := _BESIDE_ROLLOUTS.fullmatch(name):
+            table = f"{found['set']}rollouts-{found['number']}.parquet"
+            beside.setdefault(table, []).append(name)
+    return [
+        key
+        for key, file in files.items()
+        if not all(stage.has(name) for name in (file, *beside.get(file, ())))
+    ]
 
 
 def _recorded(

@@ -180,6 +180,11 @@ def _cases() -> Iterator[tuple[str, bytes]]:
     yield from FILES
 
 
+def num_cases() -> int:
+    """How many files the written corpus has."""
+    return sum(1 for _ in _cases())
+
+
 def test_the_written_corpus_is_refused(tmp_path: Path) -> None:
     cases = list(_cases())
     assert len(cases) >= 150
