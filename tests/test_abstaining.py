@@ -50,6 +50,7 @@ def test_the_console_says_so_at_tuning_and_at_the_end(abstained: tuple[Path, str
     assert "distill: skipped: tuning chose `none`" in said
     assert "distill.objective.samples=plain" in said
     assert "rollouts under none" not in said
+    assert " abstains +0.0" in said, "the word of its row of the table"
 
 
 def test_nothing_is_answered_twice_or_made_as_if_steered(abstained: tuple[Path, str]) -> None:
@@ -69,6 +70,8 @@ def test_the_reports_first_line_says_so(abstained: tuple[Path, str]) -> None:
     body = page[page.index("<h1>") :]
     first = body[body.index("<p") :]
     assert first.startswith('<p class="verdict">The run abstains from steering')
+    assert "<code>stir</code> is greedy decoding" in first
+    assert page.count(">abstains<") == 1
     assert "What did steering change?" not in page
 
 

@@ -27,6 +27,7 @@ VERBS = [
     "report",
     "run",
     "verify",
+    "push",
     "export",
     "generate",
     "trace",

@@ -20,6 +20,7 @@ from stir_train.distributed.engine import PlainEngine
 from stir_train.distributed.world import alone
 from stir_train.errors import ModelError, VerificationError
 from stir_train.export.adapter import ADAPTER_DIRECTORY, PROBES_FILE, save_adapter, save_probes
+from stir_train.export.card import hub_id
 from stir_train.export.verify import verify_adapter
 from stir_train.models.load import load_model, resolve_model_path
 from stir_train.models.lora import add_lora, base_of, load_adapter, make_whole_student
@@ -169,3 +170,18 @@ def test_the_student_learns_from_the_shortest_correct_samples_only() -> None:
     assert trained
     assert all("lora_" in name for name in trained)
     assert base_of(model) is model.get_base_model()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("embedded/addition", ""), ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B")],
+)
+def test_a_card_names_a_base_only_as_a_hub_knows_it(name: str, expected: str) -> None:
+    assert hub_id(ModelConfig(name=name)) == expected
+
+
+def test_a_cards_base_in_a_nameless_directory_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert not hub_id(ModelConfig(name=str(tmp_path)))
+    (tmp_path / "config.json").write_text('{"_name_or_path": "owner/base"}')
+    assert hub_id(ModelConfig(name=str(tmp_path))) == "owner/base"

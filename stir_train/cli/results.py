@@ -75,6 +75,31 @@ def export(
 
 
 @app.command()
+def push(
+    config: ConfigPath,
+    repository: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="On the Hugging Face hub.")
+    ],
+    overrides: Overrides = None,
+    form: Annotated[
+        Literal["lora", "merged", "gguf", "lm-eval"],
+        typer.Option("--format", help="As of `export`."),
+    ] = "lora",
+    private: Annotated[
+        bool, typer.Option("--private", help="Of a repository that is made.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be uploaded; upload nothing.")
+    ] = False,
+) -> None:
+    """Upload what `export` writes, with its card, to a repository on the Hugging Face hub."""
+    with reading(config, overrides or []) as context:
+        from stir_train.tools.push import run_push
+
+        run_push(context, repository, form=form, private=private, dry_run=dry_run)
+
+
+@app.command()
 def generate(
     config: ConfigPath,
     prompt: Annotated[str, typer.Option(help="The problem to answer.")],

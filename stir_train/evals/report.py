@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from itertools import pairwise
 
 from jinja2 import Environment, StrictUndefined, select_autoescape
+from markupsafe import Markup, escape
 
 from stir_train.evals import plots
 from stir_train.evals.frontier import frontier
@@ -151,11 +153,17 @@ def page_environment() -> Environment:
     environment = Environment(
         autoescape=select_autoescape(["html"], default_for_string=True), undefined=StrictUndefined
     )
+    environment.filters["with_code"] = _with_code
     environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
     environment.filters["interval"] = lambda ends: f"[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
     environment.filters["signed_percent"] = lambda value: f"{100 * value:+.1f} %"
     environment.filters["signed_points"] = lambda value: f"{100 * value:+.1f}"
     return environment
+
+
+def _with_code(sentence: str) -> Markup:
+    """A sentence whose names in backquotes are set as code; all else is escaped."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(sentence))))
 
 
 def build_examples(

@@ -26,7 +26,8 @@ def results_table(results: Results) -> Table:
         table.add_column(column, justify="right")
     for row in results.methods:
         figures = row.metrics
-        below = (f"  {verdict(figures)}", _points(figures), _tokens(figures))
+        word = "abstains" if row.never_acts else verdict(figures)
+        below = (f"  {word}", _points(figures), _tokens(figures))
         if row.name == BASELINE:
             below = ("", "", "")
         table.add_row(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
 from stir_train.config.inputs import ModelConfig
-from stir_train.models.load import locate_model
+from stir_train.models.load import EMBEDDED_PREFIX
+from stir_train.models.public_name import public_name
 from stir_train.types.results import Interval, MethodMetrics
 
 TEMPLATE = """\
@@ -151,9 +151,10 @@ class Card:
 
 
 def hub_id(config: ModelConfig) -> str:
-    """The model's name on a hub; empty for an embedded model and for one in a directory or file."""
-    path, _ = locate_model(config)
-    return path if path == config.name and not Path(path).exists() else ""
+    """The model's name on a hub, where it is known; empty for an embedded model and for a nameless directory."""
+    name = public_name(config.name)
+    is_owned = "/" in name and not name.startswith(EMBEDDED_PREFIX)
+    return name if is_owned else ""
 
 
 def render_card(card: Card) -> str:

@@ -39,6 +39,7 @@ from stir_train.runtime.generation import (
     generate_jobs,
     grade_rollouts,
     sampling_params,
+    token_listener,
 )
 from stir_train.steering.controller import BasisController
 from stir_train.stores.interventions import (
@@ -298,7 +299,7 @@ def _make_round(
         return plans[chunks[key] * size : (chunks[key] + 1) * size]
 
     def make(key: str) -> dict[str, float]:
-        made = _make_trials(validation, data, part(key), (number, chunks[key]))
+        made = _make_trials(validation, data, part(key), (number, chunks[key]), advance)
         if not made:
             return {}
         return {
@@ -309,7 +310,7 @@ def _make_round(
     def on_finished(key: str, note: Note) -> None:
         if note:
             context.metrics.log("validate", {"round": number, **note}, step=int(key))
-        advance(len(part(key)), f"round {number + 1}")
+        advance(len(part(key)), f"round {number + 1}", int(note.get("tokens", 0)))
 
     together = context.resources.engine if context.is_sharded else None
     make_missing(context, validation.stage, files, make, on_finished, together=together)
@@ -320,6 +321,7 @@ def _make_trials(
     data: InterventionData,
     plans: Sequence[PlannedTrial],
     place: tuple[int, int],
+    advance: Meter,
 ) -> list[Intervention]:
     """Replay, judge and save a chunk of trials; nothing on a rank that only decodes along.
 
@@ -328,6 +330,7 @@ def _make_trials(
         data: What trials start from.
         plans: The chunk's.
         place: The round and the chunk.
+        advance: Hears of tokens as they are sampled.
     """
     context, stage, (number, chunk) = validation.context, validation.stage, place
     prompts = {prompt.prompt_id: prompt for prompt in context.splits["harvest"]}
@@ -347,6 +350,7 @@ def _make_trials(
         sampling_params(context, greedy=True),
         seed=context.config.seed,
         control=control,
+        listener=token_listener(context, advance),
     )
     name = f"{stage.name}/{trials_file(number, chunk)}"
     if not context.is_mine_to_write(name, [r.token_ids for r in result.rollouts]):

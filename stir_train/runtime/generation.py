@@ -13,7 +13,7 @@ from stir_train.config.inputs import TaskConfig
 from stir_train.data.grading import reward
 from stir_train.distributed.leases import Note
 from stir_train.errors import ArtifactError
-from stir_train.generation.backend import Ability, SamplingParams, require_abilities
+from stir_train.generation.backend import Ability, SamplingParams, TokenListener, require_abilities
 from stir_train.generation.open import abilities_of
 from stir_train.monitoring.console import Meter
 from stir_train.monitoring.metrics import Pace
@@ -194,15 +194,21 @@ def _answer(
 ) -> Answers:
     """Answer, counting tokens as they are sampled where backend and answerer let them be heard."""
     answerer, sampling = job.answerer, job.sampling
-    hears = Ability.STREAM in abilities_of(context.config.generation.backend)
-    if not (hears and isinstance(answerer, ModelAnswerer)):
+    if not isinstance(answerer, ModelAnswerer):
         return answerer.answer(prompts, num_samples=job.num_samples, sampling=sampling)
     return answerer.answer(
         prompts,
         num_samples=job.num_samples,
         sampling=sampling,
-        listener=lambda _request, _token: advance.sampled(),
+        listener=token_listener(context, advance),
     )
+
+
+def token_listener(context: RunContext, advance: Meter) -> TokenListener | None:
+    """What counts tokens as they are sampled; None where the backend does not let them be heard."""
+    if Ability.STREAM not in abilities_of(context.config.generation.backend):
+        return None
+    return lambda _request, _token: advance.sampled()
 
 
 def decision_figures(decisions: Sequence[SteeringDecision]) -> dict[str, float]:

@@ -48,11 +48,19 @@ def run_export(context: RunContext, target: Path, *, form: Format) -> None:
     """
     if target.exists() and any(target.iterdir()):
         raise ArtifactError(f"{target} is not empty; choose another directory with --to")
-    if form in ("lora", "merged"):
-        how = _export_student(context, target, merged=form == "merged")
-    else:
-        how = _export_vector(context, target, form)
+    how = write_export(context, target, form=form)
     context.console.print(good(f"wrote {target}; load it with {how}"), soft_wrap=True)
+
+
+def write_export(context: RunContext, target: Path, *, form: Format) -> str:
+    """Write it to an empty directory; how to load it.
+
+    Raises:
+        ArtifactError: If the run has nothing that the format can hold.
+    """
+    if form in ("lora", "merged"):
+        return _export_student(context, target, merged=form == "merged")
+    return _export_vector(context, target, form)
 
 
 def _export_student(context: RunContext, target: Path, *, merged: bool) -> str:
