@@ -160,7 +160,7 @@ def _jobs(name: str, config: RunConfig) -> Iterator[_Job]:
         if config.evaluate.num_samples is not None:
             yield _Job(splits.num_test, config.evaluate.num_samples, deployable)
         for task in config.evaluate.out_of_domain.values():
-            yield _Job(task.num_problems, times=deployable)
+            yield _Job(task.num_problems, times=deployable + config.num_controls + others)
 
 
 def _halving(num_problems: int, num_settings: int, config: RunConfig) -> Iterator[_Job]:
