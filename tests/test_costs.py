@@ -34,6 +34,7 @@ QWEN_RATES = Rates(
     step_seconds=0.0,
     row_seconds=1 / (CORES * 90),
     gradient_tokens=CORES * 107,
+    training_tokens=CORES * 80,
     head_step_seconds=0.01,
     load_seconds=20,
     prompt_tokens=80,
@@ -125,7 +126,7 @@ def test_an_embedded_model_is_measured_and_nothing_is_written(
     assert shape.num_layers == 6
     assert all(0 < length <= config.generation.max_new_tokens for length in rates.answer_tokens)
     assert rates.prefill_tokens > 0
-    assert rates.gradient_tokens > 0
+    assert rates.gradient_tokens > rates.training_tokens / 2 > 0
     assert rates.decode_tokens(48) > 0
     shown = stir_train("run", str(SMOKE), f"output_dir={tmp_path}", "warn_hours=1e-9", "--dry-run")
     assert shown.returncode == 0, shown.stderr

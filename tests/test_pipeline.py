@@ -343,13 +343,11 @@ def test_other_methods_and_other_tasks_join_the_comparison(finished: Path, tmp_p
     assert isinstance(rows["variant-first"].steering, RetrievingSteering)
     assert rows["variant-first"].steering.first_point_only is True
     (sums,) = results.out_of_domain
-    assert [row.name for row in sums.methods] == [
-        "greedy",
-        "stir",
-        "lora-student",
-        "lora-rejection",
-    ]
-    assert [row.name for row in results.sampled] == [row.name for row in sums.methods]
+    deployable = ["greedy", "stir", "lora-student", "lora-rejection"]
+    assert [row.name for row in results.sampled] == deployable
+    yardsticks = [n for n in rows if n.startswith("control-")] + ["nowait", "thinkedit"]
+    assert len(yardsticks) == 5
+    assert {row.name for row in sums.methods} == {*deployable, *yardsticks}
     assert set(results.sampled[0].pass_at) == {1, 2}
     compared = [row[:2] for row in result_rows([tmp_path / "smoke"])]
     assert ("smoke on sums", "stir") in compared

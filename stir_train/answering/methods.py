@@ -30,6 +30,7 @@ class Method:
         baseline: The tuned baseline that it is; None for every other method.
         is_deployable: Whether a user would deploy it, or it is what that is compared with: it also answers
             other tasks, and is sampled.
+        is_yardstick: Whether a deployed method is to be measured against it: it also answers other tasks.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Method:
     steering: SteeringConfig | None = None
     baseline: TunedBaseline | None = None
     is_deployable: bool = False
+    is_yardstick: bool = False
 
     @property
     def label(self) -> str:

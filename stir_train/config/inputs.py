@@ -13,6 +13,8 @@ from stir_train.config.import_path import is_import_path
 from stir_train.config.tasks import REASONING_GYM, known_settings
 
 SPREAD = "spread"
+FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+"""Of a source that is one file, and so has no splits of its own."""
 SplitName = Literal["harvest", "tune", "test"]
 """`harvest` is learnt from, `tune` chosen on, `test` answered once."""
 GRADERS = ("exact", "numeric", "choice", "boolean", "math", "regex")
@@ -100,6 +102,9 @@ class TaskConfig(FrozenConfig):
     """Hub configuration name (`main` for GSM8K)."""
     hub_split: str = "train"
     """Which of the dataset's own splits to read (`train+test`); ours are cut by content hash."""
+    test_split: str | None = None
+    """The dataset's own split that our test split is the first problems of, by hash; then `hub_split` is
+    harvested and tuned on alone. Known tasks that have one set it, unless `hub_split` or a file is given."""
     question_fields: tuple[NonEmptyText, ...] = Field(default=("question",), min_length=1)
     """Columns that may hold the problem, the first present is read; `a.b` looks inside, `a+b` joins."""
     answer_fields: tuple[NonEmptyText, ...] = Field(default=("answer",), min_length=1)
@@ -139,7 +144,10 @@ class TaskConfig(FrozenConfig):
             return values
         name = str(values.get("name"))
         own = {"source": name} if is_import_path(name) else {}
-        return {**(known_settings(name) or own), **values}
+        known = dict(known_settings(name) or own)
+        if "hub_split" in values or not _has_splits(values.get("source", known.get("source"))):
+            known.pop("test_split", None)
+        return {**known, **values}
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -167,6 +175,18 @@ class TaskConfig(FrozenConfig):
                 raise ValueError(f"answer_regex must have one group, it has {groups}")
         return self
 
+    @model_validator(mode="after")
+    def _tests_apart(self) -> Self:
+        if self.test_split is None:
+            return self
+        if not _has_splits(self.source):
+            raise ValueError(
+                "test_split is for a source with splits of its own: a hub id or a folder"
+            )
+        if self.test_split in self.hub_split.split("+"):
+            raise ValueError(f"hub_split and test_split both take {self.test_split}")
+        return self
+
     @property
     def sources(self) -> tuple[str, ...]:
         """Every source, in order; empty for an embedded family."""
@@ -179,6 +199,19 @@ class TaskConfig(FrozenConfig):
         """Import paths of a grader and a loader of the user's own, by setting."""
         named = [("task.grader", self.grader), *(("task.source", path) for path in self.sources)]
         return {setting: path for setting, path in named if is_import_path(path)}
+
+
+def _has_splits(source: Any) -> bool:
+    """Whether every source is a hub id or a folder, by its name."""
+    named = [source] if isinstance(source, str) else source
+    if not isinstance(named, list | tuple) or not all(isinstance(name, str) for name in named):
+        return False
+    return not any(
+        name.startswith(REASONING_GYM)
+        or is_import_path(name)
+        or name.lower().endswith(FILE_SUFFIXES)
+        for name in named
+    )
 
 
 class SplitsConfig(FrozenConfig):

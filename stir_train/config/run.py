@@ -244,12 +244,16 @@ class RunConfig(FrozenConfig):
         return "vector" in self.modes_in_use
 
     @property
-    def num_steered_methods(self) -> int:
-        """Methods of the held-out comparison that a controller answers, at most."""
+    def num_controls(self) -> int:
+        """Controls of the held-out comparison, at most."""
         of_basis = NUM_BASIS_CONTROLS * self.needs_basis
         of_vectors = NUM_VECTOR_CONTROLS * self.uses_directions
-        controls = self.evaluate.controls * max(of_basis, of_vectors)
-        return self.needs_basis + controls + len(self.tune.modes)
+        return self.evaluate.controls * max(of_basis, of_vectors)
+
+    @property
+    def num_steered_methods(self) -> int:
+        """Methods of the held-out comparison that a controller answers, at most."""
+        return self.needs_basis + self.num_controls + len(self.tune.modes)
 
     @property
     def directory(self) -> Path:

@@ -255,7 +255,8 @@ class EvaluateConfig(FrozenConfig):
     out_of_domain: dict[Annotated[str, Field(pattern=r"^[a-z0-9-]+$")], OutOfDomainConfig] = Field(
         default_factory=dict
     )
-    """Tasks outside the harvest by name; greedy, the chosen controller and every student answer them."""
+    """Tasks outside the harvest by name: greedy, the chosen controller, its controls, the baselines and
+    every student answer them; a task with an official test split is asked from that."""
 
     @property
     def imported(self) -> dict[str, str]:

@@ -27,6 +27,7 @@ TEMPLATES: Mapping[str, str] = {
 }
 """A prompt that asks for an answer as a grader reads it."""
 
+_TRAIN_AND_TEST = {"hub_split": "train", "test_split": "test"}
 _GSM8K = {
     "question_fields": ("question",),
     "answer_fields": ("answer",),
@@ -57,7 +58,7 @@ _OPTIONS = {
 }
 
 KNOWN_TASKS: Mapping[str, Mapping[str, Any]] = {
-    "gsm8k": {"source": "openai/gsm8k", "subset": "main", "hub_split": "train", **_GSM8K},
+    "gsm8k": {"source": "openai/gsm8k", "subset": "main", **_TRAIN_AND_TEST, **_GSM8K},
     "gsm8k-platinum": {
         "source": "madrylab/gsm8k-platinum",
         "subset": "main",
@@ -69,7 +70,7 @@ KNOWN_TASKS: Mapping[str, Mapping[str, Any]] = {
     "math": {
         "source": "EleutherAI/hendrycks_math",
         "subset": "algebra",
-        "hub_split": "train",
+        **_TRAIN_AND_TEST,
         **_MATH,
     },
     "aime2024": {
@@ -93,24 +94,25 @@ KNOWN_TASKS: Mapping[str, Mapping[str, Any]] = {
     "arc-challenge": {
         "source": "allenai/ai2_arc",
         "subset": "ARC-Challenge",
-        "hub_split": "train",
+        **_TRAIN_AND_TEST,
         **_OPTIONS,
     },
     "openbookqa": {
         "source": "allenai/openbookqa",
         "subset": "main",
-        "hub_split": "train",
+        **_TRAIN_AND_TEST,
         **_OPTIONS,
     },
     "commonsenseqa": {
         "source": "tau/commonsense_qa",
         "hub_split": "train",
+        "test_split": "validation",  # its own test split has no answers
         **_OPTIONS,
         "kind_fields": ("question_concept", "question.question_concept"),
     },
     "strategyqa": {
         "source": "ChilleD/StrategyQA",
-        "hub_split": "train",
+        **_TRAIN_AND_TEST,
         "question_fields": ("question", "input"),
         "answer_fields": ("answer",),
         "grader": "boolean",
@@ -118,7 +120,7 @@ KNOWN_TASKS: Mapping[str, Mapping[str, Any]] = {
     },
     "svamp": {
         "source": "ChilleD/SVAMP",
-        "hub_split": "train",
+        **_TRAIN_AND_TEST,
         "question_fields": ("question_concat", "Body+Question", "body+question", "question"),
         "answer_fields": ("Answer", "answer"),
         "kind_fields": ("Type", "type"),
@@ -127,6 +129,22 @@ KNOWN_TASKS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """Settings of `task` by `task.name`; `custom`, like any other name, has none."""
+
+NUM_PROBLEMS: Mapping[str, tuple[int, int]] = {
+    "gsm8k": (7473, 1319),
+    "gsm8k-platinum": (1209, 0),
+    "math500": (500, 0),
+    "math": (1744, 1187),
+    "aime2024": (30, 0),
+    "aime2025": (30, 0),
+    "amc2023": (40, 0),
+    "arc-challenge": (1119, 1172),
+    "openbookqa": (4957, 500),
+    "commonsenseqa": (9741, 1221),
+    "strategyqa": (1603, 687),
+    "svamp": (700, 300),
+}
+"""As published, of a known task's `hub_split` and `test_split`: what fits, before it is read."""
 
 REASONING_GYM = "reasoning-gym:"
 """Before the name of a dataset that the package reasoning-gym generates, as a task's name or source."""

@@ -43,6 +43,7 @@ class SourceProblem:
         kind: Label for breakdowns.
         choices: The texts of the options.
         place: Where it stands, for messages: ``file:line``.
+        is_test: Whether its dataset tests with it (`task.test_split`).
     """
 
     question: str
@@ -51,6 +52,7 @@ class SourceProblem:
     kind: str = ""
     choices: tuple[str, ...] = ()
     place: str = dataclasses.field(default="", compare=False)
+    is_test: bool = False
 
     @property
     def problem_id(self) -> str:

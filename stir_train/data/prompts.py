@@ -37,24 +37,33 @@ def cut_splits(
 ) -> dict[SplitName, list[SourceProblem]]:
     """Assign problems to splits in the order of a seeded hash of their content.
 
-    The test split comes first, so that asking for more harvest problems never changes it. Equal
-    questions are one problem; reordering the source changes nothing. With ``config.stratify`` each
-    kind has the same share of every split, to within one problem.
+    The test split comes first, so that asking for more harvest problems never changes it. Where the
+    source has problems to test with, it is cut from them, and they are in no other. Equal questions are
+    one problem; reordering the source changes nothing. With ``config.stratify`` each kind has the same
+    share of every split, to within one problem.
 
     Raises:
         DataError: If there are fewer distinct problems than the splits ask for.
     """
+    official = {problem.problem_id for problem in problems if problem.is_test}
+    others = [problem for problem in problems if problem.problem_id not in official]
+    learnt_from: dict[SplitName, int] = {"tune": config.num_tune, "harvest": config.num_harvest}
+    if not official:
+        return _cut(others, {"test": config.num_test, **learnt_from}, config)
+    tests = [problem for problem in problems if problem.is_test]
+    return _cut(tests, {"test": config.num_test}, config) | _cut(others, learnt_from, config)
+
+
+def _cut(
+    problems: Sequence[SourceProblem], sizes: dict[SplitName, int], config: SplitsConfig
+) -> dict[SplitName, list[SourceProblem]]:
     distinct = {problem.problem_id: problem for problem in reversed(problems)}
-    sizes: dict[SplitName, int] = {
-        "test": config.num_test,
-        "tune": config.num_tune,
-        "harvest": config.num_harvest,
-    }
     wanted = sum(sizes.values())
     if wanted > len(distinct):
+        settings = " or ".join(f"splits.num_{name}" for name in sizes)
         raise DataError(
             f"splits ask for {wanted} problems ({sizes}), the source has {len(distinct)} distinct "
-            f"ones ({len(problems)} rows); lower splits.num_harvest, num_tune or num_test"
+            f"ones ({len(problems)} rows); lower {settings}"
         )
     ordered = sorted(distinct, key=lambda i: _place(i, config.seed))
     strata: dict[str, list[SourceProblem]] = {}
@@ -71,15 +80,34 @@ def cut_splits(
     return splits
 
 
+def describe_test_split(problems: Sequence[SourceProblem], count: int, split: str | None) -> str:
+    """What the test split is: the dataset's own, whole or in part, or cut by us.
+
+    Args:
+        problems: All that the source has.
+        count: How many of them are tested with.
+        split: The dataset's own split that they come from, if it has one.
+    """
+    num_official = len({problem.problem_id for problem in problems if problem.is_test})
+    if split is None or not num_official:
+        return "cut by hash"
+    if count == num_official:
+        return f"the official split {split}, whole"
+    return f"the first {count:,} by hash of the {num_official:,} of the official split {split}"
+
+
 def first_problems(
     problems: Sequence[SourceProblem], count: int, *, seed: int
 ) -> list[SourceProblem]:
     """The first distinct problems in the order in which splits of this seed would be cut.
 
+    Where the source has problems to test with, of them alone.
+
     Raises:
         DataError: If there are fewer.
     """
-    distinct = {problem.problem_id: problem for problem in reversed(problems)}
+    offered = [problem for problem in problems if problem.is_test] or problems
+    distinct = {problem.problem_id: problem for problem in reversed(offered)}
     if count > len(distinct):
         raise DataError(
             f"{count} problems are asked for, the source has {len(distinct)} distinct ones "

@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stir_train.config.inputs import TaskConfig
+from stir_train.config.inputs import FILE_SUFFIXES, TaskConfig
 from stir_train.errors import DataError
 
-FILE_FORMATS = (".jsonl", ".json", ".parquet", ".csv")
+FILE_FORMATS = FILE_SUFFIXES
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz")
 
 

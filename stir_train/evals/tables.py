@@ -16,7 +16,8 @@ BOLD = ("stir", "lora-student")
 
 def results_table(results: Results) -> Table:
     """The held-out comparison, two lines a method, as the two lines of the header say."""
-    table = _table(f"{results.num_items} held-out problems of {results.task}; intervals are 95 %")
+    of = f"{results.task} ({results.split})" if "official" in results.split else results.task
+    table = _table(f"{results.num_items} held-out problems of {of}; intervals are 95 %")
     table.add_column("method\n  verdict", overflow="fold")
     for column in (
         "accuracy\npoints gained",

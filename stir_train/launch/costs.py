@@ -32,7 +32,8 @@ class Rates:
     Attributes:
         prefill_tokens: A second.
         step_seconds, row_seconds: A decode step takes the first, and the second more for every row.
-        gradient_tokens: A second, forward and backward through the frozen model, in training's dtype.
+        gradient_tokens: A second, forward and backward through the frozen model.
+        training_tokens: A second, in steps of a student; the same if there is none.
         head_step_seconds: An optimizer step of a block's value heads.
         load_seconds: Of the model.
         prompt_tokens: Of a prompt, on average.
@@ -44,6 +45,7 @@ class Rates:
     step_seconds: float
     row_seconds: float
     gradient_tokens: float
+    training_tokens: float
     head_step_seconds: float
     load_seconds: float
     prompt_tokens: float
@@ -119,7 +121,8 @@ def _cost(
     tokens = sum(job.num_completions for job in jobs) * rates.mean_answer_tokens
     seconds = sum(_seconds(job, config, rates) for job in jobs)
     trained = _trained_tokens(name, config, rates)
-    seconds += trained / rates.gradient_tokens + _other_seconds(name, config, rates)
+    rate = rates.training_tokens if name == "distill" else rates.gradient_tokens
+    seconds += trained / rate + _other_seconds(name, config, rates)
     learns = name in ("directions", "distill")
     disk = tokens * TOKEN_BYTES
     if name in ("rollout", "validate"):
@@ -157,7 +160,7 @@ def _jobs(name: str, config: RunConfig) -> Iterator[_Job]:
         if config.evaluate.num_samples is not None:
             yield _Job(splits.num_test, config.evaluate.num_samples, deployable)
         for task in config.evaluate.out_of_domain.values():
-            yield _Job(task.num_problems, times=deployable)
+            yield _Job(task.num_problems, times=deployable + config.num_controls + others)
 
 
 def _halving(num_problems: int, num_settings: int, config: RunConfig) -> Iterator[_Job]:

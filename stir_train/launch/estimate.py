@@ -178,6 +178,7 @@ def _completions(config: RunConfig) -> dict[str, int]:
     others = len(config.baselines.names)
     deployable = 2 + config.distill.enabled * (1 + len(config.distill.also))
     sampled = splits.num_test * (config.evaluate.num_samples or 0)
+    controls = config.num_controls
     out_of_domain = sum(task.num_problems for task in config.evaluate.out_of_domain.values())
     return {
         "rollout": splits.num_harvest * config.rollout.num_samples,
@@ -185,5 +186,7 @@ def _completions(config: RunConfig) -> dict[str, int]:
         "tune": splits.num_tune * (settings + 1),
         "steer": config.distill.enabled * splits.num_harvest * config.distill.num_samples,
         "baselines": splits.num_tune * others * BASELINE_COMPLETIONS,
-        "evaluate": splits.num_test * (methods + others) + deployable * (sampled + out_of_domain),
+        "evaluate": splits.num_test * (methods + others)
+        + deployable * sampled
+        + (deployable + controls + others) * out_of_domain,
     }

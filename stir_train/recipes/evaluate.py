@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from stir_train.answering.interface import Answerer
 from stir_train.answering.methods import (
     GREEDY,
     PUBLISHED,
@@ -17,9 +18,10 @@ from stir_train.answering.methods import (
 )
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.baselines.registry import load_baseline
+from stir_train.config.inputs import TaskConfig
 from stir_train.config.pipeline import stage as stage_of
 from stir_train.config.steering import NoSteering, SteeringConfig, VectorSteering, changed
-from stir_train.data.prompts import split_sha256
+from stir_train.data.prompts import describe_test_split, split_sha256
 from stir_train.errors import StageError
 from stir_train.evals.metrics import fed_prompts
 from stir_train.evals.retention import compare_students
@@ -62,7 +64,7 @@ class Jobs:
 
     Attributes:
         test: The test split.
-        out_of_domain: Other tasks, by name; empty for methods that nobody would deploy.
+        out_of_domain: Other tasks, by name; empty for ablations.
         sampled: Samples of the test split, or None.
     """
 
@@ -115,7 +117,8 @@ def build_methods(context: RunContext) -> list[Method]:
         )
     methods.append(_steered(context, STEERED, choice, basis=basis))
     if context.config.evaluate.controls and not isinstance(choice, NoSteering):
-        methods += _controls(context, choice, basis)
+        controls = _controls(context, choice, basis)
+        methods += [dataclasses.replace(control, is_yardstick=True) for control in controls]
     methods += [
         _steered(context, f"stir-{settings.mode}", settings, basis=basis)
         for settings in load_report(context.stage("tune"), TuneReport).best_of_each_mode()
@@ -174,6 +177,7 @@ def _baselines(context: RunContext) -> list[Method]:
             baseline_answerer(context, load_baseline(tuned.path), tuned.chosen),
             "tune",
             baseline=tuned,
+            is_yardstick=True,
         )
         for tuned in report.methods
     ]
@@ -214,18 +218,19 @@ def _jobs(context: RunContext, method: Method, others: Mapping[str, list[Prompt]
         sampling_params(context, greedy=True),
         prefix=f"{method.answered_as}/",
     )
-    if not method.is_deployable:
-        return Jobs(test, {}, None)
     out_of_domain = {
         name: dataclasses.replace(
             test,
             prompts=prompts,
+            answerer=_elsewhere(context, method, evaluate.out_of_domain[name].task),
             prefix=f"out-of-domain/{name}/{method.answered_as}/",
             task=evaluate.out_of_domain[name].task,
         )
         for name, prompts in others.items()
     }
-    if evaluate.num_samples is None:
+    if not method.is_deployable and not method.is_yardstick:
+        return Jobs(test, {}, None)
+    if evaluate.num_samples is None or not method.is_deployable:
         return Jobs(test, out_of_domain, None)
     sampled = dataclasses.replace(
         test,
@@ -234,6 +239,14 @@ def _jobs(context: RunContext, method: Method, others: Mapping[str, list[Prompt]
         prefix=f"sampled/{method.answered_as}/",
     )
     return Jobs(test, out_of_domain, sampled)
+
+
+def _elsewhere(context: RunContext, method: Method, task: TaskConfig) -> Answerer:
+    """What answers another task for a method: a baseline reads that task's answers."""
+    if method.baseline is None:
+        return method.answerer
+    tuned = method.baseline
+    return baseline_answerer(context, load_baseline(tuned.path), tuned.chosen, task=task)
 
 
 def _open_test(context: RunContext) -> int:
@@ -259,7 +272,7 @@ def _finish(
         model=identity.name,
         model_sha256=identity.fingerprint(),
         task=context.config.task.name,
-        split="test",
+        split=describe_test_split(context.problems, len(test), context.config.task.test_split),
         num_items=len(test),
         items_sha256=split_sha256(test),
         seeds=(context.config.seed,),

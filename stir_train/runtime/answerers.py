@@ -10,6 +10,7 @@ from stir_train.answering.model import ModelAnswerer
 from stir_train.artifacts.tensors import load_tensors
 from stir_train.baselines.interface import AnsweringContext, Baseline, Setting
 from stir_train.config.import_path import load_object
+from stir_train.config.inputs import TaskConfig
 from stir_train.config.run import RunConfig
 from stir_train.config.steering import (
     CustomSteering,
@@ -122,14 +123,23 @@ def other_model_answerer(
     return ModelAnswerer(name, engine, control_spec(context), context.config.seed)
 
 
-def baseline_answerer(context: RunContext, method: Baseline, setting: Setting) -> BaselineAnswerer:
-    """A baseline under one setting; what it learnt is read when it is first asked."""
+def baseline_answerer(
+    context: RunContext, method: Baseline, setting: Setting, *, task: TaskConfig | None = None
+) -> BaselineAnswerer:
+    """A baseline under one setting; what it learnt is read when it is first asked.
+
+    Args:
+        context: The run.
+        method: The baseline.
+        setting: One point of its grid.
+        task: What it answers, where that is not the run's own: how answers are marked and read.
+    """
     stage, name = context.stage("baselines"), parameters_file(method.name)
     return BaselineAnswerer(
         method,
         setting,
         lambda: load_tensors(stage.verified(name))[0],
-        lambda: answering_context(context),
+        lambda: answering_context(context, task),
     )
 
 
@@ -176,14 +186,15 @@ def utility_of(config: RunConfig) -> Utility:
     return Utility(config.utility.token_price, config.generation.max_new_tokens)
 
 
-def answering_context(context: RunContext) -> AnsweringContext:
-    """What baselines answer with; loads the model."""
+def answering_context(context: RunContext, task: TaskConfig | None = None) -> AnsweringContext:
+    """What baselines answer with, the run's task or another; loads the model."""
+    task = task or context.config.task
     tokenizer = context.resources.described.tokenizer
-    marker = context.config.task.answer_marker or ANSWER_PROMPT
+    marker = task.answer_marker or ANSWER_PROMPT
     delimiters = context.config.control_points.delimiters
 
     def answers_of(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[str]:
-        grades = context.resources.grader.grade(
+        grades = context.resources.grader_of(task).grade(
             texts, [p.gold for p in prompts], [False] * len(texts)
         )
         return [grade.extracted for grade in grades]

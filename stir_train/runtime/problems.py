@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from stir_train.config.run import RunConfig
 from stir_train.data.problems import SourceProblem, read_source
 from stir_train.data.prompts import cut_splits
@@ -11,14 +13,18 @@ from stir_train.tasks.problem import held_out_problems
 
 
 def read_problems(config: RunConfig) -> list[SourceProblem]:
-    """Every problem the configured task offers.
+    """Every problem the configured task offers, those of its official test split marked.
 
     Raises:
         ConfigError: If the task names neither an embedded family nor a source.
     """
     task = config.task
     if task.source is not None:
-        return read_source(task)
+        problems = read_source(task)
+        if task.test_split is not None:
+            tests = task.model_copy(update={"hub_split": task.test_split})
+            problems += [replace(problem, is_test=True) for problem in read_source(tests)]
+        return problems
     if task.name not in FAMILIES:
         raise ConfigError(
             f"task.name: {task.name!r} is no embedded family ({', '.join(FAMILIES)}); "

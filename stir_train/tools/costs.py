@@ -85,7 +85,7 @@ def _rates_in_words(config: RunConfig, rates: Rates) -> list[str]:
     ended = "" if rates.num_ended == num_answers else f", {rates.num_ended} of them to their end"
     return [
         f"measured: {rates.prefill_tokens:,.0f} tokens/s prefilled, {rates.decode_tokens(rows):,.0f} sampled "
-        f"at {rows} rows, {rates.gradient_tokens:,.0f} forward and backward; on one process, as busy as the "
+        f"at {rows} rows, {rates.gradient_tokens:,.0f} differentiated, {rates.training_tokens:,.0f} trained on; on one process, as busy as the "
         "machine is now",
         f"answers have {rates.mean_answer_tokens:.0f} tokens on average ({num_answers} sampled{ended}; "
         f"{num_cut} reach generation.max_new_tokens={budget})",

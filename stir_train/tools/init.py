@@ -118,13 +118,24 @@ def _splits(task: TaskFacts, effort: Decision) -> list[Decision]:
             f"choose on others and test on the rest: give at least {MIN_PROBLEMS}"
         )
     splits = RunConfig.model_validate({"name": "init", "effort": effort.value}).splits
-    wanted = splits.num_harvest + splits.num_tune + splits.num_test
-    if wanted <= task.num_problems:
-        return []
+    sizes = {name: getattr(splits, name) for name in SPLIT_SHARES}
+    decisions = []
+    if task.num_test:
+        wanted = sizes.pop("num_test")
+        count = task.num_test if effort.value != "quick" else min(wanted, task.num_test)
+        reason = (
+            f"Of the {task.num_test:,} problems of the official test split {task.config.test_split}, which "
+            "alone is tested with."
+        )
+        decisions.append(Decision("splits.num_test", count, reason))
+    if sum(sizes.values()) <= task.num_problems:
+        return decisions
     reason = (
-        f"The task has {task.num_problems} distinct problems, the default splits ask for {wanted}."
+        f"There are {task.num_problems:,} distinct problems; effort {effort.value} would take "
+        f"{sum(sizes.values()):,} of them."
     )
+    shares = sum(SPLIT_SHARES[name] for name in sizes)
     return [
-        Decision(f"splits.{setting}", int(share * task.num_problems), reason)
-        for setting, share in SPLIT_SHARES.items()
-    ]
+        Decision(f"splits.{name}", int(SPLIT_SHARES[name] / shares * task.num_problems), reason)
+        for name in sizes
+    ] + decisions

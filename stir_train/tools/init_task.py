@@ -12,7 +12,13 @@ from stir_train.config.import_path import is_import_path
 from stir_train.config.inputs import TaskConfig
 from stir_train.config.load import parse_config
 from stir_train.config.run import RunConfig
-from stir_train.config.tasks import KNOWN_TASKS, REASONING_GYM, TEMPLATES, known_settings
+from stir_train.config.tasks import (
+    KNOWN_TASKS,
+    NUM_PROBLEMS,
+    REASONING_GYM,
+    TEMPLATES,
+    known_settings,
+)
 from stir_train.data.sources import FILE_FORMATS, source_rows
 from stir_train.errors import ConfigError, DataError
 from stir_train.runtime.problems import read_problems
@@ -32,13 +38,16 @@ class TaskFacts:
         label: Its name, short.
         config: Its settings.
         decisions: Of section `task`.
-        num_problems: Distinct ones; None if its source is not at hand.
+        num_problems: Distinct ones to learn from, and to test with too unless ``num_test`` are; None if
+            that is not known here.
+        num_test: Of the official test split; 0 without one.
     """
 
     label: str
     config: TaskConfig
     decisions: tuple[Decision, ...]
     num_problems: int | None
+    num_test: int = 0
 
     @property
     def is_embedded(self) -> bool:
@@ -76,7 +85,7 @@ def read_task(word: str, *, source: str | None) -> TaskFacts:
     label = word.removeprefix(REASONING_GYM)
     if Path(word).exists():
         label = Path(word).stem
-    return TaskFacts(label, config, tuple(found), _count(config))
+    return TaskFacts(label, config, tuple(found), *_count(config))
 
 
 def _known(word: str) -> list[Decision]:
@@ -132,18 +141,21 @@ def _column(columns: Iterable[str], known: Sequence[str], what: str, word: str) 
     )
 
 
-def _count(config: TaskConfig) -> int | None:
-    """Distinct problems of a source that is at hand; None of one on the hub."""
+def _count(config: TaskConfig) -> tuple[int | None, int]:
+    """Distinct problems of a source that is at hand, and of its test split; or as published."""
     is_far = any(
         not source.startswith(REASONING_GYM)
         and not is_import_path(source)
+        and not source.startswith((".", "/"))
+        and not source.lower().endswith(FILE_FORMATS)
         and not Path(source).exists()
         for source in config.sources
     )
     if is_far:
-        return None
+        return NUM_PROBLEMS.get(config.name, (None, 0))
     problems = read_problems(RunConfig(name="init", task=config))
-    return len({problem.problem_id for problem in problems})
+    tests = {problem.problem_id for problem in problems if problem.is_test}
+    return len({problem.problem_id for problem in problems} - tests), len(tests)
 
 
 def _unknown(word: str) -> ConfigError:

@@ -15,7 +15,12 @@ from stir_train.artifacts.verification import damage_of, foreign_sources, requir
 from stir_train.config.run import RunConfig
 from stir_train.data.chat import chat_lines
 from stir_train.data.duplicates import near_duplicates
-from stir_train.data.prompts import cut_splits, render_prompts, require_disjoint
+from stir_train.data.prompts import (
+    cut_splits,
+    describe_test_split,
+    render_prompts,
+    require_disjoint,
+)
 from stir_train.errors import ArtifactError
 from stir_train.launch.status import run_status
 from stir_train.models.load import load_tokenizer
@@ -27,7 +32,8 @@ MAX_LISTED_PAIRS, SHOWN_CHARACTERS, SHOWN_DIGITS = 5, 60, 16
 def describe_data(config: RunConfig, console: Console) -> None:
     """Print split sizes, prompt lengths and one rendered prompt; reads no model weights."""
     tokenizer = load_tokenizer(config.model)
-    cut = cut_splits(read_problems(config), config.splits)
+    problems = read_problems(config)
+    cut = cut_splits(problems, config.splits)
     splits = {name: render_prompts(p, config.task, tokenizer) for name, p in cut.items()}
     require_disjoint(splits)
     sources = ", ".join(config.task.sources) or "embedded"
@@ -39,6 +45,8 @@ def describe_data(config: RunConfig, console: Console) -> None:
         mean = f"{sum(lengths) / len(lengths):.1f}"
         table.add_row(name, str(len(prompts)), mean, str(max(lengths)))
     console.print(table)
+    tested = describe_test_split(problems, len(splits["test"]), config.task.test_split)
+    console.print(f"test split: {tested}", soft_wrap=True)
     pairs = near_duplicates({n: [p.question for p in ps] for n, ps in splits.items()})
     console.print(f"near-duplicate pairs across splits: {len(pairs)}")
     for pair in pairs[:MAX_LISTED_PAIRS]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from stir_train.config.run import RunConfig
@@ -18,8 +19,8 @@ from stir_train.distributed.world import alone
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
 from stir_train.launch.costs import Rates, rows_side_by_side
 from stir_train.launch.estimate import ModelShape, shape_of
-from stir_train.models.arithmetic import product_seconds
 from stir_train.models.load import decoder_config
+from stir_train.models.lora import add_lora
 from stir_train.runtime.context import set_threads
 from stir_train.runtime.problems import read_problems
 from stir_train.runtime.resources import Resources
@@ -95,10 +96,10 @@ def measure(config: RunConfig) -> tuple[Rates, ModelShape]:
         begun = time.perf_counter()
         _ = resources.loaded
         load_seconds = time.perf_counter() - begun
+        wide = resources.loaded.model.dtype == torch.float32
         rates = _measure(config, resources, prompts, load_seconds)
     finally:
         resources.close()
-    wide = resources.loaded.model.dtype == torch.float32
     return rates, shape_of(decoder_config(config.model), bytes_per_weight=4 if wide else 2)
 
 
@@ -121,11 +122,15 @@ def _measure(
     )
     step_seconds, row_seconds = _fit([*few.steps, *many.steps])
     lengths, num_ended = _whole_lengths(config, few)
+    length = prompt_tokens + float(np.mean(lengths))
+    gradient = _gradient_rate(config, resources, length)
+    distils = config.distill.enabled
     return Rates(
         prefill_tokens=prefill,
         step_seconds=step_seconds,
         row_seconds=row_seconds,
-        gradient_tokens=_gradient_rate(config, resources, prompt_tokens + float(np.mean(lengths))),
+        gradient_tokens=gradient,
+        training_tokens=_training_rate(config, resources, length) if distils else gradient,
         head_step_seconds=_head_step_seconds(config, resources.described.identity.width),
         load_seconds=load_seconds,
         prompt_tokens=prompt_tokens,
@@ -203,25 +208,59 @@ def _whole_lengths(config: RunConfig, clock: _Clock) -> tuple[tuple[int, ...], i
 
 
 def _gradient_rate(config: RunConfig, resources: Resources, length: float) -> float:
-    """Tokens a second forward and backward, of sequences as long as the run's."""
+    """Tokens a second forward and backward to what goes into the frozen model, of sequences of a length."""
+    model = resources.loaded.model
+    ids = _sequences(config, resources, length)
+
+    def once() -> Tensor:
+        states = model.get_input_embeddings()(ids).detach().requires_grad_()
+        logits = model(inputs_embeds=states, use_cache=False).logits
+        loss = _loss(logits, ids)
+        loss.backward()
+        return loss
+
+    return ids.numel() / _seconds_of(once)
+
+
+def _training_rate(config: RunConfig, resources: Resources, length: float) -> float:
+    """Tokens a second in steps of a student, in training's dtype; the model is of no other use afterwards."""
     loaded = resources.loaded
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.train.dtype]
+    nn.Module.to(loaded.model, dtype)
+    student = add_lora(loaded, config.distill, seed=config.seed)
+    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad])
+    ids = _sequences(config, resources, length)
+
+    def once() -> Tensor:
+        loss = _loss(student(input_ids=ids, use_cache=False).logits, ids)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    return ids.numel() / _seconds_of(once)
+
+
+def _sequences(config: RunConfig, resources: Resources, length: float) -> Int[Tensor, "B T"]:
+    """As many of a batch as are worth it, as long as the run's; which tokens does not matter."""
     width = max(2, min(round(length), GRADIENT_TOKENS))
     num_rows = max(1, min(config.distill.batch_size, GRADIENT_TOKENS // width))
-    ids = torch.zeros(num_rows, width, dtype=torch.long, device=loaded.device)
-    times = 0
+    return torch.zeros(num_rows, width, dtype=torch.long, device=resources.loaded.device)
+
+
+def _loss(logits: Float[Tensor, "B T V"], ids: Int[Tensor, "B T"]) -> Tensor:
+    return cross_entropy(logits.flatten(0, 1).float(), ids.flatten())
+
+
+def _seconds_of(step: Callable[[], Tensor]) -> float:
+    """Of a step, the median of as many as there is time for."""
+    taken: list[float] = []
     begun = time.perf_counter()
-    while times < 1 or time.perf_counter() - begun < GRADIENT_SECONDS:
-        states = loaded.model.get_input_embeddings()(ids).detach().requires_grad_()
-        logits = loaded.model(inputs_embeds=states, use_cache=False).logits
-        cross_entropy(logits.flatten(0, 1).float(), ids.flatten()).backward()
-        times += 1
-    rate = ids.numel() * times / (time.perf_counter() - begun)
-    wanted = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.train.dtype]
-    held = loaded.model.dtype
-    if held == wanted or loaded.device.type != "cpu":
-        return rate
-    seconds = product_seconds(resources.described.identity.width, (held, wanted))
-    return rate * seconds[held] / seconds[wanted]
+    while not taken or time.perf_counter() - begun < GRADIENT_SECONDS:
+        last = time.perf_counter()
+        step().item()  # waits for what a GPU still has to do
+        taken.append(time.perf_counter() - last)
+    return float(np.median(taken))
 
 
 def _head_step_seconds(config: RunConfig, width: int) -> float:
