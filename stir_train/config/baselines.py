@@ -18,6 +18,7 @@ BASELINES: dict[str, str] = {
     "prompt-few-shot": "stir_train.baselines.few_shot:FewShot",
     "self-consistency": "stir_train.baselines.self_consistency:SelfConsistency",
     "self-certainty": "stir_train.baselines.self_certainty:SelfCertainty",
+    "rpc": "stir_train.baselines.rpc:Rpc",
     "seal": "stir_train.baselines.seal:Seal",
     "steered-compression": "stir_train.baselines.compression:SteeredCompression",
     "fractional-reasoning": "stir_train.baselines.fractional:FractionalReasoning",
