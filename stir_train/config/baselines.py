@@ -19,6 +19,7 @@ BASELINES: dict[str, str] = {
     "self-consistency": "stir_train.baselines.self_consistency:SelfConsistency",
     "self-certainty": "stir_train.baselines.self_certainty:SelfCertainty",
     "rpc": "stir_train.baselines.rpc:Rpc",
+    "dsc": "stir_train.baselines.dsc:Dsc",
     "seal": "stir_train.baselines.seal:Seal",
     "steered-compression": "stir_train.baselines.compression:SteeredCompression",
     "fractional-reasoning": "stir_train.baselines.fractional:FractionalReasoning",
