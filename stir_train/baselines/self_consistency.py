@@ -8,7 +8,6 @@ grader's normal form; a sample without an answer does not vote. Every sample's t
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,9 +47,7 @@ class SelfConsistency:
         prompts: Sequence[Prompt],
     ) -> list[Rollout]:
         """The first sample that gives the winning answer, the others' tokens beside it."""
-        sampling = dataclasses.replace(
-            answering.sampled, temperature=TEMPERATURE, top_p=TOP_P, top_k=0
-        )
+        sampling = voting_sampling(answering)
         num_samples, window = int(setting["samples"]), int(setting["window"])
         made: list[list[Vote]] = [[] for _ in prompts]
         undecided = list(range(len(prompts)))
@@ -72,10 +69,18 @@ class Vote:
     answer: str
 
 
-def elect(votes: Sequence[Vote]) -> Rollout:
-    """The first sample of the answer with most votes, the other samples' tokens beside it."""
-    counts = Counter(vote.answer for vote in votes if vote.answer)
-    # `max` keeps the first of equals, and a Counter the order in which answers came.
+def elect(votes: Sequence[Vote], weights: Sequence[float] | None = None) -> Rollout:
+    """The first sample of the answer with most votes, the other samples' tokens beside it.
+
+    Args:
+        votes: In the order in which ties are decided.
+        weights: What each vote counts; one by default.
+    """
+    counts: dict[str, float] = {}
+    for vote, weight in zip(votes, weights or [1.0] * len(votes), strict=True):
+        if vote.answer:
+            counts[vote.answer] = counts.get(vote.answer, 0.0) + weight
+    # `max` keeps the first of equals, and a dict the order in which answers came.
     winner = max(counts, key=lambda answer: counts[answer]) if counts else votes[0].answer
     elected = next(vote.rollout for vote in votes if vote.answer == winner)
     return dataclasses.replace(
@@ -83,6 +88,20 @@ def elect(votes: Sequence[Vote]) -> Rollout:
         preview_tokens=sum(len(v.rollout.token_ids) for v in votes) - len(elected.token_ids),
         forward_passes=sum(vote.rollout.forward_passes for vote in votes),
     )
+
+
+def voting_sampling(answering: AnsweringContext) -> SamplingParams:
+    """The paper's temperature and nucleus, within the run's limits."""
+    return dataclasses.replace(answering.sampled, temperature=TEMPERATURE, top_p=TOP_P, top_k=0)
+
+
+def sample_votes(
+    answering: AnsweringContext, prompts: Sequence[Prompt], num_samples: int
+) -> list[list[Vote]]:
+    """The votes of so many samples of each prompt."""
+    requests = [GenerationRequest(p, k) for p in prompts for k in range(num_samples)]
+    votes = votes_of(answering, requests, voting_sampling(answering))
+    return [votes[i : i + num_samples] for i in range(0, len(votes), num_samples)]
 
 
 def votes_of(
