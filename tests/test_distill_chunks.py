@@ -161,7 +161,7 @@ def test_few_logits_are_alive_whatever_the_size_of_a_batch() -> None:
         assert batch.num_targets > 10 * 8
     assert peaks[16, 8] == peaks[6, 8]
     # Teacher's and student's logits, log-probabilities, the mixture, their products and gradients.
-    assert peaks[16, 8] <= 20 * 8 < 5 * batch.num_targets < peaks[16, 10_000]
+    assert peaks[16, 8] <= 24 * 8 < 5 * batch.num_targets < peaks[16, 10_000]
 
 
 def test_the_head_is_fed_response_positions_alone() -> None:
