@@ -1,6 +1,7 @@
 """The decoding engine side by side with what it replaces; every ratio is from one run.
 
-Usage: ``python benchmarks/decode.py [--quick] [--device cuda]``. Weights are random except in the
+Usage: ``python benchmarks/decode.py [--quick] [--device cuda]``, or with ``--model DIR`` a real model
+beside transformers and vLLM (`decode_model.py`). Weights are random except in the
 tables that name the embedded model; speed does not depend on them. Variants take turns, ``--repeats``
 times; a wall ratio is the median of the ratios within a turn, with their quartiles, because the
 speed of a shared machine drifts between turns.
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import decode_model
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -397,7 +399,19 @@ def main() -> None:
         choices=MODES[1:],
         help="only these, against plain, and no other table",
     )
+    parser.add_argument("--model", help="directory of a real model: its table alone")
+    parser.add_argument("--rows", type=int, default=32, help="of the table of a real model")
+    parser.add_argument("--new-tokens", type=int, default=128, help="likewise")
     arguments = parser.parse_args()
+    if arguments.model:
+        decode_model.table(
+            arguments.model,
+            device=arguments.device,
+            rows=arguments.rows,
+            new_tokens=arguments.new_tokens,
+            repeats=arguments.repeats,
+        )
+        return
     print(f"torch {torch.__version__}, {arguments.device}, {torch.get_num_threads()} threads")
     device, repeats, quick = arguments.device, arguments.repeats, arguments.quick
     if arguments.modes:

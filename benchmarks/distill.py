@@ -1,6 +1,7 @@
 """Distillation side by side with TRL, tokens learnt from a second; every ratio is from one run.
 
-Usage: ``python benchmarks/distill.py [--steps N] [--repeats N]``. TRL is no dependency: install it for
+Usage: ``python benchmarks/distill.py [--steps N] [--repeats N]``, or with ``--model DIR`` peak memory and
+step time on a real vocabulary (`distill_model.py`). TRL is no dependency: install it for
 this alone, as in ``pip install --no-deps trl==1.16.0``. Same embedded model, LoRA on every linear layer,
 batches of the same completions, float32, one optimizer; variants take turns, and a ratio is the median
 of the ratios within a turn, with their range.
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import distill_model
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
@@ -58,21 +60,36 @@ NUM_PROMPTS, BATCH_SIZE, BUDGET, RATE = 256, 16, 128, 1e-3
 def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--repeats", type=int)
+    parser.add_argument("--model", help="directory of a real model: the table of memory, alone")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--response-tokens", type=int, default=256)
     arguments = parser.parse_args()
+    if arguments.model:
+        distill_model.table(
+            arguments.model,
+            dtype=arguments.dtype,
+            steps=arguments.steps or 2,
+            batch_size=arguments.batch_size,
+            response_tokens=arguments.response_tokens,
+            repeats=arguments.repeats or 3,
+        )
+        return
+    steps, repeats = arguments.steps or 32, arguments.repeats or 5
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
     setup = make_setup()
     print(
-        f"embedded/addition, LoRA rank {LORA.rank}, batches of {BATCH_SIZE}, {arguments.steps} steps, "
-        f"one thread, {arguments.repeats} turns"
+        f"embedded/addition, LoRA rank {LORA.rank}, batches of {BATCH_SIZE}, {steps} steps, "
+        f"one thread, {repeats} turns"
     )
     for title, ours, theirs in (
         ("sequence / SFTTrainer", our_sequence, trl_sequence),
         ("on_policy / GKDTrainer", our_on_policy, trl_on_policy),
     ):
-        compare(title, ours, theirs, setup, arguments.steps, arguments.repeats)
+        compare(title, ours, theirs, setup, steps, repeats)
 
 
 @dataclasses.dataclass(frozen=True)

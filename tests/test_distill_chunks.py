@@ -161,7 +161,7 @@ def test_few_logits_are_alive_whatever_the_size_of_a_batch() -> None:
         assert batch.num_targets > 10 * 8
     assert peaks[16, 8] == peaks[6, 8]
     # Teacher's and student's logits, log-probabilities, the mixture, their products and gradients.
-    assert peaks[16, 8] <= 20 * 8 < 5 * batch.num_targets < peaks[16, 10_000]
+    assert peaks[16, 8] <= 24 * 8 < 5 * batch.num_targets < peaks[16, 10_000]
 
 
 def test_the_head_is_fed_response_positions_alone() -> None:
@@ -173,15 +173,12 @@ def test_the_head_is_fed_response_positions_alone() -> None:
     handle = student.base.model.get_output_embeddings().register_forward_hook(
         lambda _m, _i, out: fed.append(out.numel() // VOCABULARY)
     )
-    value = sum_of(loss(batch))
-    forward = list(fed)
-    value.backward()
+    sum_of(loss(batch)).backward()
     handle.remove()
     num_responses = int((batch.labels != IGNORED).sum())
     assert batch.token_ids.numel() > 1.5 * num_responses
-    assert sum(forward) == num_responses
-    assert max(forward) <= 9
-    assert sum(fed) == 2 * num_responses, "once more in the backward pass"
+    assert sum(fed) == num_responses, "once each"
+    assert max(fed) <= 9
 
 
 def test_every_part_calls_the_head_as_often_as_the_largest() -> None:

@@ -51,8 +51,8 @@ class TermInputs:
 class DistillTerm(Protocol):
     """A loss to be weighted and added to others.
 
-    It is made once a student, without arguments, and keeps nothing between calls: a resumed fit ends
-    with the same bytes, and of a large batch every call is made again in the backward pass.
+    It is made once a student, without arguments, and keeps nothing between calls, so that a resumed
+    fit ends with the same bytes.
 
     Attributes:
         needs_teacher: Whether it reads the teacher's logits or states, at one more pass a batch.

@@ -2,20 +2,22 @@
 
 Logits are the largest thing in it: 16 thousand tokens of a vocabulary of 152 thousand take 10 GB, many
 times over. So a pass ends below the output layer. What it would have been fed is kept where tokens count,
-and the layer and the terms run over a few of those at a time, once more in the backward pass.
+and the layer and the terms run over a few of those at a time. Their gradient in those states is taken at once,
+so that no logits wait for the backward pass (as Liger's fused loss does, arXiv 2410.10989).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from stir_train.config.learning import ObjectiveConfig
 from stir_train.distill.interface import TermInputs
@@ -38,7 +40,12 @@ class PassStates:
     """
 
     hidden: Float[Tensor, "N D"]
-    at_points: Float[Tensor, "P D"] | None
+    at_points: Float[Tensor, "P D"] | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Those that there are, in this order."""
+        return (self.hidden,) if self.at_points is None else (self.hidden, self.at_points)
 
 
 @dataclass(frozen=True)
@@ -97,19 +104,40 @@ class DistillLoss:
 
     def __call__(self, batch: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
         """Every term times its weight, by its name in the objective."""
-        # Of the largest part: ranks that gather the layer together call it equally often.
-        num_chunks = max(1, -(-batch.most_targets // self.head.rows_at_once))
+        num_chunks = self._num_chunks(batch)
         teacher = self._teach(batch) if self.needs_teacher else None
         student = self._run(batch, steered=False)
         summed: dict[str, Tensor] = {}
         for chunk in _chunks(batch, student, teacher, num_chunks):
-            if num_chunks == 1:
-                values = self._evaluate(batch, chunk)
+            if num_chunks > 1 and torch.is_grad_enabled():
+                values = self._evaluate_with_gradients(batch, chunk)
             else:
-                values = checkpoint(self._evaluate, batch, chunk, use_reentrant=False)
+                values = self._evaluate(batch, chunk)
             for name, value in values.items():
                 summed[name] = summed[name] + value if name in summed else value
         return summed
+
+    def _num_chunks(self, batch: SequenceBatch) -> int:
+        """As many for every part, by the largest: ranks that gather the layer together call it equally often."""
+        if self.head.is_trained:
+            return 1  # its own gradient has to wait for the backward pass
+        return max(1, -(-batch.most_targets // self.head.rows_at_once))
+
+    def _evaluate_with_gradients(
+        self, batch: SequenceBatch, chunk: Chunk
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The same, each with its gradient in the student's states already taken."""
+        given = chunk.student.tensors
+        leaves = [states.detach().requires_grad_() for states in given]
+        apart = dataclasses.replace(chunk, student=PassStates(*leaves))
+        made = {}
+        for name, value in self._evaluate(batch, apart).items():
+            # Zeros where a term does not look.
+            gradients = torch.autograd.grad(
+                value, leaves, retain_graph=True, materialize_grads=True
+            )
+            made[name] = _WithGradients.apply(value.detach(), gradients, *given)
+        return made
 
     def _evaluate(self, batch: SequenceBatch, chunk: Chunk) -> dict[str, Float[Tensor, ""]]:
         """The weighted terms of a chunk, from its logits, which are held here alone."""
@@ -172,6 +200,21 @@ class DistillLoss:
         return next(self.module.parameters()).device
 
 
+class _WithGradients(torch.autograd.Function):
+    """A value whose gradients in some tensors are known."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: tuple[Tensor, ...], *_given: Tensor) -> Tensor:
+        """The value."""
+        ctx.save_for_backward(*gradients)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        """What is known, scaled."""
+        return (None, None, *(scale * gradient for gradient in ctx.saved_tensors))
+
+
 def _chunks(
     batch: SequenceBatch, student: PassStates, teacher: PassStates | None, count: int
 ) -> Iterator[Chunk]:
@@ -187,7 +230,7 @@ def _chunks(
 def _cut(states: PassStates, count: int) -> list[PassStates]:
     hidden = states.hidden.tensor_split(count)
     if states.at_points is None:
-        return [PassStates(some, None) for some in hidden]
+        return [PassStates(some) for some in hidden]
     return [
         PassStates(*both) for both in zip(hidden, states.at_points.tensor_split(count), strict=True)
     ]

@@ -44,6 +44,11 @@ class OutputHead:
         self._scale /= float(getattr(config, "logits_scaling", None) or 1)
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether the layer has weights to learn, as a LoRA on it."""
+        return any(parameter.requires_grad for parameter in self._layer.parameters())
+
     def logits(self, states: Float[Tensor, "R D"], *, adapted: bool = True) -> Float[Tensor, "R V"]:
         """The model's logits, in float32 or better.
 
