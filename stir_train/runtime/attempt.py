@@ -77,7 +77,7 @@ def read_run(config: RunConfig, console: Console) -> Iterator[RunContext]:
     if not (run_dir.path / CONFIG_FILE).is_file():
         raise ArtifactError(
             f"{run_dir.path}: no run here (no {CONFIG_FILE}); if it was made with overrides "
-            "(name=...), give them again"
+            "(name=...), give its directory"
         )
     with open_world() as world:
         _prepare(config)
