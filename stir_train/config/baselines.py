@@ -28,6 +28,7 @@ BASELINES: dict[str, str] = {
     "nowait": "stir_train.baselines.nowait:NoWait",
     "cgrs": "stir_train.baselines.cgrs:Cgrs",
     "deer": "stir_train.baselines.deer:Deer",
+    "answer-convergence": "stir_train.baselines.convergence:AnswerConvergence",
     "value-exit": "stir_train.baselines.value_exit:ValueExit",
     "progress-vector": "stir_train.baselines.progress_vector:ProgressVector",
     "thinkedit": "stir_train.baselines.thinkedit:ThinkEdit",
