@@ -20,6 +20,7 @@ BASELINES: dict[str, str] = {
     "self-certainty": "stir_train.baselines.self_certainty:SelfCertainty",
     "rpc": "stir_train.baselines.rpc:Rpc",
     "dsc": "stir_train.baselines.dsc:Dsc",
+    "trajectory-selection": "stir_train.baselines.trajectory_selection:TrajectorySelection",
     "seal": "stir_train.baselines.seal:Seal",
     "steered-compression": "stir_train.baselines.compression:SteeredCompression",
     "fractional-reasoning": "stir_train.baselines.fractional:FractionalReasoning",
