@@ -28,6 +28,7 @@ BASELINES: dict[str, str] = {
     "efficiency-steering": "stir_train.baselines.efficiency:EfficiencySteering",
     "nowait": "stir_train.baselines.nowait:NoWait",
     "cgrs": "stir_train.baselines.cgrs:Cgrs",
+    "cyclic-reflex": "stir_train.baselines.cyclic_reflex:CyclicReflex",
     "deer": "stir_train.baselines.deer:Deer",
     "answer-convergence": "stir_train.baselines.convergence:AnswerConvergence",
     "value-exit": "stir_train.baselines.value_exit:ValueExit",
