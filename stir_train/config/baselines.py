@@ -21,6 +21,7 @@ BASELINES: dict[str, str] = {
     "rpc": "stir_train.baselines.rpc:Rpc",
     "dsc": "stir_train.baselines.dsc:Dsc",
     "trajectory-selection": "stir_train.baselines.trajectory_selection:TrajectorySelection",
+    "mur": "stir_train.baselines.mur:Mur",
     "seal": "stir_train.baselines.seal:Seal",
     "steered-compression": "stir_train.baselines.compression:SteeredCompression",
     "fractional-reasoning": "stir_train.baselines.fractional:FractionalReasoning",
