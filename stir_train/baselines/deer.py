@@ -23,7 +23,7 @@ from stir_train.baselines.interface import (
     Parameters,
     Setting,
 )
-from stir_train.baselines.probing import Progress, extend, may_try, try_answers
+from stir_train.baselines.probing import Progress, accept, extend, may_try, try_answers
 from stir_train.types.rollout import Prompt, Rollout
 
 MONITORS = frozenset({"wait", "alternatively"})
@@ -67,13 +67,8 @@ class Deer:
             trials = try_answers(answering, [(item, item.token_ids[:-1]) for item in paused])
             for item, trial in zip(paused, trials, strict=True):
                 if not trial.truncated and confidence(trial) > float(setting["threshold"]):
-                    item.extra_tokens -= len(answering.answer_prompt) + len(trial.token_ids)
-                    item.token_ids = (
-                        *item.token_ids[:-1],
-                        *answering.answer_prompt,
-                        *trial.token_ids,
-                    )
-                    item.finish = "stop"
+                    item.token_ids = item.token_ids[:-1]  # the monitor word goes
+                    accept(answering, item, trial)
         return [item.rollout() for item in items]
 
 

@@ -107,6 +107,13 @@ def try_answers(
     return list(made)
 
 
+def accept(answering: AnsweringContext, item: Progress, trial: Rollout) -> None:
+    """End a completion with a trial that was asked for where it stands; in place."""
+    item.extra_tokens -= len(answering.answer_prompt) + len(trial.token_ids)
+    item.token_ids = (*item.token_ids, *answering.answer_prompt, *trial.token_ids)
+    item.finish = "stop"
+
+
 def mean_entropies(answering: AnsweringContext, trials: Sequence[Rollout]) -> list[float]:
     """Mean entropy (nats) of the distributions that each trial's tokens were taken from."""
     entropies: list[float] = []
