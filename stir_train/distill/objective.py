@@ -9,7 +9,7 @@ so that no logits wait for the backward pass (as Liger's fused loss does, arXiv 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -210,8 +210,9 @@ class _WithGradients(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *scales: Tensor) -> tuple[Tensor | None, ...]:
         """What is known, scaled."""
+        (scale,) = scales
         return (None, None, *(scale * gradient for gradient in ctx.saved_tensors))
 
 
@@ -222,7 +223,9 @@ def _chunks(
     labels = batch.labels[:, 1:]
     of_labels = labels[labels != IGNORED].to(student.hidden.device).tensor_split(count)
     of_student = _cut(student, count)
-    of_teacher = [None] * count if teacher is None else _cut(teacher, count)
+    of_teacher: Sequence[PassStates | None] = [None] * count
+    if teacher is not None:
+        of_teacher = _cut(teacher, count)
     for parts in zip(of_labels, of_student, of_teacher, strict=True):
         yield Chunk(*parts)
 
