@@ -104,10 +104,10 @@ def fit_probe(
         optimizer.zero_grad()
         fit = nn.functional.binary_cross_entropy_with_logits(inputs @ weight + bias, targets)
         loss = fit + RIDGE * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     unscaled = weight.detach() / scale
     return unscaled, bias.detach() - unscaled @ mean
 
