@@ -68,11 +68,9 @@ def test_no_stage_reads_a_setting_or_a_stage_that_it_does_not_declare(
 
         return wrapped
 
-    # The report prints the whole configuration, by which none of its figures goes.
-    with mock.patch("stir_train.recipes.report.dump_config", return_value=""):
-        for stage in stages:  # each in a context of its own, where nothing has been read yet
-            module = importlib.import_module(f"stir_train.recipes.{stage.name}")
-            with mock.patch.object(module, "run", recorded(stage, module.run)):
-                done = run_smoke(tmp_path, *settings, verb=stage.name)
-            assert done.returncode == 0, done.stderr
+    for stage in stages:  # each in a context of its own, where nothing has been read yet
+        module = importlib.import_module(f"stir_train.recipes.{stage.name}")
+        with mock.patch.object(module, "run", recorded(stage, module.run)):
+            done = run_smoke(tmp_path, *settings, verb=stage.name)
+        assert done.returncode == 0, done.stderr
     assert not found
