@@ -117,7 +117,7 @@ def test_cut_off_rollouts_are_named_before_any_inability(tmp_path: Path) -> None
     done = run_smoke(tmp_path, "generation.max_new_tokens=2", "distill.enabled=false")
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stderr.split())
-    assert "96 of 96 cut off at the budget; 96 rollouts, 0.0% correct" in said
+    assert "100.0% of 96 completions were cut off at generation.max_new_tokens=2" in said
     assert "no effect: 96 of 96 rollouts were cut off at generation.max_new_tokens=2" in said
     assert "temperature" not in said.partition("no effect")[2]
 

@@ -361,12 +361,12 @@ def test_status_and_inspect_say_where_a_run_ended_and_why(tmp_path: Path) -> Non
 
 
 def test_no_job_is_queued_for_what_an_abstaining_run_leaves_out(tmp_path: Path) -> None:
-    config = _config(tmp_path)
+    config = _config(tmp_path, "distill.also={}")
     tune = RunDir(config.directory).stage("tune")
     tune.begin(StageInputs(config={}, sources={}))
     tune.finish({"mode": "none"})
     jobs = plan_jobs(config, SiteConfig(), ["steer", "distill", "evaluate"])
     assert [job.name for job in jobs] == ["evaluate"]
-    plain = _config(tmp_path, "distill.objective.samples=plain")
+    plain = _config(tmp_path)  # with a student that plain samples teach
     jobs = plan_jobs(plain, SiteConfig(), ["steer", "distill", "evaluate"])
     assert [job.name for job in jobs] == ["distill", "evaluate"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import NoneType
-from typing import Any, TypeVar, get_args
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -212,7 +212,8 @@ def _takes_text(kind: type[BaseModel], parts: Sequence[str]) -> bool:
         if not is_section or part not in annotation.model_fields:
             return False
         annotation = annotation.model_fields[part].annotation
-    options = set(get_args(annotation)) or {annotation}
+    is_union = get_origin(annotation) in (Union, UnionType)
+    options = set(get_args(annotation)) if is_union else {annotation}
     return str in options and options <= {str, NoneType}
 
 
