@@ -218,5 +218,10 @@ def _takes_text(kind: type[BaseModel], parts: Sequence[str]) -> bool:
 
 
 def _is_mistaken(value: object, words: str) -> bool:
-    """Whether YAML took a text for something else: `Answer: (.*)` for a mapping, `#### (.*)` for a comment."""
+    """Whether YAML took a text for something else: `Answer: (.*)` for a mapping, `#### (.*)` for a comment.
+
+    Names with values in braces are no text; a template such as `{question}` is.
+    """
+    if isinstance(value, dict) and words.startswith("{"):
+        return all(item is None for item in value.values())
     return isinstance(value, dict | list) or (value is None and words.startswith("#"))
