@@ -207,8 +207,16 @@ def _evaluate_settings(config: RunConfig) -> Settings:
         "evaluate": config.evaluate,
         "utility": config.utility,
         "baselines": list(config.baselines.names),
-        "students": ["", *config.distill.also] if config.distill.enabled else [],
+        "students": _samples_of_students(config),
     }
+
+
+def _samples_of_students(config: RunConfig) -> dict[str, str]:
+    """Whose samples teach each student, the exported one, which has no name, first."""
+    if not config.distill.enabled:
+        return {}
+    asked = {"": config.distill.objective, **config.distill.also}
+    return {name: objective.samples for name, objective in asked.items()}
 
 
 def _evaluate_plan(config: RunConfig) -> str:

@@ -308,9 +308,10 @@ def _compare_students(
     context: RunContext, answers: Mapping[str, list[GradedRollout]]
 ) -> list[StudentComparison]:
     """Retention of every student; beside plain rejection sampling where that was trained too."""
-    taught, also = students_taught(context.run_dir, context.config), context.config.distill.also
+    taught = students_taught(context.run_dir, context.config)
     if not taught:
         return []
+    also = context.config.distill.also
     plain = [student_label(name) for name, other in also.items() if other.samples == "plain"]
     return compare_students(
         answers,

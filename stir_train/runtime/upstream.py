@@ -35,8 +35,10 @@ class End:
 def end_of_run(run_dir: RunDir, off: Collection[str]) -> End | None:
     """The first finished stage, of those that are not off, after which nothing can be made."""
     for name in STAGE_NAMES:
+        if name in off:
+            continue
         made = run_dir.stage(name)
-        if name not in off and made.is_complete and (reason := made.ends_run()) is not None:
+        if made.is_complete and (reason := made.ends_run()) is not None:
             return End(name, reason)
     return None
 
