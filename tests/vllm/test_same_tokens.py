@@ -19,6 +19,7 @@ from stir_train.generation.backend import (
 )
 from stir_train.generation.controller import Controller
 from stir_train.generation.fixed import FixedVector
+from stir_train.generation.vllm.engine import VLLMEngine
 from stir_train.models.load import LoadedModel
 from stir_train.steering.controller import BasisController, IdleController
 from stir_train.steering.static import StaticController
@@ -159,6 +160,18 @@ def test_tokens_are_streamed_in_order(
     )
     assert [tuple(heard[i]) for i in range(len(requests))] == [r.token_ids for r in made.rollouts]
     assert made.states is None
+
+
+def test_an_engine_that_is_closed_leaves_others_running(
+    pair: Pair, wide: LoadedModel, requests: list[GenerationRequest], briefly: SamplingParams
+) -> None:
+    pair.require_same(requests[:2], briefly)
+    other = VLLMEngine(wide, max_rows=2)
+    pair.require_same(requests[:2], briefly, theirs=other)
+    other.close()
+    pair.require_same(requests[:2], briefly)
+    pair.require_same(requests[:2], briefly, theirs=other)
+    other.close()
 
 
 def test_nothing_asked_is_nothing_done(pair: Pair, briefly: SamplingParams) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.core import kv_cache_utils
+from vllm.v1.engine import core
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor import Executor
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -43,6 +46,12 @@ ADAPTER_SLOTS = 2
 """Adapters held side by side. Of one alone, vLLM's CPU kernels give it to the base's rows too."""
 
 
+CLEANING = "cleanup_dist_env_and_memory"
+"""What an engine's shutdown calls last: it ends the process's communication groups, whose engine it may be."""
+_LIVE: set[Session] = set()
+"""The started engines of this process."""
+
+
 class Session:
     """A vLLM engine over a loaded model, for as long as its extent suffices."""
 
@@ -64,6 +73,7 @@ class Session:
             {
                 "GPUModelRunner": (GPUModelRunner, (FORWARD,)),
                 "kv_cache_utils": (kv_cache_utils, (HASHING,)),
+                "core": (core, (CLEANING,)),
             }
         )
         self.extent = extent
@@ -94,10 +104,13 @@ class Session:
             for processor in self._runner.input_batch.logitsprocs.all
             if isinstance(processor, CounterNoise)
         )
+        _LIVE.add(self)
 
     def close(self) -> None:
-        """Give its memory back."""
-        self._engine.engine_core.shutdown()
+        """Give its memory back; engines beside it go on."""
+        _LIVE.discard(self)
+        with _groups_kept(while_any=_LIVE):
+            self._engine.engine_core.shutdown()
 
     def complete(
         self,
@@ -198,6 +211,23 @@ def _owners(tracks: Sequence[Track], controllers: Sequence[Controller]) -> list[
 
 def _adapter_request(directory: Path) -> LoRARequest:
     return LoRARequest("adapter", 1, str(directory))
+
+
+@contextmanager
+def _groups_kept(*, while_any: Collection[Session]) -> Iterator[None]:
+    """Keep the process's communication groups where other engines use them; memory is freed all the same."""
+    cleaning = getattr(core, CLEANING)
+
+    def free_memory() -> None:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    setattr(core, CLEANING, free_memory if while_any else cleaning)
+    try:
+        yield
+    finally:
+        setattr(core, CLEANING, cleaning)
 
 
 def _start(loaded: LoadedModel, extent: Extent, options: Mapping[str, JsonValue]) -> LLMEngine:
