@@ -96,11 +96,11 @@ def _finish(context: RunContext, stage: StageDir, trials: Sequence[SteeringTrial
     """Freeze the choice."""
     config, num_problems = context.config, len(context.splits["tune"])
     whole = [trial for trial in trials if trial.num_problems == num_problems]
-    chosen = choose(
-        whole,
-        with_depth(NoSteering.like(config.steering), config),
-        max_accuracy_loss=config.tune.max_accuracy_loss,
-    )
+    if config.tune.enabled:
+        nothing = with_depth(NoSteering.like(config.steering), config)
+        chosen = choose(whole, nothing, max_accuracy_loss=config.tune.max_accuracy_loss)
+    else:  # the given settings are used as they stand, whatever they gain
+        (chosen,) = (trial.settings for trial in whole)
     report = TuneReport(chosen, num_problems, tuple(trials))
     save_report(stage, report)
     if report.abstains:
