@@ -7,11 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from stir_train.config.load import load_config, parse_config
 from stir_train.config.run import RunConfig
 from stir_train.launch.costs import Rates, _steps, stage_costs
-from stir_train.launch.estimate import shape_of
+from stir_train.launch.estimate import GIB, estimate, shape_of
 from stir_train.tools import measure as measuring
 from stir_train.tools.costs import in_words
 from stir_train.tools.measure import _Clock, _fit, _TimeIsUp, _whole_lengths, measure
@@ -146,3 +149,31 @@ def test_costs_can_be_left_out_and_what_cannot_be_measured_is_said(tmp_path: Pat
 
 def test_durations_are_told_in_a_unit_that_suits() -> None:
     assert [in_words(h) for h in (0.01, 0.5, 1.9, 30.0)] == ["36 s", "30 min", "114 min", "30.0 h"]
+
+
+def test_memory_of_directions_covers_what_a_backward_pass_keeps() -> None:
+    """Counted by autograd itself, on a model with Qwen's proportions."""
+    config = {**QWEN, "hidden_size": 128, "intermediate_size": 695, "num_hidden_layers": 8}
+    config |= {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 64}
+    model = Qwen2ForCausalLM(Qwen2Config(**config)).requires_grad_(False)
+    num_tokens, kept = 96, {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    weights = {one.untyped_storage().data_ptr() for one in model.parameters()}
+    inputs = torch.randn(1, num_tokens, 128, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        states = model.model(inputs_embeds=inputs).last_hidden_state
+    num_bytes = sum(size for at, size in kept.items() if at not in weights)
+    assert states.requires_grad
+
+    shape = shape_of(config, bytes_per_weight=4)
+    run, twice = (
+        _config("tune.modes=[vector]", f"directions.max_batch_tokens={size * num_tokens}")
+        for size in (1, 2)
+    )
+    needs = [estimate(one, shape, num_ranks=1, on_gpu=False).gradient_gib for one in (run, twice)]
+    estimated = (needs[1] - needs[0]) * GIB / (1 - min(run.direction_depths))
+    assert num_bytes < estimated < 3 * num_bytes

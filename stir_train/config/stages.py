@@ -85,8 +85,8 @@ class DirectionsConfig(FrozenConfig):
     """Norms of the vectors that later steps sample under, as shares of the typical norm of the states."""
     filtered: bool = False
     """Differentiate the distribution that top-p and top-k leave; costs a sort of the vocabulary a token."""
-    max_batch_tokens: PositiveInt = 4096
-    """Tokens that go through a backward pass at a time, padding included."""
+    max_batch_tokens: PositiveInt = 2048
+    """Tokens that go through a backward pass at a time, padding included; memory grows with them."""
 
 
 class HarvestConfig(FrozenConfig):

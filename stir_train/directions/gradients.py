@@ -51,7 +51,7 @@ class GradientSettings:
     sampling: SamplingParams
     max_points: int
     filtered: bool = False
-    max_batch_tokens: int = 4096
+    max_batch_tokens: int = 2048
     keep_points: bool = True
     acting: tuple[PlacedVector, ...] = ()
 

@@ -123,14 +123,15 @@ def _cost(
     trained = _trained_tokens(name, config, rates)
     rate = rates.training_tokens if name == "distill" else rates.gradient_tokens
     seconds += trained / rate + _other_seconds(name, config, rates)
-    learns = name in ("directions", "distill")
+    learned = {"directions": bound.gradient_gib, "distill": bound.train_gib}
     disk = tokens * TOKEN_BYTES
     if name in ("rollout", "validate"):
         disk += _state_bytes(name, config, shape)
     if name == "distill" and trained:
         disk += config.distill.rank * shape.num_layers * shape.num_linear * STATE_BYTES
         disk += (1 + len(config.distill.also)) * bound.weights_gib * GIB  # the merged model
-    memory = max(bound.train_gib, bound.generate_gib) if learns else bound.generate_gib
+    # A later step of the directions decodes too.
+    memory = max(learned.get(name, 0.0), bound.generate_gib)
     return StageCost(name, tokens + trained, seconds / 3600, memory, disk / GIB)
 
 

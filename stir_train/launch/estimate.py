@@ -30,6 +30,10 @@ ACTIVATION_BYTES = 34
 """Kept for the backward pass per token, layer and unit of width, in 16-bit training."""
 BASELINE_COMPLETIONS = 10
 """A problem of the tune split, for each other method: settings of its grid, or samples of a vote."""
+KEPT_PER_LINEAR = 2
+"""Numbers kept per input and output of a layer's linear maps, where activations alone are differentiated."""
+LOGIT_BYTES = 3 * 4 * 2**25
+"""Logits of the chunk that the output layer is applied to, their log-probabilities and gradients."""
 INPUT_BYTES = 2
 """Of those, for the layer's input alone."""
 TOKEN_BYTES = 24
@@ -65,7 +69,8 @@ class Estimate:
         num_tokens: Decoded over all stages.
         hours: On all replicas together.
         disk_gib: Of the run directory.
-        generate_gib, train_gib: Memory of a process.
+        generate_gib, train_gib: Memory of a process that decodes, and of one that distils.
+        gradient_gib: Memory of a process that differentiates rollouts; 0 without that stage.
         weights_gib: Of the model.
         num_replicas: Copies of the model that generate side by side.
     """
@@ -75,6 +80,7 @@ class Estimate:
     disk_gib: float
     generate_gib: float
     train_gib: float
+    gradient_gib: float
     weights_gib: float
     num_replicas: int
 
@@ -153,9 +159,19 @@ def estimate(config: RunConfig, shape: ModelShape, *, num_ranks: int, on_gpu: bo
         disk_gib=(3 * state_bytes + tokens * TOKEN_BYTES + lora * 4) / GIB,
         generate_gib=(generation + rows * shape.vocab_size * 4) / GIB + OVERHEAD_GIB,
         train_gib=(training + lora * ADAM_BYTES + activations) / GIB + OVERHEAD_GIB,
+        gradient_gib=_gradient_gib(config, shape) if config.uses_directions else 0.0,
         weights_gib=weights / GIB,
         num_replicas=replicas,
     )
+
+
+def _gradient_gib(config: RunConfig, shape: ModelShape) -> float:
+    """Of the weights, and of what a backward pass down to the lowest wanted block keeps."""
+    layers = shape.num_layers * (1 - min(config.direction_depths))
+    kept = KEPT_PER_LINEAR * shape.num_linear * shape.bytes_per_weight
+    activations = config.directions.max_batch_tokens * layers * kept
+    weights = shape.num_params * shape.bytes_per_weight
+    return (weights + activations + LOGIT_BYTES) / GIB + OVERHEAD_GIB
 
 
 def _copies(config: RunConfig, num_ranks: int) -> tuple[int, int]:

@@ -137,6 +137,11 @@ def _check_model(found: Preflight, config: RunConfig, site: SiteConfig, num_rank
             f"{memory:.0f}: lower generation.max_rows, set generation.max_cache_tokens, or use "
             "model.sharding"
         )
+    if memory is not None and needs.gradient_gib > memory:
+        found.problems.append(
+            f"directions need up to {needs.gradient_gib:.0f} GiB of a GPU, the site's have "
+            f"{memory:.0f}: lower directions.max_batch_tokens"
+        )
     if memory is not None and config.distill.enabled and needs.train_gib > memory:
         found.problems.append(
             f"distillation needs up to {needs.train_gib:.0f} GiB of a GPU, the site's have "

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import torch
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -100,6 +102,15 @@ def _warnings(config: RunConfig, costs: Sequence[StageCost]) -> list[str]:
         warnings.append(
             f"{in_words(hours)} is more than warn_hours={config.warn_hours:g}; effort=quick, fewer modes or "
             "smaller splits spend less"
+        )
+    memory = max(cost.memory_gib for cost in costs)
+    own = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
+    on_cpu = config.model.device == "cpu" or not torch.cuda.is_available()
+    if on_cpu and memory > own / 2:
+        warnings.append(
+            f"a process may take {memory:.1f} GiB and the machine has {own:.1f}: do not start more than "
+            f"{max(1, int(own // memory))} here, or lower directions.max_batch_tokens, generation.max_rows or "
+            "distill.batch_size"
         )
     free = shutil.disk_usage(_existing(config.output_dir)).free / GIB
     disk = sum(cost.disk_gib for cost in costs)
