@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 from stir_train.config.inputs import ModelConfig
 from stir_train.config.learning import DistillConfig
 from stir_train.errors import ModelError, StageError
-from stir_train.models.load import EMBEDDED_ROOT
+from stir_train.models.locate import EMBEDDED_ROOT
 from stir_train.models.lora_targets import require_servable_targets
 from stir_train.runtime.early_checks import require_room
 from stir_train.types.rollout import Prompt

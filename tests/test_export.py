@@ -22,7 +22,8 @@ from stir_train.errors import ModelError, VerificationError
 from stir_train.export.adapter import ADAPTER_DIRECTORY, PROBES_FILE, save_adapter, save_probes
 from stir_train.export.card import hub_id
 from stir_train.export.verify import verify_adapter
-from stir_train.models.load import load_model, resolve_model_path
+from stir_train.models.load import load_model
+from stir_train.models.locate import resolve_model_path
 from stir_train.models.lora import add_lora, base_of, load_adapter, make_whole_student
 from tests.support import bases
 

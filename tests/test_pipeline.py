@@ -142,7 +142,7 @@ def test_the_adapter_is_two_files_that_plain_peft_loads(finished: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from stir_train.models.load import EMBEDDED_ROOT
+    from stir_train.models.locate import EMBEDDED_ROOT
 
     adapter = finished / "smoke" / "distill" / "lora"
     assert {p.name for p in adapter.iterdir()} == {
@@ -247,7 +247,7 @@ def test_plain_generate_inside_the_context_gives_the_engines_tokens(finished: Pa
 
     from stir_train.config.steering import PreviewSteering
     from stir_train.errors import ArtifactError, StageError
-    from stir_train.models.load import EMBEDDED_ROOT
+    from stir_train.models.locate import EMBEDDED_ROOT
     from stir_train.steering.attach import steering
     from stir_train.types.rollout import GradedRollout
 

@@ -15,7 +15,7 @@ from stir_train.distill.plan import StudentSpec, mean_tokens, plan_students
 from stir_train.distributed.engine import TrainEngine, open_engine, peak_memory_gib
 from stir_train.export.adapter import ADAPTER_DIRECTORY, PROBES_FILE, save_adapter, save_probes
 from stir_train.export.verify import verify_adapter
-from stir_train.models.load import locate_model
+from stir_train.models.locate import locate_model
 from stir_train.models.lora import Student, make_student, make_whole_student
 from stir_train.monitoring.metrics import Pace
 from stir_train.runtime.context import Finish, Outcome, RunContext

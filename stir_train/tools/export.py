@@ -15,7 +15,8 @@ from stir_train.errors import ArtifactError
 from stir_train.export.adapter import ADAPTER_FILES, adapter_of, save_merged
 from stir_train.export.card import Card, VectorCard, hub_id, render_card, render_vector_card
 from stir_train.export.vector import save_gguf_vector, save_lm_eval_vector
-from stir_train.models.load import load_model, locate_model, unsharded
+from stir_train.models.load import load_model, unsharded
+from stir_train.models.locate import locate_model
 from stir_train.models.public_name import public_name
 from stir_train.monitoring.console import good
 from stir_train.runtime.context import RunContext
