@@ -313,6 +313,15 @@ def stage(name: str) -> Stage:
     return next(stage for stage in STAGES if stage.name == name)
 
 
+def lineage_of(name: str) -> tuple[str, ...]:
+    """A stage and all that it was made from, in pipeline order."""
+    found = {name}
+    for other in reversed(STAGES[: STAGE_NAMES.index(name) + 1]):
+        if other.name in found:
+            found |= set(other.reads)
+    return tuple(other for other in STAGE_NAMES if other in found)
+
+
 def stages_off(config: RunConfig) -> frozenset[str]:
     """Names of the stages that a configuration leaves out."""
     return frozenset(stage.name for stage in STAGES if not stage.is_on(config))
