@@ -51,7 +51,7 @@ def _context(run: Path) -> RunContext:
 
 @pytest.fixture(scope="module")
 def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with the adapter of a student that learnt something."""
+    """A run with the adapter of a student that learned something."""
     run = tmp_path_factory.mktemp("distilled")
     student = make_whole_student(MODEL, DistillConfig(rank=8), seed=0).model
     with torch.no_grad():

@@ -135,10 +135,10 @@ def test_another_base_is_caught(saved: Path, tmp_path: Path) -> None:
         _verify(saved, str(other))
 
 
-def test_an_adapter_that_learnt_nothing_is_not_saved(tmp_path: Path) -> None:
+def test_an_adapter_that_learned_nothing_is_not_saved(tmp_path: Path) -> None:
     stage = StageDir(tmp_path / "distill")
     stage.begin(StageInputs({}, {}))
-    with pytest.raises(VerificationError, match="learnt nothing"):
+    with pytest.raises(VerificationError, match="learned nothing"):
         save_adapter(add_lora(load_model(EMBEDDED), CONFIG, seed=0), stage)
     with pytest.raises(ModelError, match=r"distill\.targets"):
         add_lora(load_model(EMBEDDED), CONFIG.model_copy(update={"targets": ("nothing",)}), seed=0)

@@ -65,7 +65,7 @@ def tune(config: RunConfig) -> str:
 
 
 def steer(config: RunConfig) -> str:
-    """How many steered rollouts."""
+    """How many steered rollouts are sampled, of how many problems."""
     num_problems, num_samples = config.splits.num_harvest, config.distill.num_samples
     return (
         f"{num_problems} problems x {num_samples} samples = {num_problems * num_samples} steered "
@@ -96,5 +96,5 @@ def evaluate(config: RunConfig) -> str:
 
 
 def report(_config: RunConfig) -> str:
-    """What the report is."""
+    """The report is one page whatever the settings."""
     return "one HTML page"

@@ -127,7 +127,7 @@ class Card:
         samples: Whose completions taught it: ``steered`` or ``plain`` ones.
         abstains: Whether the run chose not to steer.
         merged: Whether this is a whole model.
-        objective: What the student learnt from, in words.
+        objective: What the student learned from, in words.
         num_samples, num_tokens: What it was trained on.
         lineage: Stage name to fingerprint.
         methods: Rows of the results; empty if there are none.

@@ -55,7 +55,7 @@ class Rates:
 
     @property
     def mean_answer_tokens(self) -> float:
-        """Of an answer."""
+        """Mean length of a measured answer, in tokens."""
         return sum(self.answer_tokens) / len(self.answer_tokens)
 
     def decode_tokens(self, num_rows: int) -> float:

@@ -291,7 +291,7 @@ class Decoding:
             self.cache.copy_rows(self.cache, self._tensor(movers), self._tensor(holes), longest)
 
     def result(self) -> GenerationResult:
-        """Everything, in request order."""
+        """Rollouts, captured states, decisions and the cost, in request order."""
         rollouts = tuple(rollout for rollout in self.rollouts if rollout is not None)
         assert len(rollouts) == len(self.requests), "every request ends with a rollout"
         decisions = tuple(made for of_request in self.decisions for made in of_request)
