@@ -15,7 +15,7 @@ import typer.main
 
 from stir_train.cli import main
 
-_command_of = cache(typer.main.get_command)
+command_of = cache(typer.main.get_command)
 """Typer makes all commands anew at every call; once will do."""
 
 
@@ -27,7 +27,7 @@ def stir_train(*arguments: str) -> subprocess.CompletedProcess[str]:
     num_threads = torch.get_num_threads()
     with (
         mock.patch.object(sys, "argv", argv),
-        mock.patch.object(typer.main, "get_command", _command_of),
+        mock.patch.object(typer.main, "get_command", command_of),
         redirect_stdout(out),
         redirect_stderr(err),
         warnings.catch_warnings(),
