@@ -19,16 +19,18 @@ from typing import Any
 
 import decode_model
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from decode_published import against_published
+from made_up import (
+    STEERING,
+    addition_prompts,
+    random_basis,
+    random_head,
+    random_model,
+    random_prompts,
+)
 
 from stir_train.config.inputs import ModelConfig
 from stir_train.config.stages import ControlPointConfig
-from stir_train.config.steering import (
-    PreviewSteering,
-    RetrievingSteering,
-    SimilaritySteering,
-    ValueSteering,
-)
 from stir_train.data.control_points import build_automaton
 from stir_train.generation.backend import (
     ControlSpec,
@@ -37,19 +39,9 @@ from stir_train.generation.backend import (
     SamplingParams,
 )
 from stir_train.generation.transformers.engine import DecodeEngine
-from stir_train.models.blocks import find_blocks
-from stir_train.models.hooks import block_hooks
-from stir_train.models.identity import ModelIdentity
 from stir_train.models.load import LoadedModel, load_model
-from stir_train.models.value_head import ValueHead
 from stir_train.steering.controller import BasisController
-from stir_train.tasks.families import FAMILIES
-from stir_train.tasks.problem import held_out_problems
 from stir_train.types.rollout import Prompt
-from stir_train.types.steering import ControlBasis
-
-VOCABULARY = 2048
-NUM_CANDIDATES, PREVIEW_TOKENS, SEGMENT_TOKENS, NUM_SEGMENTS = 4, 4, 32, 2
 
 
 @dataclass(frozen=True)
@@ -66,46 +58,6 @@ class Timed:
             return ratios[0], ratios[0], ratios[0]
         low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
         return low, middle, high
-
-
-def random_model(width: int, num_blocks: int, max_tokens: int, device: str) -> LoadedModel:
-    """A randomly initialised Llama; its tokenizer is never used."""
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=num_blocks,
-        num_attention_heads=width // 64,
-        num_key_value_heads=width // 64,
-        max_position_embeddings=max_tokens,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=None,
-    )
-    with torch.random.fork_rng():
-        torch.default_generator.manual_seed(0)
-        model = LlamaForCausalLM(config)
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    model.to(device, dtype).eval().requires_grad_(False)
-    tokenizer = load_model(ModelConfig(name="embedded/addition", device="cpu")).tokenizer
-    identity = ModelIdentity("random", "", "LlamaForCausalLM", "", "", "", (), width, num_blocks)
-    return LoadedModel(model, tokenizer, find_blocks(model), identity)
-
-
-def random_prompts(count: int, length: int) -> list[Prompt]:
-    """Prompts of one length."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(2, VOCABULARY, (count, length), generator=generator)
-    return [Prompt(str(i), "", "", tuple(row), "") for i, row in enumerate(ids.tolist())]
-
-
-def addition_prompts(loaded: LoadedModel, count: int) -> list[Prompt]:
-    """Problems of the embedded task."""
-    problems = held_out_problems(FAMILIES["addition"], count, seed=2)
-    return [
-        Prompt(str(i), p.question, p.question, tuple(loaded.tokenizer(p.question)["input_ids"]), "")
-        for i, p in enumerate(problems)
-    ]
 
 
 def interleaved(variants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Timed]:
@@ -197,23 +149,6 @@ def against_transformers(device: str, repeats: int, quick: bool) -> None:
         )
 
 
-def random_basis(width: int, block: int, num_points: int) -> ControlBasis:
-    """256 random entries spread over the control points, half of them anchors."""
-    generator = torch.Generator().manual_seed(0)
-    count = 256
-    keys = torch.nn.functional.normalize(torch.randn(count, width, generator=generator), dim=-1)
-    return ControlBasis(
-        keys=keys,
-        directions=0.01 * torch.randn(count, width, generator=generator),
-        blocks=torch.full((count,), block),
-        points=torch.arange(count) % num_points + 1,
-        quality=torch.ones(count),
-        is_anchor=torch.arange(count) // num_points % 2 == 1,
-        saves_tokens=torch.zeros(count, dtype=torch.bool),
-        contrast=torch.arange(count),
-    )
-
-
 @dataclass(frozen=True)
 class ModeBench:
     """One model and its prompts, decoded in every mode."""
@@ -250,26 +185,6 @@ class ModeBench:
         )
 
 
-def random_head(width: int, block: int) -> ValueHead:
-    """An untrained head that reads three blocks; one member, so that its lower bound is its mean and impulses happen."""
-    generator = torch.Generator().manual_seed(0)
-    head = ValueHead(
-        reads=range(block + 1),
-        width=width,
-        hidden_width=256,
-        num_members=1,
-        max_points=8,
-        max_new_tokens=64,
-        generator=generator,
-    )
-    return head.requires_grad_(False)
-
-
-STEERING: dict[str, RetrievingSteering] = {
-    "similarity": SimilaritySteering(),
-    "value": ValueSteering(margin=0.0),
-    "preview": PreviewSteering(),
-}
 MODES = ("plain", "capture", "similarity", "value", "preview")
 
 
@@ -299,91 +214,6 @@ def modes_against_plain(device: str, repeats: int, quick: bool, modes: list[str]
             print(
                 f"  {name:10} {mode:10} passes {passes:.3f}x   token-forwards {forwards:.3f}x   "
                 f"wall {middle:.3f}x ({low:.3f} to {high:.3f})   impulses {fired}"
-            )
-
-
-class PublishedLoop:
-    """Each segment: state, null preview, candidate previews, commit; a full prefill for each."""
-
-    def __init__(self, loaded: LoadedModel, delta: torch.Tensor, block: int) -> None:
-        self.loaded, self.delta, self.block = loaded, delta, block
-        self.token_forwards = 0
-
-    @torch.no_grad()
-    def continuation(self, ids: torch.Tensor, num_tokens: int, *, rows: int, steer: bool):  # type: ignore[no-untyped-def]
-        """Prefill ``rows`` copies of the prefix and decode greedily."""
-
-        def edit(states: torch.Tensor) -> torch.Tensor | None:
-            if states.shape[1] == 1 or not steer:
-                return None
-            states = states.clone()
-            states[:, -1] += self.delta
-            return states
-
-        ids = ids.expand(rows, -1)
-        cache, made = None, []
-        with block_hooks(self.loaded.blocks, {self.block: edit}):
-            for _ in range(num_tokens):
-                output = self.loaded.model(
-                    input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1
-                )
-                self.token_forwards += ids.numel()
-                cache = output.past_key_values
-                ids = output.logits[:, -1].argmax(-1, keepdim=True)
-                made.append(ids)
-        return torch.cat(made, 1)
-
-    def run(self, prompt: Prompt) -> None:
-        """Answer with ``NUM_SEGMENTS`` steered segments."""
-        ids = torch.tensor([prompt.token_ids], device=self.loaded.device)
-        for _ in range(NUM_SEGMENTS):
-            self.continuation(ids, 1, rows=1, steer=False)  # the state
-            self.continuation(ids, PREVIEW_TOKENS, rows=1, steer=False)  # the null preview
-            self.continuation(ids, PREVIEW_TOKENS, rows=NUM_CANDIDATES, steer=True)
-            segment = self.continuation(ids, SEGMENT_TOKENS, rows=1, steer=True)
-            ids = torch.cat([ids, segment], 1)
-
-
-def against_published(device: str, quick: bool) -> None:
-    """The published loop against preview and value mode, at growing context."""
-    print(f"published loop: {NUM_SEGMENTS} segments of {SEGMENT_TOKENS} tokens, one problem")
-    width, block = 256, 2
-    contexts = [256, 512] if quick else [512, 2048, 8192]
-    loaded = random_model(width, 4, 16384, device)
-    automaton = build_automaton(
-        loaded.tokenizer,
-        ControlPointConfig(every_tokens=SEGMENT_TOKENS),
-        vocab_size=VOCABULARY,
-    )
-    basis = random_basis(width, block, NUM_SEGMENTS)
-    delta = basis.directions[0].to(loaded.device, loaded.model.dtype)
-    for context in contexts:
-        (prompt,) = random_prompts(1, context)
-        loop = PublishedLoop(loaded, delta, block)
-        start = time.perf_counter()
-        loop.run(prompt)
-        their_seconds = time.perf_counter() - start
-        print(f"  context {context:5}  published  token-forwards {loop.token_forwards:8}")
-        for mode in ("preview", "value"):
-            settings = STEERING[mode]
-            controller = BasisController(
-                basis, settings, block=block, head=random_head(width, block), device=loaded.device
-            )
-            start = time.perf_counter()
-            # One token more, so that the last segment's control point is fed and decided too.
-            result = DecodeEngine(loaded, max_rows=8).generate(
-                [GenerationRequest(prompt)],
-                SamplingParams(SEGMENT_TOKENS * NUM_SEGMENTS + 1),
-                seed=0,
-                control=ControlSpec(automaton, 8),
-                controller=controller,
-            )
-            seconds = time.perf_counter() - start
-            forwards = result.cost.token_forwards
-            print(
-                f"                 {mode:9}  token-forwards {forwards:8}  "
-                f"{loop.token_forwards / forwards:5.1f}x fewer   wall {their_seconds / seconds:5.1f}x "
-                f"faster   decisions {len(result.decisions)}"
             )
 
 

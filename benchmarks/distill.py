@@ -1,4 +1,4 @@
-"""Distillation side by side with TRL, tokens learnt from a second; every ratio is from one run.
+"""Distillation side by side with TRL, tokens learned from a second; every ratio is from one run.
 
 Usage: ``python benchmarks/distill.py [--steps N] [--repeats N]``, or with ``--model DIR`` peak memory and
 step time on a real vocabulary (`distill_model.py`). TRL is no dependency: install it for
@@ -8,7 +8,7 @@ of the ratios within a turn, with their range.
 
 ``sequence`` against ``SFTTrainer``: cross-entropy of completion tokens. ``on_policy`` against
 ``GKDTrainer`` with every batch sampled by the student (lambda 1, beta 0.5): tokens sampled, judged and
-learnt from. Our teacher is the base under a controller, theirs a second copy of the base.
+learned from. Our teacher is the base under a controller, theirs a second copy of the base.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Setup:
 
 
 Run = Callable[[Setup, int], tuple[int, float]]
-"""Trains for some steps; tokens learnt from, and seconds."""
+"""Trains for some steps; tokens learned from, and seconds."""
 
 
 def make_setup() -> Setup:
@@ -203,10 +203,10 @@ def trl_sequence(setup: Setup, steps: int) -> tuple[int, float]:
             train_dataset=Dataset.from_list(rows),
             processing_class=load_model(MODEL).tokenizer,
         )
-        learnt = _counting_labels(trainer)
+        learned = _counting_labels(trainer)
         start = time.perf_counter()
         trainer.train()
-        return learnt(), time.perf_counter() - start
+        return learned(), time.perf_counter() - start
 
 
 def trl_on_policy(setup: Setup, steps: int) -> tuple[int, float]:
@@ -240,10 +240,10 @@ def trl_on_policy(setup: Setup, steps: int) -> tuple[int, float]:
         # Its sampler is told by the tokenizer where completions end.
         trainer.generation_config.eos_token_id = base.tokenizer.eos_token_id
         trainer.generation_config.top_p = 0.95
-        learnt = _counting_labels(trainer)
+        learned = _counting_labels(trainer)
         start = time.perf_counter()
         trainer.train()
-        return learnt(), time.perf_counter() - start
+        return learned(), time.perf_counter() - start
 
 
 def _counting_labels(trainer: Any) -> Callable[[], int]:

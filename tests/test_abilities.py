@@ -90,7 +90,8 @@ def test_a_run_that_its_backend_cannot_finish_is_refused_before_its_first_stage(
     said = " ".join(refused.stderr.split())
     assert "validate: paired replay needs a backend that can replay impulses" in said
     assert not (tmp_path / "smoke" / "rollout").exists()
-    done = run_smoke(tmp_path, "generation.backend=small", verb="rollout")
+    briefly = ("generation.max_new_tokens=8", "generation.backend=small")
+    done = run_smoke(tmp_path, *briefly, verb="rollout")
     assert done.returncode == 0, done.stderr
 
 

@@ -14,7 +14,7 @@ from tests.support.smoke import run_smoke
 
 
 def test_a_users_own_model_and_problems_need_no_code(tmp_path: Path) -> None:
-    from stir_train.models.load import EMBEDDED_ROOT
+    from stir_train.models.locate import EMBEDDED_ROOT
 
     model, problems = tmp_path / "model", tmp_path / "problems.jsonl"
     shutil.copytree(EMBEDDED_ROOT / "sorting", model)

@@ -12,7 +12,7 @@ from stir_train.data.chat import chat_lines, describe_chat
 from stir_train.data.problems import SourceProblem
 from stir_train.data.prompts import prompts_sha256, render_prompts
 from stir_train.errors import DataError
-from stir_train.models.load import load_tokenizer
+from stir_train.models.describe import load_tokenizer
 from stir_train.types.rollout import Prompt
 
 TURNS = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"

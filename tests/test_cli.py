@@ -169,13 +169,14 @@ def test_a_verb_that_takes_a_configuration_takes_a_run_with_its_own_settings(
     tmp_path: Path,
 ) -> None:
     _, run = _run_of(tmp_path)
-    shown = stir_train("run", str(run), "--dry-run")
+    plan = ("--dry-run", "--no-measure")
+    shown = stir_train("run", str(run), *plan)
     assert shown.returncode == 0, shown.stderr
     said = " ".join(shown.stdout.split())
     assert "x 5 samples" in said
     assert f"in {run}" in said
     moved = run.rename(tmp_path / "elsewhere")
-    assert f"in {moved}" in " ".join(stir_train("run", str(moved), "--dry-run").stdout.split())
+    assert f"in {moved}" in " ".join(stir_train("run", str(moved), *plan).stdout.split())
 
 
 @pytest.mark.parametrize("verb", ["status", "inspect"])

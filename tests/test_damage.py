@@ -19,7 +19,7 @@ from stir_train.config.inputs import ModelConfig
 from stir_train.config.learning import DistillConfig
 from stir_train.errors import ArtifactError
 from stir_train.export.adapter import ADAPTER_FILES, adapter_of, save_adapter
-from stir_train.models.load import describe_model
+from stir_train.models.describe import describe_model
 from stir_train.models.lora import make_whole_student
 from stir_train.runtime.answerers import baseline_answerer, parameters_file
 from stir_train.runtime.context import PROBLEMS_FILE, RunContext
@@ -51,7 +51,7 @@ def _context(run: Path) -> RunContext:
 
 @pytest.fixture(scope="module")
 def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with the adapter of a student that learnt something."""
+    """A run with the adapter of a student that learned something."""
     run = tmp_path_factory.mktemp("distilled")
     student = make_whole_student(MODEL, DistillConfig(rank=8), seed=0).model
     with torch.no_grad():

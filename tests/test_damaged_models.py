@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 
 from stir_train.config.inputs import ModelConfig
 from stir_train.errors import ModelError
-from stir_train.models.load import EMBEDDED_ROOT, describe_model, load_model
+from stir_train.models.describe import describe_model
+from stir_train.models.load import load_model
+from stir_train.models.locate import EMBEDDED_ROOT
 
 FILES = (
     "config.json",

@@ -16,7 +16,8 @@ from stir_train.data.grading import grade_batch, reward
 from stir_train.data.problems import SourceProblem, normalise, read_source
 from stir_train.data.prompts import cut_splits, render_prompts, require_disjoint, split_sha256
 from stir_train.errors import DataError
-from stir_train.models.load import LoadedModel, load_tokenizer
+from stir_train.models.describe import load_tokenizer
+from stir_train.models.load import LoadedModel
 from stir_train.tasks.families import FAMILIES, HELD_OUT_POOL
 from stir_train.tasks.problem import corpus, held_out_problems
 from stir_train.types.rollout import Gold, Grade, Rollout

@@ -22,15 +22,12 @@ from stir_train.directions.gradients import (
     length_batches,
     rollout_gradients,
 )
-from stir_train.directions.likelihood import log_likelihood
 from stir_train.errors import ArtifactError, ModelError, StageError
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
-from stir_train.generation.sampling import kept_tokens
 from stir_train.generation.transformers.engine import DecodeEngine
 from stir_train.models.blocks import find_blocks
 from stir_train.models.hooks import block_hooks
 from stir_train.models.load import LoadedModel, load_model
-from stir_train.models.output_head import OutputHead
 from stir_train.types.directions import PLACES, PlacedVector
 from stir_train.types.places import Place
 from stir_train.types.rollout import Impulse, Prompt, Rollout
@@ -39,19 +36,13 @@ from tests.support.ranks import outputs, run_ranks
 from tests.support.recorded import (
     BLOCKS,
     MAX_POINTS,
-    SAMPLING,
     SETTINGS,
     TEMPERATURE,
     graded,
     rollout,
     some_rollouts,
 )
-
-
-def double(name: str) -> LoadedModel:
-    loaded = tiny_models.build(name, attention="eager" if name == "gemma2-hybrid" else "sdpa")
-    loaded.model.double()
-    return loaded
+from tests.support.tiny_models import double
 
 
 def columns(one: Rollout, place: Place, max_points: int) -> list[int]:
@@ -226,51 +217,6 @@ def test_batches_share_prompts_and_keep_to_their_size() -> None:
     # Prompts of 5 (twice the same, and two others), 1 and 12, without their last tokens.
     assert cost.prompt_token_forwards == 3 * 4 + 11
     assert cost.graph_token_forwards == 4 * 14 + 3 + 20
-
-
-@pytest.mark.parametrize("filtered", [False, True])
-def test_the_head_in_chunks_is_the_head_at_once(filtered: bool) -> None:
-    loaded = double("gemma2-hybrid")
-    generator = torch.Generator().manual_seed(2)
-    states = torch.randn(9, 32, generator=generator, dtype=torch.double)
-    targets = torch.randint(0, 97, (9,), generator=generator)
-    sampling = dataclasses.replace(SAMPLING, top_p=0.9, top_k=20)
-    found = [
-        log_likelihood(
-            OutputHead(loaded, logits_at_once=size), states, targets, sampling, filtered=filtered
-        )
-        for size in (1, 2 * 97, 1 << 20)
-    ]
-    for logprobs, gradients in found[1:]:
-        torch.testing.assert_close(logprobs, found[0][0])
-        torch.testing.assert_close(gradients, found[0][1])
-
-
-def test_the_filtered_distribution_is_the_samplers() -> None:
-    loaded = double("phi")
-    head = OutputHead(loaded)
-    generator = torch.Generator().manual_seed(4)
-    states = torch.randn(6, 32, generator=generator, dtype=torch.double)
-    for top_p, top_k in ((0.8, 0), (1.0, 7), (0.9, 20), (0.05, 0)):
-        sampling = dataclasses.replace(SAMPLING, top_p=top_p, top_k=top_k)
-        logits = head.logits(states)
-        probabilities = torch.softmax(logits / TEMPERATURE, -1)
-        wanted = probabilities * kept_tokens(probabilities, sampling)
-        targets = wanted.argmax(-1)
-        nats, gradient = log_likelihood(head, states, targets, sampling, filtered=True)
-        chances = (wanted / wanted.sum(-1, keepdim=True)).gather(-1, targets[:, None])[:, 0]
-        torch.testing.assert_close(nats, chances.log())
-        vector = torch.randn(32, generator=generator, dtype=torch.double)
-        step = 1e-6
-        up, down = (
-            log_likelihood(head, states + s * step * vector, targets, sampling, filtered=True)[0]
-            for s in (1, -1)
-        )
-        torch.testing.assert_close(gradient @ vector, (up - down) / (2 * step), rtol=0, atol=1e-6)
-    # A token that only rounding could have let through still has a probability.
-    unlikely = head.logits(states).argmin(-1)
-    narrow = dataclasses.replace(SAMPLING, top_k=1)
-    assert bool(log_likelihood(head, states, unlikely, narrow, filtered=True)[0].isfinite().all())
 
 
 def test_nothing_below_the_lowest_wanted_block_has_a_graph() -> None:

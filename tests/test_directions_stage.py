@@ -120,7 +120,7 @@ def test_a_strength_is_the_norm_along_the_saved_direction(finished: Path) -> Non
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from stir_train.models.identity import identify_model
-    from stir_train.models.load import EMBEDDED_ROOT
+    from stir_train.models.locate import EMBEDDED_ROOT
     from stir_train.steering.attach import steering
 
     run = finished / "smoke"

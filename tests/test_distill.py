@@ -233,7 +233,7 @@ def _sampling(
     return StudentSampling(
         student=_student(),
         prompts={prompt.prompt_id: prompt for prompt in prompts},
-        sampling=SamplingParams(96, stop, temperature=0.7, top_p=0.95),
+        sampling=SamplingParams(40, stop, temperature=0.7, top_p=0.95),
         control=ControlSpec(automaton, bases.MAX_POINTS),
         controller=_teacher(),
         seed=0,

@@ -15,7 +15,6 @@ from pathlib import Path
 import click
 import pytest
 import yaml
-from typer.main import get_command
 
 from stir_train.cli import app
 from stir_train.config.describe import describe_settings
@@ -24,7 +23,7 @@ from stir_train.config.load import load_config, parse_config
 from stir_train.config.run import RunConfig
 from stir_train.launch.site import SiteConfig
 from stir_train.models.lora import known_deprecations
-from tests.support.commands import stir_train
+from tests.support.commands import command_of, stir_train
 from tests.support.documents import PAGES, ROOT, SHELL, Block, Command, commands_of, read_blocks
 from tests.support.smoke import SMOKE
 
@@ -82,9 +81,7 @@ def test_there_are_commands_and_every_shell_block_says_that_it_is_one() -> None:
 
 def _parse(arguments: tuple[str, ...]) -> dict[str, object]:
     """The parameters that the command line's own parser reads; nothing is invoked."""
-    group = get_command(app)
-    assert isinstance(group, click.Group) or hasattr(group, "resolve_command")
-    context = group.make_context("stir-train", list(arguments))
+    context = command_of(app).make_context("stir-train", list(arguments))
     while True:
         rest = [*context._protected_args, *context.args]
         name, command, rest = context.command.resolve_command(context, rest)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 from stir_train.config.inputs import ModelConfig
 from stir_train.config.learning import DistillConfig
 from stir_train.errors import ModelError, StageError
-from stir_train.models.load import EMBEDDED_ROOT
+from stir_train.models.locate import EMBEDDED_ROOT
 from stir_train.models.lora_targets import require_servable_targets
 from stir_train.runtime.early_checks import require_room
 from stir_train.types.rollout import Prompt
@@ -93,11 +93,16 @@ def test_the_experts_of_a_mixture_are_refused_and_its_attention_is_not(tmp_path:
 
 
 def test_all_that_is_wrong_is_said_at_once_and_redo_discards_nothing(tmp_path: Path) -> None:
-    made = run_smoke(tmp_path, verb="rollout")
+    briefly = "generation.max_new_tokens=8"
+    made = run_smoke(tmp_path, briefly, verb="rollout")
     assert made.returncode == 0, made.stderr
     held = (tmp_path / "smoke" / "rollout" / "manifest.json").read_bytes()
     done = run_smoke(
-        tmp_path, "--redo", "distill.targets=[lm_head]", "train.deepspeed_config=nowhere.json"
+        tmp_path,
+        "--redo",
+        "distill.targets=[lm_head]",
+        "train.deepspeed_config=nowhere.json",
+        briefly,
     )
     assert done.returncode == 1
     assert "2 things would stop this run later" in done.stderr, done.stderr
@@ -109,7 +114,8 @@ def test_all_that_is_wrong_is_said_at_once_and_redo_discards_nothing(tmp_path: P
 def test_a_stage_that_is_asked_for_alone_is_not_stopped_by_a_later_ones_settings(
     tmp_path: Path,
 ) -> None:
-    done = run_smoke(tmp_path, "distill.targets=[lm_head]", verb="rollout")
+    settings = ("distill.targets=[lm_head]", "generation.max_new_tokens=8")
+    done = run_smoke(tmp_path, *settings, verb="rollout")
     assert done.returncode == 0, done.stderr
 
 

@@ -38,6 +38,14 @@ def test_more_effort_spends_more_and_standard_is_the_defaults() -> None:
         assert less.distill.num_steps < more.distill.num_steps
 
 
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_every_effort_tries_norms_of_the_size_that_the_defaults_have(effort: str) -> None:
+    """They are shares of the states' norm: one above 1 would replace the state."""
+    usual = _config().tune.vectors
+    for place, norms in _config(effort=effort).tune.vectors.items():
+        assert min(usual[place]) / 2 <= min(norms) <= max(norms) <= 2 * max(usual[place])
+
+
 def test_what_is_set_wins_over_the_effort_wherever_it_is_set() -> None:
     config = _config("rollout.num_samples=7", effort="quick", splits={"num_test": 11})
     assert (config.rollout.num_samples, config.splits.num_test) == (7, 11)

@@ -22,7 +22,8 @@ from stir_train.errors import ModelError, VerificationError
 from stir_train.export.adapter import ADAPTER_DIRECTORY, PROBES_FILE, save_adapter, save_probes
 from stir_train.export.card import hub_id
 from stir_train.export.verify import verify_adapter
-from stir_train.models.load import load_model, resolve_model_path
+from stir_train.models.load import load_model
+from stir_train.models.locate import resolve_model_path
 from stir_train.models.lora import add_lora, base_of, load_adapter, make_whole_student
 from tests.support import bases
 
@@ -134,10 +135,10 @@ def test_another_base_is_caught(saved: Path, tmp_path: Path) -> None:
         _verify(saved, str(other))
 
 
-def test_an_adapter_that_learnt_nothing_is_not_saved(tmp_path: Path) -> None:
+def test_an_adapter_that_learned_nothing_is_not_saved(tmp_path: Path) -> None:
     stage = StageDir(tmp_path / "distill")
     stage.begin(StageInputs({}, {}))
-    with pytest.raises(VerificationError, match="learnt nothing"):
+    with pytest.raises(VerificationError, match="learned nothing"):
         save_adapter(add_lora(load_model(EMBEDDED), CONFIG, seed=0), stage)
     with pytest.raises(ModelError, match=r"distill\.targets"):
         add_lora(load_model(EMBEDDED), CONFIG.model_copy(update={"targets": ("nothing",)}), seed=0)

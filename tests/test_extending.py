@@ -120,7 +120,7 @@ def test_the_controller_steers_the_model(
     assert bool(mean_direction(bases.basis(), bases.BLOCK).any())
 
 
-def test_the_distillation_term_is_learnt_from(modules: Path, plain: list[Rollout]) -> None:
+def test_the_distillation_term_is_learned_from(modules: Path, plain: list[Rollout]) -> None:
     objective = _page_settings().distill.objective
     student = make_whole_student(
         ModelConfig(name="embedded/addition"), DistillConfig(rank=8), seed=0

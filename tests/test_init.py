@@ -12,7 +12,7 @@ from stir_train.config.commented import Decision, commented_yaml
 from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
 from stir_train.config.yaml_text import read_yaml
-from stir_train.models.load import EMBEDDED_ROOT
+from stir_train.models.locate import EMBEDDED_ROOT
 from tests.support.commands import stir_train
 
 THINKS = "{% for m in messages %}{{ m.content }}{% endfor %}<think>\n"

@@ -16,7 +16,9 @@ from stir_train.config.learning import DistillConfig
 from stir_train.errors import ModelError
 from stir_train.export.adapter import save_merged
 from stir_train.models import identity as identity_module
-from stir_train.models.load import describe_model, load_model, resolve_model_path
+from stir_train.models.describe import describe_model
+from stir_train.models.load import load_model
+from stir_train.models.locate import resolve_model_path
 from stir_train.models.lora import make_whole_student
 from stir_train.models.public_name import public_name
 

@@ -1,4 +1,4 @@
-"""Official splits: tested on a dataset's own test split, learnt from its train split alone."""
+"""Official splits: tested on a dataset's own test split, learned from its train split alone."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def test_the_test_split_is_cut_from_the_official_one_and_nothing_else_is() -> No
     problems.append(SourceProblem("test 3?", "3", content="Test 3?"))
     splits = cut_splits(problems, SIZES)
     assert {p.question.split()[0] for p in splits["test"]} == {"test"}
-    learnt_from = splits["harvest"] + splits["tune"]
-    assert {p.question.split()[0] for p in learnt_from} == {"train"}
+    learned_from = splits["harvest"] + splits["tune"]
+    assert {p.question.split()[0] for p in learned_from} == {"train"}
     more = cut_splits(problems, SIZES.model_copy(update={"num_test": 8}))
     assert more["test"][:5] == splits["test"], "the first by hash"
     assert more["harvest"] == splits["harvest"]
@@ -88,8 +88,8 @@ def test_a_known_tasks_folder_is_read_by_its_splits(tmp_path: Path) -> None:
     assert config.task.test_split == "test"
     problems = read_problems(config)
     assert sum(problem.is_test for problem in problems) == 8
-    learnt_from = cut_splits(problems, SIZES.model_copy(update={"num_harvest": 8}))["harvest"]
-    assert "TEST  3?" not in {p.question for p in learnt_from}
+    learned_from = cut_splits(problems, SIZES.model_copy(update={"num_harvest": 8}))["harvest"]
+    assert "TEST  3?" not in {p.question for p in learned_from}
     shown = stir_train("data", str(file))
     assert "the first 5 by hash of the 8 of the official split test" in shown.stdout
     (folder / "test.jsonl").unlink()
@@ -137,12 +137,12 @@ def test_shipped_sizes_fit_what_the_datasets_have(name: str) -> None:
         origin=name,
     ).splits
     num_problems, num_test = NUM_PROBLEMS[name]
-    learnt_from = splits.num_harvest + splits.num_tune
+    learned_from = splits.num_harvest + splits.num_tune
     if num_test:
         assert splits.num_test == num_test, "the whole official split"
-        assert learnt_from <= num_problems
+        assert learned_from <= num_problems
     else:
-        assert learnt_from + splits.num_test <= num_problems
+        assert learned_from + splits.num_test <= num_problems
 
 
 @pytest.mark.parametrize("effort", ["quick", "standard", "thorough"])
@@ -153,7 +153,7 @@ def test_init_takes_no_more_problems_than_there_are(tmp_path: Path, name: str, e
     assert done.returncode == 0, done.stderr
     splits = load_config(RunConfig, file).splits
     num_problems, num_test = NUM_PROBLEMS[name]
-    learnt_from = splits.num_harvest + splits.num_tune
-    assert learnt_from + splits.num_test * (not num_test) <= num_problems
+    learned_from = splits.num_harvest + splits.num_tune
+    assert learned_from + splits.num_test * (not num_test) <= num_problems
     if num_test:
         assert splits.num_test == (200 if effort == "quick" else num_test)

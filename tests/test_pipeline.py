@@ -27,7 +27,15 @@ from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import Intervention
 from stir_train.types.utility import Utility
 from tests.support.commands import stir_train
-from tests.support.smoke import PYTHON, STAGES, digests, run_smoke, smoke_arguments
+from tests.support.smoke import (
+    PYTHON,
+    STAGES,
+    Looked,
+    digests,
+    look_at_smoke,
+    run_smoke,
+    smoke_arguments,
+)
 from tests.support.wandb_records import read_records
 
 
@@ -112,23 +120,34 @@ def test_results_are_complete_and_consistent(finished: Path) -> None:
     assert page.count("data:image/png;base64,") >= 8
 
 
-def test_every_export_is_written_where_it_was_asked_for(finished: Path, tmp_path: Path) -> None:
-    expected = {
-        "lora": {"README.md", "adapter_config.json", "adapter_model.safetensors"},
-    }
+@pytest.fixture(scope="module")
+def looked(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Looked:
+    """The run as verbs that only read it left it."""
+    return look_at_smoke(finished, tmp_path_factory.mktemp("exported") / "lora")
+
+
+def test_what_only_reads_a_run_takes_no_lock_and_leaves_it_as_it_was(looked: Looked) -> None:
+    for verb, done in looked.answers.items():
+        assert done.returncode == 0, (verb, done.stderr)
+    assert looked.after == looked.before
+
+
+def test_every_export_is_written_where_it_was_asked_for(
+    finished: Path, looked: Looked, tmp_path: Path
+) -> None:
     for form in ("gguf", "lm-eval"):
         target = tmp_path / form
         refused = run_smoke(finished, "--format", form, "--to", str(target), verb="export")
         assert refused.returncode == 1
         assert "only what was measured so is exported: tuning chose 'value'" in refused.stderr
         assert not target.exists()
-    for form, files in expected.items():
-        target = tmp_path / form
-        done = run_smoke(finished, "--format", form, "--to", str(target), verb="export")
-        assert done.returncode == 0, done.stderr
-        assert {path.name for path in target.iterdir()} == files
-        assert str(target) in done.stderr
-    card = (tmp_path / "lora" / "README.md").read_text()
+    assert {path.name for path in looked.adapter.iterdir()} == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    assert str(looked.adapter) in looked.answers["export"].stderr
+    card = (looked.adapter / "README.md").read_text()
     results = read_results(finished / "smoke")
     for row in results.methods:
         if row.name in ("greedy", "stir", "lora-student"):
@@ -142,7 +161,7 @@ def test_the_adapter_is_two_files_that_plain_peft_loads(finished: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from stir_train.models.load import EMBEDDED_ROOT
+    from stir_train.models.locate import EMBEDDED_ROOT
 
     adapter = finished / "smoke" / "distill" / "lora"
     assert {p.name for p in adapter.iterdir()} == {
@@ -151,8 +170,6 @@ def test_the_adapter_is_two_files_that_plain_peft_loads(finished: Path) -> None:
     }
     base = AutoModelForCausalLM.from_pretrained(EMBEDDED_ROOT / "addition")
     assert PeftModel.from_pretrained(base, adapter).active_adapter == "default"
-    verified = run_smoke(finished, verb="verify")
-    assert verified.returncode == 0, verified.stderr
     served = run_smoke(finished, "--engine=transformers", verb="verify")
     assert served.returncode == 0, served.stderr
     assert "64 of 64 greedy tokens through transformers" in " ".join(served.stderr.split())
@@ -169,25 +186,6 @@ def test_a_prompt_is_answered_and_decisions_are_shown(finished: Path, method: st
     assert shown.returncode == 0, shown.stderr
     assert "point 1" in shown.stdout
     assert "gold answer" in shown.stdout
-
-
-def test_what_only_reads_a_run_takes_no_lock_and_leaves_it_as_it_was(
-    finished: Path, tmp_path: Path
-) -> None:
-    def listed() -> dict[Path, int]:
-        return {path: path.lstat().st_mtime_ns for path in (finished / "smoke").rglob("*")}
-
-    with RunDir(finished / "smoke").locked():  # as by a run that goes on meanwhile
-        before = listed()
-        for verb, *options in (
-            ("trace",),
-            ("generate", "--prompt", "a3, b4, c1, d9: ones sum, exam\\n"),
-            ("export", "--to", str(tmp_path / "adapter")),
-            ("verify",),
-        ):
-            done = run_smoke(finished, *options, verb=verb)
-            assert done.returncode == 0, done.stderr
-        assert listed() == before
 
 
 def test_an_unknown_method_is_refused(finished: Path) -> None:
@@ -247,7 +245,7 @@ def test_plain_generate_inside_the_context_gives_the_engines_tokens(finished: Pa
 
     from stir_train.config.steering import PreviewSteering
     from stir_train.errors import ArtifactError, StageError
-    from stir_train.models.load import EMBEDDED_ROOT
+    from stir_train.models.locate import EMBEDDED_ROOT
     from stir_train.steering.attach import steering
     from stir_train.types.rollout import GradedRollout
 

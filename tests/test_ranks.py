@@ -44,8 +44,10 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with what one process learns."""
     directory = tmp_path_factory.mktemp("fit")
     assert _fit(directory, "plain", 1, {}) == [0], outputs(1, directory / "plain.log")
-    learnt = load_file(directory / "plain.safetensors")
-    assert max(float(v.abs().max()) for k, v in learnt.items() if "lora_B" in k) > 30 * FIT_ROUNDING
+    learned = load_file(directory / "plain.safetensors")
+    assert (
+        max(float(v.abs().max()) for k, v in learned.items() if "lora_B" in k) > 30 * FIT_ROUNDING
+    )
     return directory
 
 
@@ -65,7 +67,7 @@ def test_two_ranks_under_zero_learn_what_one_process_learns(plain: Path, stage: 
 
 
 @pytest.mark.slow
-def test_chunks_of_a_sharded_output_layer_are_learnt_from_in_step(plain: Path) -> None:
+def test_chunks_of_a_sharded_output_layer_are_learned_from_in_step(plain: Path) -> None:
     """No weight is small enough to be kept: every call of the layer gathers it, on both ranks."""
     overrides = plain / "gather-all.json"
     overrides.write_text('{"zero_optimization": {"stage3_param_persistence_threshold": 0}}')

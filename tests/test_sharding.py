@@ -154,7 +154,7 @@ def test_settings_that_cannot_shard_are_refused(settings: list[str], reason: str
         load_config(RunConfig, SMOKE, settings)
 
 
-def test_a_team_that_decodes_different_tokens_stops() -> None:
+def test_a_group_that_decodes_different_tokens_stops() -> None:
     store = HashStore()
     leader, member = (
         ModelParallelGroup(World(Launch(rank=rank, size=2), store, StopRequest()), 2, "set")

@@ -13,7 +13,9 @@ from stir_train.data.problems import SourceProblem
 from stir_train.data.prompts import render_prompts
 from stir_train.generation.backend import GenerationRequest, SamplingParams
 from stir_train.generation.transformers.engine import DecodeEngine
-from stir_train.models.load import EMBEDDED_ROOT, describe_model, load_model
+from stir_train.models.describe import describe_model
+from stir_train.models.load import load_model
+from stir_train.models.locate import EMBEDDED_ROOT
 from stir_train.tasks.families import FAMILIES
 from stir_train.tasks.problem import held_out_problems
 from stir_train.tasks.tokenizer import build_tokenizer

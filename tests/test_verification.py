@@ -115,7 +115,7 @@ def test_a_single_verb_refuses_what_another_seed_made(
 
 
 def test_a_single_verb_refuses_what_another_model_made(output: Path, tmp_path: Path) -> None:
-    from stir_train.models.load import EMBEDDED_ROOT
+    from stir_train.models.locate import EMBEDDED_ROOT
 
     model = tmp_path / "model"
     shutil.copytree(EMBEDDED_ROOT / "addition-blind", model)

@@ -16,7 +16,7 @@ SPREAD = "spread"
 FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 """Of a source that is one file, and so has no splits of its own."""
 SplitName = Literal["harvest", "tune", "test"]
-"""`harvest` is learnt from, `tune` chosen on, `test` answered once."""
+"""`harvest` is learned from, `tune` chosen on, `test` answered once."""
 GRADERS = ("exact", "numeric", "choice", "boolean", "math", "regex")
 RESERVED_CHAT_ARGUMENTS = frozenset(
     [

@@ -122,7 +122,7 @@ class DistillConfig(FrozenConfig):
     """Correct samples kept per problem, shortest first."""
     hard_below: Fraction = 0.0
     """Of problems solved less often than this, keep one correct sample of middle length too, so that
-    what is hard is not learnt from its luckiest short cuts alone; 0 keeps the shortest only."""
+    what is hard is not learned from its luckiest short cuts alone; 0 keeps the shortest only."""
     num_steps: PositiveInt = 300
     """Optimizer steps."""
     batch_size: PositiveInt = 16

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from stir_train.config import plans
 from stir_train.config.inputs import SplitName
 from stir_train.config.run import RunConfig
 from stir_train.config.steering import ValueSteering
@@ -102,35 +103,6 @@ def _rollout_settings(config: RunConfig) -> Settings:
     }
 
 
-def _rollout_plan(config: RunConfig) -> str:
-    num_problems, num_samples = config.splits.num_harvest, config.rollout.num_samples
-    num_rollouts = num_problems * num_samples
-    depths = ", ".join(f"{depth:g}" for depth in config.harvest.depths)
-    return (
-        f"{num_problems} problems x {num_samples} samples = {num_rollouts} rollouts, at most "
-        f"{num_rollouts * config.generation.max_new_tokens:,} tokens; states at depths {depths}"
-    )
-
-
-def _directions_plan(config: RunConfig) -> str:
-    depths = ", ".join(f"{depth:g}" for depth in config.direction_depths)
-    later = config.directions.num_steps - 1
-    num_rollouts = config.splits.num_harvest * config.rollout.num_samples
-    steps = f"; then {later} x {num_rollouts} rollouts under what was found" if later else ""
-    return (
-        "gradients of rollouts of problems with unequal rewards, at depths "
-        f"{depths} and {', '.join(config.directions.places)}; "
-        f"{config.directions.num_permutations} permutations{steps}"
-    )
-
-
-def _harvest_plan(config: RunConfig) -> str:
-    return (
-        f"contrast {config.harvest.num_positive} right with {config.harvest.num_negative} wrong at "
-        f"up to {config.control_points.max_points} points"
-    )
-
-
 def _validate_settings(config: RunConfig) -> Settings:
     steering = ValueSteering.like(config.steering, {"depth": None, "strength": 1.0})
     return {
@@ -140,15 +112,6 @@ def _validate_settings(config: RunConfig) -> Settings:
         "steering": steering,
         "utility": config.utility,
     }
-
-
-def _validate_plan(config: RunConfig) -> str:
-    if not config.validation.enabled:
-        return "off; every entry is kept"
-    return (
-        f"{config.validation.num_rounds} rounds of {config.validation.trials_per_round} paired "
-        "replays"
-    )
 
 
 def _value_settings(config: RunConfig) -> Settings:
@@ -167,28 +130,6 @@ def _tune_settings(config: RunConfig) -> Settings:
         "utility": config.utility,
         "num_bootstrap": config.evaluate.num_bootstrap,
     }
-
-
-def _tune_plan(config: RunConfig) -> str:
-    num_settings = config.num_tried_settings
-    fewer = "; the worse half answers fewer" if config.tune.num_halvings else ""
-    return f"{num_settings} settings x {config.splits.num_tune} problems, greedy beside them{fewer}"
-
-
-def _steer_plan(config: RunConfig) -> str:
-    num_problems, num_samples = config.splits.num_harvest, config.distill.num_samples
-    return (
-        f"{num_problems} problems x {num_samples} samples = {num_problems * num_samples} steered "
-        "rollouts"
-    )
-
-
-def _distill_plan(config: RunConfig) -> str:
-    distill = config.distill
-    return (
-        f"LoRA rank {distill.rank}, {distill.num_steps} steps of {distill.batch_size} sequences; "
-        "export and verify"
-    )
 
 
 def _baselines_settings(config: RunConfig) -> Settings:
@@ -219,13 +160,6 @@ def _samples_of_students(config: RunConfig) -> dict[str, str]:
     return {name: objective.samples for name, objective in asked.items()}
 
 
-def _evaluate_plan(config: RunConfig) -> str:
-    num_methods = 1 + config.num_steered_methods
-    num_methods += len(config.baselines.names) + len(config.evaluate.variants)
-    num_methods += config.distill.enabled * (1 + len(config.distill.also))
-    return f"{num_methods} methods x {config.splits.num_test} held-out problems"
-
-
 def _needs_basis(config: RunConfig) -> bool:
     return config.needs_basis
 
@@ -253,7 +187,7 @@ STAGES: tuple[Stage, ...] = (
         "rollout",
         "Sample, grade and capture rollouts of the harvest split.",
         _rollout_settings,
-        _rollout_plan,
+        plans.rollout,
         splits=("harvest",),
         uses_every_node=True,
         takes_workers=True,
@@ -262,7 +196,7 @@ STAGES: tuple[Stage, ...] = (
         "directions",
         "Differentiate rollouts for directions to steer in, and test whether there are any.",
         lambda config: {**_steering(config), "directions": config.directions},
-        _directions_plan,
+        plans.directions,
         reads=("rollout",),
         splits=("harvest",),
         is_on=lambda config: config.uses_directions,
@@ -272,7 +206,7 @@ STAGES: tuple[Stage, ...] = (
         "harvest",
         "Contrast right and wrong rollouts at control points.",
         lambda config: {"harvest": config.harvest},
-        _harvest_plan,
+        plans.harvest,
         reads=("rollout",),
         decodes=False,
         is_on=_needs_basis,
@@ -281,9 +215,7 @@ STAGES: tuple[Stage, ...] = (
         "basis",
         "Select the control basis and diagnose the contrasts.",
         lambda config: {"basis": config.basis},
-        lambda config: (
-            f"{config.basis.selection} selection of up to {config.basis.size} entries a block"
-        ),
+        plans.basis,
         reads=("harvest",),
         decodes=False,
         job="harvest",
@@ -293,7 +225,7 @@ STAGES: tuple[Stage, ...] = (
         "validate",
         "Measure what each entry of the basis causes, by paired replay.",
         _validate_settings,
-        _validate_plan,
+        plans.validate,
         reads=("rollout", "basis"),
         splits=("harvest",),
         uses_every_node=True,
@@ -303,9 +235,7 @@ STAGES: tuple[Stage, ...] = (
         "value",
         "Train and calibrate the value heads.",
         _value_settings,
-        lambda config: (
-            f"{config.value.num_members} heads a block, at most {config.value.num_steps} steps"
-        ),
+        plans.value,
         reads=("rollout", "basis", "validate"),
         decodes=False,
         is_on=_needs_basis,
@@ -314,7 +244,7 @@ STAGES: tuple[Stage, ...] = (
         "tune",
         "Choose the controller on the tune split.",
         _tune_settings,
-        _tune_plan,
+        plans.tune,
         reads=("directions", "validate", "value"),
         splits=("tune",),
         uses_every_node=True,
@@ -323,7 +253,7 @@ STAGES: tuple[Stage, ...] = (
         "steer",
         "Sample steered rollouts of the harvest split.",
         lambda config: {**_steering(config), "num_samples": config.distill.num_samples},
-        _steer_plan,
+        plans.steer,
         reads=("directions", "validate", "value", "tune"),
         splits=("harvest",),
         is_on=_distils,
@@ -334,7 +264,7 @@ STAGES: tuple[Stage, ...] = (
         "distill",
         "Distil steered rollouts into a LoRA adapter, export and verify it.",
         lambda config: {**_steering(config), "distill": config.distill},
-        _distill_plan,
+        plans.distill,
         reads=("rollout", "directions", "validate", "value", "tune", "steer"),
         decodes=False,
         is_on=_distils,
@@ -344,9 +274,7 @@ STAGES: tuple[Stage, ...] = (
         "baselines",
         "Tune other methods on the tune split.",
         _baselines_settings,
-        lambda config: (
-            f"{', '.join(config.baselines.names)}: tuned on {config.splits.num_tune} problems"
-        ),
+        plans.baselines,
         reads=("rollout", "validate", "tune"),
         splits=("harvest", "tune"),
         is_on=lambda config: bool(config.baselines.names),
@@ -356,7 +284,7 @@ STAGES: tuple[Stage, ...] = (
         "evaluate",
         "Compare every method on the held-out test split.",
         _evaluate_settings,
-        _evaluate_plan,
+        plans.evaluate,
         reads=BEFORE_EVALUATION,
         splits=("test",),
         uses_every_node=True,
@@ -365,7 +293,7 @@ STAGES: tuple[Stage, ...] = (
         "report",
         "Write the run's HTML report.",
         lambda config: {"stages": [found.name for found in STAGES if found.is_on(config)]},
-        lambda _config: "one HTML page",
+        plans.report,
         reads=(*BEFORE_EVALUATION, "evaluate"),
         decodes=False,
         job="evaluate",
@@ -383,6 +311,15 @@ def stage(name: str) -> Stage:
         KeyError: If there is none; names from users are checked where they come in.
     """
     return next(stage for stage in STAGES if stage.name == name)
+
+
+def lineage_of(name: str) -> tuple[str, ...]:
+    """A stage and all that it was made from, in pipeline order."""
+    found = {name}
+    for other in reversed(STAGES[: STAGE_NAMES.index(name) + 1]):
+        if other.name in found:
+            found |= set(other.reads)
+    return tuple(other for other in STAGE_NAMES if other in found)
 
 
 def stages_off(config: RunConfig) -> frozenset[str]:

@@ -24,7 +24,7 @@ from stir_train.config.places import Place
 
 
 class SteeringSettings(FrozenConfig):
-    """What every mode has."""
+    """Base of the settings of every mode."""
 
     made_by: ClassVar[str]
     """Import path of what makes the controller; see `stir_train.steering.interface`."""
@@ -110,7 +110,7 @@ class JudgedSteering(RetrievingSteering):
     gate: Fraction = 1.0
     """No impulse where P(correct) is already this high; 1 trusts the predicted gain."""
     only_familiar: bool = True
-    """No impulse at a state unlike those that the head learnt from, as on another task."""
+    """No impulse at a state unlike those that the head learned from, as on another task."""
     max_relative_norm: PositiveFloat = 1.5
     """Bound of the impulse's norm relative to the state's (kappa)."""
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import cached_property
 from typing import Any
 
 from stir_train.config.import_path import is_import_path, load_object
@@ -54,7 +55,7 @@ class SourceProblem:
     place: str = dataclasses.field(default="", compare=False)
     is_test: bool = False
 
-    @property
+    @cached_property
     def problem_id(self) -> str:
         """Hash of the normalised content."""
         return hashlib.sha256(normalise(self.content).encode()).hexdigest()[:16]

@@ -47,11 +47,11 @@ def cut_splits(
     """
     official = {problem.problem_id for problem in problems if problem.is_test}
     others = [problem for problem in problems if problem.problem_id not in official]
-    learnt_from: dict[SplitName, int] = {"tune": config.num_tune, "harvest": config.num_harvest}
+    learned_from: dict[SplitName, int] = {"tune": config.num_tune, "harvest": config.num_harvest}
     if not official:
-        return _cut(others, {"test": config.num_test, **learnt_from}, config)
+        return _cut(others, {"test": config.num_test, **learned_from}, config)
     tests = [problem for problem in problems if problem.is_test]
-    return _cut(tests, {"test": config.num_test}, config) | _cut(others, learnt_from, config)
+    return _cut(tests, {"test": config.num_test}, config) | _cut(others, learned_from, config)
 
 
 def _cut(

@@ -205,13 +205,13 @@ class _WithGradients(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, gradients: tuple[Tensor, ...], *_given: Tensor) -> Tensor:
-        """The value."""
+        """Return the value, and keep the gradients for `backward`."""
         ctx.save_for_backward(*gradients)
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, *scales: Tensor) -> tuple[Tensor | None, ...]:
-        """What is known, scaled."""
+        """Return the known gradients, times the gradient of what the value went into."""
         (scale,) = scales
         return (None, None, *(scale * gradient for gradient in ctx.saved_tensors))
 

@@ -150,7 +150,7 @@ def _cut(
 def collate_part(
     own: Sequence[Rollout], filler: Rollout, config: BatchConfig, num_targets: int
 ) -> tuple[Sequence[Rollout], SequenceBatch]:
-    """A part of a batch and its rows; a part without samples is a filler that nothing is learnt of."""
+    """A part of a batch and its rows; a part without samples is a filler that nothing is learned of."""
     if own:
         return own, collate(own, config.pad_token_id, num_targets)
     made = _emptied(collate([filler], config.pad_token_id, num_targets))
@@ -158,7 +158,7 @@ def collate_part(
 
 
 def _emptied(batch: SequenceBatch) -> SequenceBatch:
-    """What a rank without samples feeds, to stay in step with the others: nothing is learnt of it."""
+    """What a rank without samples feeds, to stay in step with the others: nothing is learned of it."""
     return dataclasses.replace(batch, labels=torch.full_like(batch.labels, IGNORED))
 
 

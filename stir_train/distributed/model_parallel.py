@@ -37,7 +37,7 @@ class ModelParallelGroup:
         return self._world.rank == self._leader
 
     def leading(self, make: Callable[[str], Note]) -> Callable[[str], Note]:
-        """``make`` as the leader calls it: the others hear of the key first."""
+        """``make`` as the leader calls it: the key is broadcast to the others first."""
 
         def make_together(key: str) -> Note:
             self._announce(key)

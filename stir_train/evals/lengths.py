@@ -63,7 +63,7 @@ class Lengths:
             return None
         return (
             f"{self.truncated_rate:.1%} of {self.count} completions were cut off at "
-            f"generation.max_new_tokens={self.budget}, and count as wrong: what is learnt and compared is then "
+            f"generation.max_new_tokens={self.budget}, and count as wrong: what is learned and compared is then "
             f"partly who fits into the budget. By the lengths of the others about {self.proposed_budget} would "
             "cut off few"
         )

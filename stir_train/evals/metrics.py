@@ -84,7 +84,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def fed_prompts(answers: Sequence[GradedRollout]) -> FedPrompts:
-    """What completions were given."""
+    """Hash and mean length, in tokens, of the prompts that were answered."""
     given = {item.rollout.prompt_id: item.rollout.prompt_token_ids for item in answers}
     rows = sorted(json.dumps([prompt_id, ids]) for prompt_id, ids in given.items())
     return FedPrompts(

@@ -64,7 +64,7 @@ def _compared(subject: str, row: MethodMetrics, greedy: MethodMetrics, num_items
 
 
 def _controls_alike(results: Results, steered: MethodMetrics) -> list[str]:
-    """Controls that gain as much as the controller, whose gain is then not shown to be of what it learnt."""
+    """Controls that gain as much as the controller, whose gain is then not shown to be of what it learned."""
     if describe_interval(*steered.delta_accuracy_ci95) != "gain":
         return []
     alike = [
@@ -76,7 +76,7 @@ def _controls_alike(results: Results, steered: MethodMetrics) -> list[str]:
     if not alike:
         return []
     return [
-        f"{', '.join(alike)} gains as much: the gain is not shown to come from what was learnt."
+        f"{', '.join(alike)} gains as much: the gain is not shown to come from what was learned."
     ]
 
 

@@ -31,11 +31,11 @@ def save_adapter(model: PeftModel, stage: StageDir, *, prefix: str = "") -> None
     """Write the adapter under ``PREFIXlora/``.
 
     Raises:
-        VerificationError: If there is nothing learnt to save (every ``lora_B`` is zero or empty).
+        VerificationError: If there is nothing learned to save (every ``lora_B`` is zero or empty).
     """
-    learnt = [p for n, p in model.named_parameters() if "lora_B" in n]
-    if not learnt or not any(p.numel() and bool(p.detach().abs().max() > 0) for p in learnt):
-        raise VerificationError("the adapter learnt nothing: every lora_B is zero or empty")
+    learned = [p for n, p in model.named_parameters() if "lora_B" in n]
+    if not learned or not any(p.numel() and bool(p.detach().abs().max() > 0) for p in learned):
+        raise VerificationError("the adapter learned nothing: every lora_B is zero or empty")
     with tempfile.TemporaryDirectory() as scratch:
         model.save_pretrained(scratch)
         config_file = Path(scratch) / ADAPTER_FILES[0]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jinja2 import Environment, StrictUndefined
 
 from stir_train.config.inputs import ModelConfig
-from stir_train.models.load import EMBEDDED_PREFIX
+from stir_train.models.locate import EMBEDDED_PREFIX
 from stir_train.models.public_name import public_name
 from stir_train.types.results import Interval, MethodMetrics
 
@@ -127,7 +127,7 @@ class Card:
         samples: Whose completions taught it: ``steered`` or ``plain`` ones.
         abstains: Whether the run chose not to steer.
         merged: Whether this is a whole model.
-        objective: What the student learnt from, in words.
+        objective: What the student learned from, in words.
         num_samples, num_tokens: What it was trained on.
         lineage: Stage name to fingerprint.
         methods: Rows of the results; empty if there are none.

@@ -14,6 +14,7 @@ from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.distributed.collective_forward import CollectiveForward
 from stir_train.errors import StageError
 from stir_train.generation.controller import Steering, controllers_of, previewing
+from stir_train.generation.noise import row_keys
 from stir_train.types.places import Place
 from stir_train.types.rollout import Prompt, Rollout
 from stir_train.types.steering import SteeringDecision
@@ -93,6 +94,23 @@ class ControlSpec:
 
 TokenListener = Callable[[int, int], None]
 """Called with (index of the request, token id) for every sampled token, in order."""
+
+
+@dataclass(frozen=True)
+class GenerationCall:
+    """The arguments of one `GenerationBackend.generate`."""
+
+    requests: Sequence[GenerationRequest]
+    sampling: SamplingParams
+    seed: int
+    control: ControlSpec | None = None
+    controller: Steering | None = None
+    listener: TokenListener | None = None
+
+    def noise_keys(self) -> list[int]:
+        """The key of each request's random numbers."""
+        rows = [(request.prompt.prompt_id, request.sample) for request in self.requests]
+        return row_keys(self.seed, rows).tolist()
 
 
 @dataclass

@@ -5,24 +5,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stir_train.errors import DataError, StageError
-from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
+from stir_train.generation.backend import (
+    ControlSpec,
+    GenerationBackend,
+    GenerationCall,
+    GenerationRequest,
+    SamplingParams,
+    abilities_for,
+    require_abilities,
+)
 from stir_train.generation.controller import Steering, controllers_of, previewing
 from stir_train.types.places import PLACES_AT_PROMPT
 
 
-def require_lengths(
-    requests: Sequence[GenerationRequest], sampling: SamplingParams, *, max_tokens: int
-) -> None:
-    """Refuse requests that cannot be completed within their budget.
+def require_possible(backend: GenerationBackend, call: GenerationCall, *, max_tokens: int) -> None:
+    """Refuse a call that the backend cannot answer as asked.
 
     Args:
-        requests: What is asked.
-        sampling: Holds the token budget.
+        backend: What is asked.
+        call: All that it is asked.
         max_tokens: The model's context.
 
     Raises:
         DataError: If a prompt is empty, its prefix fills the budget, or both exceed the context.
+        StageError: If a controller needs what the backend lacks, or lacks what it needs at its place.
     """
+    needs = abilities_for(call.controller)
+    require_abilities(backend.name, backend.abilities, needs, "this controller")
+    _require_places(call.requests, call.control, call.controller)
+    _require_lengths(call.requests, call.sampling, max_tokens)
+
+
+def _require_lengths(
+    requests: Sequence[GenerationRequest], sampling: SamplingParams, max_tokens: int
+) -> None:
+    """Refuse requests that cannot be completed within their budget."""
     for request in requests:
         prompt = request.prompt
         needed = len(prompt.token_ids) + sampling.max_new_tokens
@@ -38,14 +55,10 @@ def require_lengths(
             )
 
 
-def require_places(
+def _require_places(
     requests: Sequence[GenerationRequest], control: ControlSpec | None, steering: Steering | None
 ) -> None:
-    """Refuse what would silently not be steered, or not as asked.
-
-    Raises:
-        StageError: If a controller lacks what it needs to act at its place.
-    """
+    """Refuse what would silently not be steered, or not as asked."""
     controllers = controllers_of(steering)
     at_points = [c for c in controllers if c.place not in PLACES_AT_PROMPT]
     if at_points and control is None:

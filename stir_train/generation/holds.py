@@ -58,12 +58,12 @@ class Holds:
                 self._clear(lane, rows)
 
     def release(self, rows: Int[Tensor, "R"] | int) -> None:
-        """Let go of everything."""
+        """Add nothing to some rows from now on, whatever was held there."""
         for lane in self._lanes.values():
             self._clear(lane, rows)
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Rows change their numbers."""
+        """Copy what is held on rows ``sources`` to rows ``targets``, as when slots are filled up."""
         for lane in self._lanes.values():
             lane.deltas[targets] = lane.deltas[sources]
             lane.active[targets] = lane.active[sources]

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from stir_train.config.pipeline import STAGE_NAMES
 from stir_train.config.run import RunConfig
 from stir_train.launch.estimate import (
     BASELINE_COMPLETIONS,
@@ -54,7 +55,7 @@ class Rates:
 
     @property
     def mean_answer_tokens(self) -> float:
-        """Of an answer."""
+        """Mean length of a measured answer, in tokens."""
         return sum(self.answer_tokens) / len(self.answer_tokens)
 
     def decode_tokens(self, num_rows: int) -> float:
@@ -97,21 +98,8 @@ class _Job:
 def stage_costs(config: RunConfig, shape: ModelShape, rates: Rates) -> list[StageCost]:
     """The stages that are on and take more than a moment, in order, on one process."""
     bound = estimate(config, shape, num_ranks=1, on_gpu=False)
-    costs = [_cost(name, config, shape, rates, bound) for name in _STAGES]
+    costs = [_cost(name, config, shape, rates, bound) for name in STAGE_NAMES]
     return [cost for cost in costs if cost.hours > 0]
-
-
-_STAGES = (
-    "rollout",
-    "directions",
-    "validate",
-    "value",
-    "tune",
-    "steer",
-    "distill",
-    "baselines",
-    "evaluate",
-)
 
 
 def _cost(

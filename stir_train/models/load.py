@@ -1,75 +1,30 @@
-"""Load a frozen causal language model by path, hub id or embedded name, and identify it."""
+"""Load a frozen causal language model, and identify it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from stir_train.config.inputs import SPREAD, ModelConfig
 from stir_train.distributed.collective_forward import CollectiveForward
 from stir_train.distributed.world import World, alone
-from stir_train.errors import ModelError, StirError
+from stir_train.errors import ModelError
 from stir_train.models.blocks import find_blocks
-from stir_train.models.identity import (
-    ModelIdentity,
-    identify,
-    identify_model,
-    stop_token_ids_of,
-    weights_sha256,
-)
+from stir_train.models.describe import load_tokenizer, max_tokens_of
+from stir_train.models.identity import ModelIdentity, identify_model
+from stir_train.models.locate import explained, locate_model, pretrained_arguments, which_files
 from stir_train.models.sharding import (
     load_partitioned,
     load_spread,
     load_tensor_parallel,
     load_zero3,
 )
-
-EMBEDDED_PREFIX = "embedded/"
-EMBEDDED_ROOT = Path(__file__).resolve().parent.parent / "tasks" / "models"
-GGUF_SUFFIX = ".gguf"
-GENERATION_CONFIG = "generation_config.json"
-
-
-@dataclass(frozen=True)
-class ModelDescription:
-    """A model as its files describe it, its weights unread but for their hash.
-
-    Attributes:
-        identity: The same that it has when it is loaded.
-        tokenizer: Its tokenizer.
-        vocab_size: Rows of its output layer.
-        max_tokens: Context length in tokens.
-    """
-
-    identity: ModelIdentity
-    tokenizer: PreTrainedTokenizerBase
-    vocab_size: int
-    max_tokens: int
-
-    @property
-    def stop_token_ids(self) -> tuple[int, ...]:
-        """What ends a completion."""
-        return self.identity.stop_token_ids
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of a completion, special tokens left out."""
-        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
 
 @dataclass(frozen=True)
@@ -110,7 +65,7 @@ class LoadedModel:
     @property
     def max_tokens(self) -> int:
         """Context length in tokens."""
-        return _max_tokens(self.model.config)
+        return max_tokens_of(self.model.config)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of a completion, special tokens left out."""
@@ -120,104 +75,6 @@ class LoadedModel:
     def stop_token_ids(self) -> tuple[int, ...]:
         """What ends a completion."""
         return self.identity.stop_token_ids
-
-
-def resolve_model_path(name: str) -> str:
-    """Turn ``embedded/NAME`` into the directory shipped with the package; leave the rest alone.
-
-    Raises:
-        ModelError: If no such model is embedded.
-    """
-    if not name.startswith(EMBEDDED_PREFIX):
-        return name
-    path = EMBEDDED_ROOT / name.removeprefix(EMBEDDED_PREFIX)
-    if not (path / "config.json").is_file():
-        known = ", ".join(sorted(p.parent.name for p in EMBEDDED_ROOT.glob("*/config.json")))
-        raise ModelError(
-            f"model.name: no embedded model {name!r}; embedded models: {known or 'none'}"
-        )
-    return str(path)
-
-
-def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """Load the configured model's tokenizer alone.
-
-    Raises:
-        ModelError: If its files cannot be found or read.
-    """
-    path, settings = _pretrained(config)
-    with _explained(config):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **_where(settings))
-    return tokenizer
-
-
-def describe_model(config: ModelConfig) -> ModelDescription:
-    """Describe the configured model without loading it.
-
-    Raises:
-        ModelError: If its files cannot be found or read.
-    """
-    path, settings = _pretrained(config)
-    tokenizer = load_tokenizer(config)
-    revision = "" if Path(path).is_dir() else config.revision or ""
-    with _explained(config):
-        model_config = AutoConfig.from_pretrained(path, **_where(settings))
-        try:
-            generation = GenerationConfig.from_pretrained(
-                path, revision=settings["revision"], trust_remote_code=config.trust_remote_code
-            )
-        except OSError:
-            if (Path(path) / GENERATION_CONFIG).exists():
-                raise  # it is there, and cannot be read: without it, other tokens would stop
-            generation = GenerationConfig.from_model_config(model_config)
-        text_config = model_config.get_text_config()
-        hashed = weights_sha256(
-            path,
-            getattr(model_config, "_commit_hash", None) or revision,
-            gguf_file=settings.get("gguf_file"),
-        )
-    identity = identify(
-        name=config.name,
-        revision=revision,
-        architecture=_architecture(model_config),
-        weights_sha256=hashed,
-        tokenizer=tokenizer,
-        stop_token_ids=stop_token_ids_of(generation, tokenizer),
-        size=(text_config.hidden_size, text_config.num_hidden_layers),
-    )
-    return ModelDescription(identity, tokenizer, text_config.vocab_size, _max_tokens(model_config))
-
-
-def decoder_config(config: ModelConfig) -> dict[str, Any]:
-    """The sizes of the configured model's decoder, as transformers names them.
-
-    Raises:
-        ModelError: If its files cannot be found or read.
-    """
-    path, settings = _pretrained(config)
-    with _explained(config):
-        found = AutoConfig.from_pretrained(path, **_where(settings))
-    return dict(found.get_text_config().to_dict())
-
-
-def _where(settings: dict[str, Any]) -> dict[str, Any]:
-    """Of the settings of ``from_pretrained``, those that say which files are read."""
-    named = ("revision", "trust_remote_code", "gguf_file")
-    return {key: settings[key] for key in named if key in settings}
-
-
-def _max_tokens(config: PretrainedConfig) -> int:
-    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
-
-
-def _architecture(config: PretrainedConfig) -> str:
-    """The class that the model is loaded as."""
-    try:
-        # There is no public look-up of the class.
-        found: Any = AutoModelForCausalLM._model_mapping[type(config)]  # noqa: SLF001
-    except KeyError:  # its repository's own code
-        return str((config.architectures or ["unknown"])[0])
-    return str((found[0] if isinstance(found, tuple) else found).__name__)
 
 
 def load_model(config: ModelConfig, world: World | None = None) -> LoadedModel:
@@ -232,12 +89,12 @@ def load_model(config: ModelConfig, world: World | None = None) -> LoadedModel:
             hold it as configured.
     """
     world = world or alone()
-    path, settings = _pretrained(config)
+    path, settings = pretrained_arguments(config)
     spread = config.device == SPREAD
     device = resolve_device("auto" if spread else config.device, world.launch.local_rank)
     settings["dtype"] = resolve_dtype(config.dtype, device)
     collective_forward = None
-    with _explained(config):
+    with explained(config):
         tokenizer = load_tokenizer(config)
         if config.sharding == "tensor":
             model = load_tensor_parallel(path, settings, world, config.shards, device)
@@ -294,8 +151,8 @@ def load_trainable(config: ModelConfig, world: World, deepspeed: dict[str, Any])
     config = config.model_copy(update={"dtype": "float32"})
     if config.sharding == "none":
         return load_model(config, world)
-    path, settings = _pretrained(config)
-    with _explained(config):
+    path, settings = pretrained_arguments(config)
+    with explained(config):
         tokenizer = load_tokenizer(config)
         model = load_partitioned(path, settings | {"dtype": torch.float32}, world, deepspeed)
     model.eval().requires_grad_(requires_grad=False)
@@ -307,56 +164,6 @@ def unsharded(config: ModelConfig) -> ModelConfig:
     if config.sharding == "none" and config.device != SPREAD:
         return config
     return config.model_copy(update={"sharding": "none", "shards": 1, "device": "cpu"})
-
-
-def _pretrained(config: ModelConfig) -> tuple[str, dict[str, Any]]:
-    """Path or id, and what every way of loading it shares."""
-    path, gguf_file = locate_model(config)
-    is_local = Path(path).is_dir()
-    if not is_local and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise ModelError(f"model.name: no directory {path!r}")
-    transformers_logging.disable_progress_bar()  # our own bars show what matters
-    return path, {
-        "revision": None if is_local else config.revision,
-        "trust_remote_code": config.trust_remote_code,
-        "attn_implementation": config.attention,
-        **({"gguf_file": gguf_file} if gguf_file else {}),
-    }
-
-
-def locate_model(config: ModelConfig) -> tuple[str, str | None]:
-    """Directory or hub id, and the GGUF file in it, named by itself or at the end of the path.
-
-    Raises:
-        ModelError: If the file is not there.
-    """
-    path, gguf_file = resolve_model_path(config.name), config.gguf_file
-    if gguf_file is None and path.endswith(GGUF_SUFFIX):
-        path, gguf_file = str(Path(path).parent), Path(path).name
-    if gguf_file is not None and Path(path).is_dir() and not (Path(path) / gguf_file).is_file():
-        held = ", ".join(sorted(file.name for file in Path(path).glob(f"*{GGUF_SUFFIX}")))
-        raise ModelError(f"model.gguf_file: no {gguf_file} in {path}; it holds {held or 'no GGUF'}")
-    return path, gguf_file
-
-
-@contextmanager
-def _explained(config: ModelConfig) -> Iterator[None]:
-    """Say which setting was at fault when transformers cannot load a model.
-
-    Files that are damaged, or say what is not so, make the libraries raise whatever they came upon.
-    """
-    try:
-        yield
-    except StirError:
-        raise
-    except Exception as error:
-        where = f" at revision {config.revision}" if config.revision else ""
-        known = isinstance(error, OSError | ValueError | ImportError)
-        said = str(error) if known else f"{type(error).__name__}: {error}"
-        hint = "" if known else "; its files are damaged, or are not what its config.json describes"
-        if "scaled_dot_product_attention" in said:
-            hint = " Set model.attention=eager."
-        raise ModelError(f"model.name: cannot load {config.name!r}{where}: {said}{hint}") from error
 
 
 def _as_loaded(
@@ -374,7 +181,7 @@ def _as_loaded(
         revision=revision,
         gguf_file=locate_model(config)[1],
     )
-    path, settings = _pretrained(config)
+    path, settings = pretrained_arguments(config)
     return LoadedModel(
         model,
         tokenizer,
@@ -382,7 +189,7 @@ def _as_loaded(
         identity,
         is_sharded=config.sharding != "none",
         collective_forward=collective_forward,
-        stored_dtype=AutoConfig.from_pretrained(path, **_where(settings)).dtype,
+        stored_dtype=AutoConfig.from_pretrained(path, **which_files(settings)).dtype,
     )
 
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from stir_train.config.inputs import ModelConfig
 from stir_train.config.learning import DistillConfig
 from stir_train.errors import ModelError
-from stir_train.models.load import locate_model
+from stir_train.models.locate import locate_model
 from stir_train.models.lora import lora_config
 
 SERVED_KEY = re.compile(r"base_model\.model\.(?!lm_head|.*embed_tokens)[\w.]+\.lora_[AB]\.weight")

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 MOST_AXES = 64
-"""Principal axes by which a state is told from those that a head learnt from."""
+"""Principal axes by which a state is told from those that a head learned from."""
 
 
 class ValueHead(nn.Module):
@@ -176,7 +176,7 @@ class ValueHead(nn.Module):
         return (along.square() / self.familiar_variances).mean(1) + off
 
     def is_familiar(self, states: Float[Tensor, "B W"]) -> Bool[Tensor, "B"]:
-        """Whether the head has learnt from states like these, and so has a say."""
+        """Whether the head has learned from states like these, and so has a say."""
         return self.mahalanobis_distance(states) <= self.familiar_limit
 
     @torch.no_grad()
@@ -196,13 +196,14 @@ class ValueHead(nn.Module):
             held_out: States of the validation, likewise.
             share: Of held-out states, those that count as familiar.
         """
-        count, scatter = 0, torch.zeros(())
+        count, scatter = 0, self.mean.new_zeros(self.width, self.width, dtype=torch.float64)
+        # In place: of a wide model each of these matrices takes a hundred megabytes and more.
         for piece in seen:
             inputs = self._own(piece).double()
-            products = inputs.T @ inputs
-            scatter = products if not count else scatter + products
+            scatter += inputs.T @ inputs
             count += len(piece)
-        variances, axes = torch.linalg.eigh(scatter / count)
+            del inputs
+        variances, axes = torch.linalg.eigh(scatter.div_(count))
         kept = len(self.familiar_axes)
         self.familiar_axes.copy_(axes[:, -kept:].T)
         self.familiar_variances.copy_(variances[-kept:].clamp_min(1e-6))

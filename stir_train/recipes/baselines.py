@@ -47,7 +47,7 @@ def run(context: RunContext, stage: StageDir) -> Finish:
     """Let every method learn, try its grid on the tune split, freeze its best setting."""
     methods = load_baselines(context.config.baselines.names)
     reasons: dict[str, str] = context.world.on_main(
-        "methods have learnt", lambda: _learn(context, stage, list(methods.values()))
+        "methods have learned", lambda: _learn(context, stage, list(methods.values()))
     )
     grid = {
         Candidate(f"{method.name}/{label_of(setting)}", method.name): Tried(method, path, setting)

@@ -15,7 +15,7 @@ from stir_train.distill.plan import StudentSpec, mean_tokens, plan_students
 from stir_train.distributed.engine import TrainEngine, open_engine, peak_memory_gib
 from stir_train.export.adapter import ADAPTER_DIRECTORY, PROBES_FILE, save_adapter, save_probes
 from stir_train.export.verify import verify_adapter
-from stir_train.models.load import locate_model
+from stir_train.models.locate import locate_model
 from stir_train.models.lora import Student, make_student, make_whole_student
 from stir_train.monitoring.metrics import Pace
 from stir_train.runtime.context import Finish, Outcome, RunContext
@@ -65,11 +65,11 @@ def _teach(context: RunContext, stage: StageDir, spec: StudentSpec) -> StudentFi
         student.recompute_activations()
     student.model.train()
     fitted = _fit(context, stage, spec, student, engine)
-    learnt = engine.parameters()
+    learned = engine.parameters()
     return _shared(
         context,
         f"{name} distilled",
-        lambda: _export_and_verify(context, stage, spec, learnt, fitted),
+        lambda: _export_and_verify(context, stage, spec, learned, fitted),
     )
 
 
@@ -126,14 +126,14 @@ def _export_and_verify(
     context: RunContext,
     stage: StageDir,
     spec: StudentSpec,
-    learnt: dict[str, torch.Tensor],
+    learned: dict[str, torch.Tensor],
     fitted: FitResult,
 ) -> StudentFigures:
-    """Put what was learnt on a fresh student, whole whatever the engine did to the other; save it."""
+    """Put what was learned on a fresh student, whole whatever the engine did to the other; save it."""
     config = context.config
     model = make_whole_student(config.model, config.distill, seed=config.seed).model
     with torch.no_grad():
-        for name, value in learnt.items():
+        for name, value in learned.items():
             model.get_parameter(name).copy_(value)
     save_adapter(model, stage, prefix=spec.prefix)
     sequences = [[*s.prompt_token_ids, *s.token_ids] for s in spec.samples]

@@ -126,7 +126,7 @@ def other_model_answerer(
 def baseline_answerer(
     context: RunContext, method: Baseline, setting: Setting, *, task: TaskConfig | None = None
 ) -> BaselineAnswerer:
-    """A baseline under one setting; what it learnt is read when it is first asked.
+    """A baseline under one setting; what it learned is read when it is first asked.
 
     Args:
         context: The run.

@@ -38,7 +38,7 @@ from stir_train.stores.steering import SteeringStore
 from stir_train.train.checkpoint import CheckpointFile
 from stir_train.types.rollout import Prompt
 
-LEARNT_FROM: tuple[SplitName, ...] = ("harvest", "tune")
+LEARNED_FROM: tuple[SplitName, ...] = ("harvest", "tune")
 """Splits that a run learns from, or chooses by."""
 PROBLEMS_FILE = "problems.json"
 """Ids of the problems a stage was made from, by split."""
@@ -105,7 +105,7 @@ class RunContext:
         """
         used = {
             f"the run's {split} split": {prompt.prompt_id for prompt in self.splits[split]}
-            for split in LEARNT_FROM
+            for split in LEARNED_FROM
         }
         found = {}
         for name, asked in self.config.evaluate.out_of_domain.items():

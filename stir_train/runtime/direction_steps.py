@@ -116,7 +116,7 @@ def take_step(context: RunContext, stage: StageDir, number: int) -> bool:
 
 
 def load_step(stage: StageDir, number: int) -> DirectionStep:
-    """What a step found."""
+    """Read the table of a step of gradient ascent, and the vectors that acted in it."""
     return load_record(stage.verified(f"{_prefix(number)}{STEP_FILE}"), DirectionStep)
 
 

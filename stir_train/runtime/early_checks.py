@@ -13,7 +13,7 @@ from stir_train.config.pipeline import stages_off
 from stir_train.config.steering import PreviewingSteering
 from stir_train.distill.terms import make_terms
 from stir_train.errors import StageError, StirError
-from stir_train.models.load import ModelDescription
+from stir_train.models.describe import ModelDescription
 from stir_train.models.lora_targets import require_servable_targets
 from stir_train.monitoring.console import caution
 from stir_train.runtime.context import RunContext

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 from stir_train.config.run import RunConfig
 from stir_train.data.problems import SourceProblem, read_source
@@ -30,11 +31,16 @@ def read_problems(config: RunConfig) -> list[SourceProblem]:
             f"task.name: {task.name!r} is no embedded family ({', '.join(FAMILIES)}); "
             "set task.source to a dataset to read another task"
         )
-    family = FAMILIES[task.name]
-    return [
+    return list(_embedded_problems(task.name))
+
+
+@cache
+def _embedded_problems(family: str) -> tuple[SourceProblem, ...]:
+    """All that an embedded family offers: drawn once a process, as nothing but its name decides them."""
+    return tuple(
         SourceProblem(p.question, p.answer, content=p.content, kind=p.kind)
-        for p in held_out_problems(family, HELD_OUT_POOL)
-    ]
+        for p in held_out_problems(FAMILIES[family], HELD_OUT_POOL)
+    )
 
 
 def require_problems(config: RunConfig) -> None:

@@ -13,7 +13,8 @@ from stir_train.errors import ModelError
 from stir_train.generation.backend import GenerationBackend
 from stir_train.generation.open import Limits, open_backend
 from stir_train.models.blocks import resolve_depth
-from stir_train.models.load import LoadedModel, ModelDescription, describe_model, load_model
+from stir_train.models.describe import ModelDescription, describe_model
+from stir_train.models.load import LoadedModel, load_model
 
 
 class Resources:

@@ -16,7 +16,7 @@ habit.
 ``addition``'s authors notice some of their errors and then change to the right habit. Models learn
 from that to keep track of whether things go well, which means opposite habits in the two kinds: one
 constant vector along *that* serves both. ``addition-blind``'s authors go over right and wrong steps
-alike, in the habit they are in, and so leave nothing of the sort to be learnt.
+alike, in the habit they are in, and so leave nothing of the sort to be learned.
 """
 
 from __future__ import annotations

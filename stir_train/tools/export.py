@@ -9,13 +9,14 @@ from typing import Literal
 from stir_train.answering.methods import GREEDY, STEERED, STUDENT
 from stir_train.artifacts.atomic import write_text
 from stir_train.config.learning import ObjectiveConfig
-from stir_train.config.pipeline import stage
+from stir_train.config.pipeline import lineage_of, stage
 from stir_train.config.steering import VectorSteering
 from stir_train.errors import ArtifactError
 from stir_train.export.adapter import ADAPTER_FILES, adapter_of, save_merged
 from stir_train.export.card import Card, VectorCard, hub_id, render_card, render_vector_card
 from stir_train.export.vector import save_gguf_vector, save_lm_eval_vector
-from stir_train.models.load import load_model, locate_model, unsharded
+from stir_train.models.load import load_model, unsharded
+from stir_train.models.locate import locate_model
 from stir_train.models.public_name import public_name
 from stir_train.monitoring.console import good
 from stir_train.runtime.context import RunContext
@@ -27,17 +28,6 @@ from stir_train.types.results import MethodMetrics
 
 Format = Literal["lora", "merged", "gguf", "lm-eval"]
 CARD_FILE, GGUF_FILE, LM_EVAL_FILE = "README.md", "control-vector.gguf", "steer.pt"
-MADE_BY = (
-    "rollout",
-    "directions",
-    "harvest",
-    "basis",
-    "validate",
-    "value",
-    "tune",
-    "steer",
-    "distill",
-)
 
 
 def run_export(context: RunContext, target: Path, *, form: Format) -> None:
@@ -85,7 +75,9 @@ def _export_student(context: RunContext, target: Path, *, merged: bool) -> str:
 def _card(context: RunContext, *, merged: bool) -> Card:
     figures = context.stage("distill").summary()
     config, left_out = context.config, stages_left_out(context.run_dir, context.config)
-    made = [name for name in MADE_BY if stage(name).is_on(config) and name not in left_out]
+    made = [
+        name for name in lineage_of("distill") if stage(name).is_on(config) and name not in left_out
+    ]
     lineage = {name: context.stage(name).fingerprint() for name in made}
     evaluation = context.stage("evaluate")
     results = load_results(evaluation) if evaluation.is_complete else None

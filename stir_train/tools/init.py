@@ -14,7 +14,7 @@ from stir_train.config.effort import Effort
 from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
 from stir_train.errors import ConfigError
-from stir_train.models.load import GGUF_SUFFIX
+from stir_train.models.locate import GGUF_SUFFIX
 from stir_train.tools.init_model import (
     ModelFacts,
     chat_decisions,

@@ -17,14 +17,9 @@ from stir_train.distributed.launch import usable_cores
 from stir_train.errors import DataError
 from stir_train.launch.estimate import GIB, ModelShape, shape_of
 from stir_train.models.arithmetic import product_seconds
-from stir_train.models.load import (
-    EMBEDDED_PREFIX,
-    GGUF_SUFFIX,
-    ModelDescription,
-    decoder_config,
-    describe_model,
-    resolve_device,
-)
+from stir_train.models.describe import ModelDescription, decoder_config, describe_model
+from stir_train.models.load import resolve_device
+from stir_train.models.locate import EMBEDDED_PREFIX, GGUF_SUFFIX
 
 ANSWER_TOKENS = {"choice": 512, "boolean": 512, "numeric": 512, "math": 2048}
 OTHER_ANSWER_TOKENS, THINKING_TOKENS, PROMPT_TOKENS = 512, 16_384, 512

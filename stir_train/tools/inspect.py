@@ -23,7 +23,7 @@ from stir_train.data.prompts import (
 )
 from stir_train.errors import ArtifactError
 from stir_train.launch.status import run_status
-from stir_train.models.load import load_tokenizer
+from stir_train.models.describe import load_tokenizer
 from stir_train.runtime.problems import read_problems
 
 MAX_LISTED_PAIRS, SHOWN_CHARACTERS, SHOWN_DIGITS = 5, 60, 16

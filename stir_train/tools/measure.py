@@ -19,7 +19,7 @@ from stir_train.distributed.world import alone
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
 from stir_train.launch.costs import Rates, rows_side_by_side
 from stir_train.launch.estimate import ModelShape, shape_of
-from stir_train.models.load import decoder_config
+from stir_train.models.describe import decoder_config
 from stir_train.models.lora import add_lora
 from stir_train.runtime.context import set_threads
 from stir_train.runtime.problems import read_problems

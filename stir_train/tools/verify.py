@@ -7,7 +7,8 @@ from stir_train.export.adapter import PROBES_FILE, adapter_of
 from stir_train.export.served import ServedTokens, verify_served
 from stir_train.export.verify import VerificationResult, verify_adapter
 from stir_train.generation.open import Limits, check_installation, open_backend
-from stir_train.models.load import load_model, locate_model, unsharded
+from stir_train.models.load import load_model, unsharded
+from stir_train.models.locate import locate_model
 from stir_train.models.lora import load_adapter
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.upstream import PLAIN_INSTEAD, WHY, students_taught

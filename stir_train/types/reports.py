@@ -283,7 +283,7 @@ class StudentFigures:
     """A distilled student, as it was trained, saved and verified.
 
     Attributes:
-        num_samples: Completions that it learnt from.
+        num_samples: Completions that it learned from.
         num_steps: Optimizer steps taken.
         num_tokens: Tokens in all batches.
         final_loss: Mean loss of the last steps.

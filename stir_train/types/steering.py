@@ -23,7 +23,7 @@ class Contrasts(Protocol):
 
     @property
     def prompt_ids(self) -> tuple[str, ...]:
-        """``[C]``."""
+        """Problem of each contrast, ``[C]``."""
         ...
 
     @property

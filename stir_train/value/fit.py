@@ -59,7 +59,7 @@ def fit_value_head(
 ) -> tuple[ValueHead, FitResult]:
     """Train on BCE of correctness and Huber loss of log tokens left; stop early; calibrate.
 
-    The head also keeps what states it learnt from look like, to know where it has a say.
+    The head also keeps what states it learned from look like, to know where it has a say.
 
     Collective: every rank passes all examples, works on its share of each batch, and gets the same
     head. Without a ``setup`` it trains in this process.

@@ -16,8 +16,8 @@ from stir_train.types.steering import Intervention
 
 NO_ENTRY = -1
 """Stands for the basis entry of an example that nothing was added to."""
-PIECE_BYTES = 1 << 27
-"""Inputs that are in memory at a time where all examples are gone through (128 MiB)."""
+PIECE_BYTES = 1 << 26
+"""Inputs that are in memory at a time where all examples are gone through (64 MiB): a head takes it several times."""
 
 
 @dataclass(frozen=True)

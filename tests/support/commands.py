@@ -7,11 +7,16 @@ import subprocess
 import sys
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
 from unittest import mock
 
 import torch
+import typer.main
 
 from stir_train.cli import main
+
+command_of = cache(typer.main.get_command)
+"""Typer makes all commands anew at every call; once will do."""
 
 
 def stir_train(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -22,6 +27,7 @@ def stir_train(*arguments: str) -> subprocess.CompletedProcess[str]:
     num_threads = torch.get_num_threads()
     with (
         mock.patch.object(sys, "argv", argv),
+        mock.patch.object(typer.main, "get_command", command_of),
         redirect_stdout(out),
         redirect_stderr(err),
         warnings.catch_warnings(),

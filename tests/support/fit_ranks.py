@@ -51,7 +51,7 @@ def sample(index: int) -> Rollout:
 
 
 def main(output: Path, config: TrainConfig, checkpoints: Path | None, stop_at: int | None) -> None:
-    """Fit and save what was learnt, with the losses."""
+    """Fit and save what was learned, with the losses."""
     torch.set_num_threads(1)
     distill = DistillConfig(rank=8, alpha=16, learning_rate=5e-3, dropout=0.0)
     with open_world() as world:
@@ -91,10 +91,10 @@ def main(output: Path, config: TrainConfig, checkpoints: Path | None, stop_at: i
                 on_step=on_step,
             ),
         )
-        learnt = engine.parameters()
-        learnt["losses"] = torch.tensor(fitted.losses)
+        learned = engine.parameters()
+        learned["losses"] = torch.tensor(fitted.losses)
         if world.is_main:
-            save_file(learnt, output)
+            save_file(learned, output)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+from stir_train.artifacts.run_dir import RunDir
 from tests.support.commands import stir_train
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -44,3 +46,37 @@ def digests(output: Path) -> dict[str, str]:
         for path in sorted((run / stage).rglob("*"))
         if path.is_file() and stage != "report"
     }
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What verbs that only read a run answered, and its files before and after.
+
+    Attributes:
+        answers: By verb.
+        adapter: Where the adapter was exported to.
+        before, after: When each file was changed last, in nanoseconds.
+    """
+
+    answers: dict[str, subprocess.CompletedProcess[str]]
+    adapter: Path
+    before: dict[Path, int]
+    after: dict[Path, int]
+
+
+def look_at_smoke(output: Path, adapter: Path) -> Looked:
+    """Run each of these verbs once, while the run is locked as by another process that goes on with it."""
+    verbs = {
+        "trace": (),
+        "generate": ("--prompt", "a3, b4, c1, d9: ones sum, exam\n"),
+        "export": ("--to", str(adapter)),
+        "verify": (),
+    }
+
+    def listed() -> dict[Path, int]:
+        return {path: path.lstat().st_mtime_ns for path in (output / "smoke").rglob("*")}
+
+    with RunDir(output / "smoke").locked():
+        before = listed()
+        answers = {verb: run_smoke(output, *more, verb=verb) for verb, more in verbs.items()}
+        return Looked(answers, adapter, before, listed())

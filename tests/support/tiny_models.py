@@ -25,8 +25,9 @@ from transformers import (
 
 from stir_train.config.inputs import ModelConfig
 from stir_train.models.blocks import find_blocks
+from stir_train.models.describe import load_tokenizer
 from stir_train.models.identity import ModelIdentity
-from stir_train.models.load import LoadedModel, load_tokenizer
+from stir_train.models.load import LoadedModel
 
 VOCABULARY = 97
 SHARED = dict(
@@ -78,6 +79,13 @@ def build(name: str, *, attention: str = "sdpa") -> LoadedModel:
     model.generation_config.eos_token_id = 1
     identity = ModelIdentity(name, "", type(model).__name__, "", "", "", (1,), 32, 4)
     return LoadedModel(model, _tokenizer(), find_blocks(model), identity)
+
+
+def double(name: str) -> LoadedModel:
+    """As `build` makes it, in float64 for finite differences."""
+    loaded = build(name, attention="eager" if name == "gemma2-hybrid" else "sdpa")
+    loaded.model.double()
+    return loaded
 
 
 @cache

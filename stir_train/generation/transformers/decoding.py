@@ -10,12 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stir_train.generation.backend import (
-    ControlSpec,
     GenerationCost,
     GenerationRequest,
     GenerationResult,
-    SamplingParams,
-    TokenListener,
 )
 from stir_train.generation.control_hook import (
     Ask,
@@ -30,12 +27,11 @@ from stir_train.generation.control_hook import (
 from stir_train.generation.controller import (
     ControlBatch,
     Decision,
-    Steering,
     controllers_of,
     previewing,
 )
 from stir_train.generation.decisions import records_of
-from stir_train.generation.noise import row_keys, uniforms
+from stir_train.generation.noise import uniforms
 from stir_train.generation.sampling import next_tokens
 from stir_train.generation.transformers.prefix_plan import hold_planned, prefill_plan
 from stir_train.generation.transformers.preview import ForkPoint, Previewer
@@ -52,18 +48,6 @@ PREFILL_TOKENS = 1 << 14
 """Padded tokens per prefill pass, which bounds its memory."""
 
 
-@dataclass(frozen=True)
-class DecodingCall:
-    """The arguments of one ``generate``."""
-
-    requests: Sequence[GenerationRequest]
-    sampling: SamplingParams
-    seed: int
-    control: ControlSpec | None
-    controller: Steering | None
-    listener: TokenListener | None
-
-
 @dataclass
 class _Captured:
     """Captured rows in the order they came, each with the index of its request."""
@@ -77,7 +61,7 @@ class Decoding:
     """One call of ``generate``: its slots, cache, queue and results."""
 
     def __init__(
-        self, loaded: LoadedModel, forward: SlotForward, cache: SlotCache, call: DecodingCall
+        self, loaded: LoadedModel, forward: SlotForward, cache: SlotCache, call: GenerationCall
     ) -> None:
         max_rows = cache.num_slots
         requests, sampling = call.requests, call.sampling
@@ -98,7 +82,7 @@ class Decoding:
         self.cache = cache  # kept from call to call: what it holds is stale, and never read
         self.stop = torch.tensor(sampling.stop_token_ids, dtype=torch.long, device=self.device)
         self.requests = requests
-        self.keys = row_keys(call.seed, [(r.prompt.prompt_id, r.sample) for r in requests]).tolist()
+        self.keys = call.noise_keys()
         self.queue = _prefill_groups(requests, max_rows)
         self.rollouts: list[Rollout | None] = [None] * len(requests)
         self.decisions: list[list[SteeringDecision]] = [[] for _ in requests]
@@ -307,7 +291,7 @@ class Decoding:
             self.cache.copy_rows(self.cache, self._tensor(movers), self._tensor(holes), longest)
 
     def result(self) -> GenerationResult:
-        """Everything, in request order."""
+        """Rollouts, captured states, decisions and the cost, in request order."""
         rollouts = tuple(rollout for rollout in self.rollouts if rollout is not None)
         assert len(rollouts) == len(self.requests), "every request ends with a rollout"
         decisions = tuple(made for of_request in self.decisions for made in of_request)

@@ -17,14 +17,15 @@ from stir_train.errors import ConfigError
 from stir_train.generation.backend import (
     Ability,
     ControlSpec,
+    GenerationCall,
     GenerationRequest,
     GenerationResult,
     SamplingParams,
     TokenListener,
 )
-from stir_train.generation.checks import require_lengths, require_places
+from stir_train.generation.checks import require_possible
 from stir_train.generation.controller import Steering
-from stir_train.generation.transformers.decoding import Decoding, DecodingCall
+from stir_train.generation.transformers.decoding import Decoding
 from stir_train.generation.transformers.slot_cache import SlotCache
 from stir_train.generation.transformers.slot_forward import SlotForward
 from stir_train.models.load import LoadedModel
@@ -99,9 +100,8 @@ class DecodeEngine:
             DataError: If a prompt and its token budget do not fit the model's context.
             StageError: If a controller lacks what it needs to act at its place.
         """
-        require_places(requests, control, controller)
-        require_lengths(requests, sampling, max_tokens=self._loaded.max_tokens)
-        call = DecodingCall(requests, sampling, seed, control, controller, listener)
+        call = GenerationCall(requests, sampling, seed, control, controller, listener)
+        require_possible(self, call, max_tokens=self._loaded.max_tokens)
         edited = frozenset(p.block for request in requests for p in request.planned)
         while True:
             max_rows = self._rows_within_budget(requests, sampling)

@@ -21,16 +21,14 @@ from stir_train.errors import ConfigError, ModelError, StageError
 from stir_train.generation.backend import (
     Ability,
     ControlSpec,
+    GenerationCall,
     GenerationRequest,
     GenerationResult,
     SamplingParams,
     TokenListener,
-    abilities_for,
-    require_abilities,
 )
-from stir_train.generation.checks import require_lengths, require_places
+from stir_train.generation.checks import require_possible
 from stir_train.generation.controller import Steering, controllers_of
-from stir_train.generation.noise import row_keys
 from stir_train.generation.teacher_forced import teacher_force
 from stir_train.generation.vllm.calls import SamplingCall
 from stir_train.generation.vllm.extent import Extent
@@ -155,14 +153,13 @@ class VLLMEngine:
             ModelError: If vLLM cannot run the model, or runs it otherwise than transformers.
             StageError: If a controller needs what this backend lacks.
         """
-        require_abilities(self.name, self.abilities, abilities_for(controller), "this controller")
-        require_places(requests, control, controller)
-        require_lengths(requests, sampling, max_tokens=self._loaded.max_tokens)
+        call = GenerationCall(requests, sampling, seed, control, controller, listener)
+        require_possible(self, call, max_tokens=self._loaded.max_tokens)
         if not requests:
             return GenerationResult((), _stack([], control, self._loaded))
         longest = max(len(request.prompt.token_ids) for request in requests)
         self._require_session(longest + sampling.max_new_tokens)
-        return self._complete(requests, sampling, seed, control, controller, listener)
+        return self._complete(call)
 
     def close(self) -> None:
         """Give vLLM's memory back; the next call starts it again."""
@@ -170,27 +167,24 @@ class VLLMEngine:
             self._session.close()
             self._session = None
 
-    def _complete(
-        self,
-        requests: Sequence[GenerationRequest],
-        sampling: SamplingParams,
-        seed: int,
-        control: ControlSpec | None,
-        controller: Steering | None,
-        listener: TokenListener | None,
-    ) -> GenerationResult:
+    def _complete(self, call: GenerationCall) -> GenerationResult:
         assert self._session is not None, "a session is started before"
-        automaton = None if control is None else control.automaton
-        tracks = [Track(index, request, automaton) for index, request in enumerate(requests)]
-        keys = row_keys(seed, [(r.prompt.prompt_id, r.sample) for r in requests]).tolist()
-        call = SamplingCall(tuple(requests), sampling, tuple(keys), listener)
-        made, cost = self._session.complete(tracks, call, control, controllers_of(controller))
+        automaton = None if call.control is None else call.control.automaton
+        tracks = [Track(index, request, automaton) for index, request in enumerate(call.requests)]
+        sampling = SamplingCall(
+            tuple(call.requests), call.sampling, tuple(call.noise_keys()), call.listener
+        )
+        controllers = controllers_of(call.controller)
+        made, cost = self._session.complete(tracks, sampling, call.control, controllers)
         rollouts = tuple(
             _rollout(track, tokens, logprobs, stopped=reason == "stop")
-            for track, (tokens, reason), logprobs in zip(tracks, made, call.logprobs, strict=True)
+            for track, (tokens, reason), logprobs in zip(
+                tracks, made, sampling.logprobs, strict=True
+            )
         )
         decisions = tuple(decided for track in tracks for decided in track.decisions)
-        return GenerationResult(rollouts, _stack(tracks, control, self._loaded), cost, decisions)
+        states = _stack(tracks, call.control, self._loaded)
+        return GenerationResult(rollouts, states, cost, decisions)
 
     def _require_session(self, length: int) -> None:
         """Start vLLM, or start it again where it is too short for a prompt and its budget."""
@@ -227,7 +221,7 @@ class VLLMEngine:
         ids = tuple(i % loaded.vocab_size for i in range(1, PROBE_TOKENS + 1))
         request = GenerationRequest(Prompt("probe", "", "", ids, ""))
         control = ControlSpec(automaton, PROBE_TOKENS, blocks)
-        made = self._complete([request], SamplingParams(PROBE_TOKENS), 0, control, None, None)
+        made = self._complete(GenerationCall([request], SamplingParams(PROBE_TOKENS), 0, control))
         assert made.states is not None, "blocks are captured"
         read = teacher_force(loaded, made.rollouts, blocks, max_points=PROBE_TOKENS).states
         theirs, ours = made.states.states, read.states[: len(made.states.labels)]

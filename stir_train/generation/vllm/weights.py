@@ -26,13 +26,17 @@ def load_weights_from(model: PreTrainedModel) -> None:
     """
 
     class Loader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not installed where types are checked
-        """Copies from memory."""
+        """Gives vLLM the weights of the model that is loaded, instead of reading files."""
 
         def download_model(self, model_config: ModelConfig) -> None:
             """There is nothing to download."""
 
         def load_weights(self, model_: nn.Module, model_config: ModelConfig) -> None:  # noqa: ARG002
-            """Copy every weight."""
+            """Copy every weight into vLLM's model.
+
+            Raises:
+                ModelError: If vLLM's version of the model has other weights.
+            """
             load: Any = model_.load_weights
             try:
                 loaded = load(_weights(model))
