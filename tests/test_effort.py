@@ -38,6 +38,13 @@ def test_more_effort_spends_more_and_standard_is_the_defaults() -> None:
         assert less.distill.num_steps < more.distill.num_steps
 
 
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_norms_of_vectors_are_shares_of_a_states_norm_at_every_effort(effort: str) -> None:
+    usual = _config().tune.vectors
+    for place, norms in _config(effort=effort).tune.vectors.items():
+        assert 0 < min(norms) <= max(norms) <= 1.5 * max(usual[place]), place
+
+
 def test_what_is_set_wins_over_the_effort_wherever_it_is_set() -> None:
     config = _config("rollout.num_samples=7", effort="quick", splits={"num_test": 11})
     assert (config.rollout.num_samples, config.splits.num_test) == (7, 11)
