@@ -13,6 +13,7 @@ from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
 from stir_train.config.yaml_text import read_yaml
 from stir_train.models.locate import EMBEDDED_ROOT
+from stir_train.runtime.problems import read_problems
 from tests.support.commands import stir_train
 
 THINKS = "{% for m in messages %}{{ m.content }}{% endfor %}<think>\n"
@@ -98,6 +99,37 @@ def test_a_file_gets_the_strictest_grader_that_reads_its_answers(
     assert (config.task.question_fields, config.task.answer_fields) == (("Problem",), ("target",))
     splits = config.splits
     assert splits.num_harvest + splits.num_tune + splits.num_test <= 20
+
+
+def test_a_question_is_asked_with_the_column_that_it_is_about(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    rows = [
+        {"Body": f"Dan has {i} apples.", "Question": "How many has he?", "Answer": i}
+        for i in range(20)
+    ]
+    file.write_text(json.dumps(rows))
+    config = _init(tmp_path, "embedded/addition", str(file))
+    assert config.task.question_fields == ("Body+Question",)
+    problems = read_problems(config)
+    assert problems[3].question == "Dan has 3 apples. How many has he?"
+
+
+def test_a_folder_with_a_test_file_is_tested_on_it_and_a_file_says_what_it_leaves_out(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "sums"
+    folder.mkdir()
+    for name, count in (("train", 20), ("test", 8)):
+        rows = [{"question": f"{name} {i}?", "answer": str(i)} for i in range(count)]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(text)
+    config = _init(tmp_path, "embedded/addition", str(folder))
+    assert (config.task.name, config.task.test_split) == ("sums", "test")
+    assert config.splits.num_test == 8
+    (tmp_path / "first.yaml").unlink()
+    config = _init(tmp_path, "embedded/addition", str(folder / "train.jsonl"))
+    assert (config.task.name, config.task.test_split) == ("sums-train", None)
+    assert "test.jsonl beside it is not read" in (tmp_path / "first.yaml").read_text()
 
 
 def test_nothing_is_overwritten_and_what_is_unknown_is_said(tmp_path: Path) -> None:

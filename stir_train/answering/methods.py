@@ -16,6 +16,8 @@ from stir_train.config.steering import (
 from stir_train.types.results import FedPrompts, MethodMetrics, MethodRow, TunedBaseline
 
 GREEDY, PUBLISHED, STEERED, STUDENT = "greedy", "stir-published", "stir", "lora-student"
+NULL_CONTROL = "control-empty-basis"
+"""Steering that has nothing to add."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,10 @@ class Method:
         """The method whose answers are its own: greedy decoding's, of a controller that never acts."""
         return GREEDY if isinstance(self.steering, NoSteering) else self.name
 
-    def row(self, metrics: MethodMetrics, prompts: FedPrompts) -> MethodRow:
-        """Its row of the results."""
+    def row(
+        self, metrics: MethodMetrics, prompts: FedPrompts, *, reused_tokens_mean: float
+    ) -> MethodRow:
+        """Its row of the results; the arguments are fields of it."""
         return MethodRow(
             metrics,
             self.label,
@@ -62,6 +66,7 @@ class Method:
             self.steering,
             None if self.baseline is None else self.baseline.chosen,
             prompts,
+            reused_tokens_mean,
         )
 
 

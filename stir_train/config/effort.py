@@ -25,7 +25,7 @@ EFFORTS: Mapping[Effort, Mapping[str, Any]] = {
         "tune.strengths": (2.0,),
         "tune.doubts": (1.0,),
         "tune.candidates": (4,),
-        "tune.vectors": {"prompt_end": (0.3,), "every_token": (0.04, 0.06)},
+        "tune.vectors": {"prompt_end": (0.3,), "every_token": (0.04, 0.055)},
         "distill.num_samples": 2,
         "distill.num_steps": 60,
         "distill.batch_size": 8,
@@ -40,7 +40,7 @@ EFFORTS: Mapping[Effort, Mapping[str, Any]] = {
         "validation.trials_per_round": 4000,
         "validation.selection_problems": 256,
         "tune.vectors": {
-            "prompt_end": (0.1, 0.2, 0.3, 0.45),
+            "prompt_end": (0.15, 0.3, 0.45, 0.6),
             "every_token": (0.03, 0.045, 0.06, 0.1),
         },
         "tune.num_halvings": 2,

@@ -129,6 +129,7 @@ def _tune_settings(config: RunConfig) -> Settings:
         "steering": config.steering,
         "utility": config.utility,
         "num_bootstrap": config.evaluate.num_bootstrap,
+        "reuse_greedy": config.reuse_greedy,
     }
 
 
@@ -149,6 +150,7 @@ def _evaluate_settings(config: RunConfig) -> Settings:
         "utility": config.utility,
         "baselines": list(config.baselines.names),
         "students": _samples_of_students(config),
+        "reuse_greedy": config.reuse_greedy,
     }
 
 

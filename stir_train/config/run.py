@@ -62,6 +62,9 @@ class RunConfig(FrozenConfig):
     effort: Effort = "standard"
     """How much is spent: sets the sizes of harvest, validation, tuning, evaluation and distillation that
     are not set themselves. `quick` is a first look; a figure to publish takes `standard` or more."""
+    reuse_greedy: bool = True
+    """Tuning and evaluation decode a controller's answers only from where it first acts, since all before is
+    greedy decoding's. Off, everything is decoded from the beginning: slower, and equal but for rounding."""
     warn_hours: PositiveFloat = 12.0
     """`--dry-run` warns if it measures that the run takes longer than this."""
     model: ModelConfig = ModelConfig()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-from stir_train.answering.interface import Answerer
 from stir_train.answering.methods import (
     GREEDY,
+    NULL_CONTROL,
     PUBLISHED,
     STEERED,
     STUDENT,
@@ -18,7 +17,6 @@ from stir_train.answering.methods import (
 )
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.baselines.registry import load_baseline
-from stir_train.config.inputs import TaskConfig
 from stir_train.config.pipeline import stage as stage_of
 from stir_train.config.steering import NoSteering, SteeringConfig, VectorSteering, changed
 from stir_train.data.prompts import describe_test_split, split_sha256
@@ -31,12 +29,12 @@ from stir_train.runtime.answerers import baseline_answerer, plain_answerer, stee
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.runtime.directions import vector_controls
 from stir_train.runtime.generation import (
-    GenerationJob,
     generate_jobs,
     load_answers,
-    sampling_params,
 )
+from stir_train.runtime.method_jobs import Jobs, going_on_from_greedy, jobs_of
 from stir_train.runtime.opening import open_test_split
+from stir_train.runtime.reuse import describe_reuse, mean_reused
 from stir_train.runtime.search import compare_in_run
 from stir_train.runtime.students import merge_students, student_answerer
 from stir_train.runtime.upstream import abstains, students_taught
@@ -54,32 +52,8 @@ from stir_train.types.results import (
     StudentComparison,
     TuneReport,
 )
-from stir_train.types.rollout import GradedRollout, Prompt
+from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import ControlBasis
-
-
-@dataclass(frozen=True)
-class Jobs:
-    """What one method is asked.
-
-    Attributes:
-        test: The test split.
-        out_of_domain: Other tasks, by name; empty for ablations.
-        sampled: Samples of the test split, or None.
-    """
-
-    test: GenerationJob
-    out_of_domain: Mapping[str, GenerationJob]
-    sampled: GenerationJob | None
-
-    @property
-    def all(self) -> list[GenerationJob]:
-        """The test split first, then other tasks, then samples: a student is loaded once for all."""
-        return [
-            self.test,
-            *self.out_of_domain.values(),
-            *([] if self.sampled is None else [self.sampled]),
-        ]
 
 
 def run(context: RunContext, stage: StageDir) -> Finish:
@@ -90,12 +64,17 @@ def run(context: RunContext, stage: StageDir) -> Finish:
     methods = build_methods(context)
     if students_taught(context.run_dir, config) and config.model.sharding != "none":
         context.world.on_main("merge the students", lambda: merge_students(context))
-    jobs = {method.name: _jobs(context, method, others) for method in methods}
+    jobs = going_on_from_greedy(
+        context, stage, {method.name: jobs_of(context, method, others) for method in methods}
+    )
     # Method by method: a student is loaded once.
-    everything = list({job.prefix: job for asked in jobs.values() for job in asked.all}.values())
-    total = sum(len(job.prompts) * job.num_samples for job in everything)
+    everything = {job.prefix: job for asked in jobs.values() for job in asked.all}
+    total = sum(len(job.prompts) * job.num_samples for job in everything.values())
     with context.progress("evaluate", total, "problems") as advance:
-        generate_jobs(context, stage, everything, advance)
+        first = {job.prefix: job for job in jobs[GREEDY].all}
+        generate_jobs(context, stage, list(first.values()), advance)
+        rest = [job for prefix, job in everything.items() if prefix not in first]
+        generate_jobs(context, stage, rest, advance)
     return lambda: _finish(context, stage, methods, jobs, openings)
 
 
@@ -159,7 +138,7 @@ def _controls(
     return [
         _steered(context, name, choice, basis=other)
         for name, other in (
-            ("control-empty-basis", empty_basis(basis)),
+            (NULL_CONTROL, empty_basis(basis)),
             ("control-random-vectors", random_directions(basis, seed=seed)),
             ("control-shuffled-keys", shuffled_keys(basis, seed=seed)),
         )
@@ -209,46 +188,6 @@ def _variants(context: RunContext, choice: SteeringConfig) -> dict[str, Steering
     return variants
 
 
-def _jobs(context: RunContext, method: Method, others: Mapping[str, list[Prompt]]) -> Jobs:
-    """What a method answers."""
-    evaluate = context.config.evaluate
-    test = GenerationJob(
-        context.splits["test"],
-        method.answerer,
-        sampling_params(context, greedy=True),
-        prefix=f"{method.answered_as}/",
-    )
-    out_of_domain = {
-        name: dataclasses.replace(
-            test,
-            prompts=prompts,
-            answerer=_elsewhere(context, method, evaluate.out_of_domain[name].task),
-            prefix=f"out-of-domain/{name}/{method.answered_as}/",
-            task=evaluate.out_of_domain[name].task,
-        )
-        for name, prompts in others.items()
-    }
-    if not method.is_deployable and not method.is_yardstick:
-        return Jobs(test, {}, None)
-    if evaluate.num_samples is None or not method.is_deployable:
-        return Jobs(test, out_of_domain, None)
-    sampled = dataclasses.replace(
-        test,
-        sampling=sampling_params(context, greedy=False),
-        num_samples=evaluate.num_samples,
-        prefix=f"sampled/{method.answered_as}/",
-    )
-    return Jobs(test, out_of_domain, sampled)
-
-
-def _elsewhere(context: RunContext, method: Method, task: TaskConfig) -> Answerer:
-    """What answers another task for a method: a baseline reads that task's answers."""
-    if method.baseline is None:
-        return method.answerer
-    tuned = method.baseline
-    return baseline_answerer(context, load_baseline(tuned.path), tuned.chosen, task=task)
-
-
 def _open_test(context: RunContext) -> int:
     """Refuse test items that were used before; count the choices that the split was opened for."""
     made_before = stage_of("evaluate").sources(context.config)
@@ -278,7 +217,11 @@ def _finish(
         seeds=(context.config.seed,),
         test_openings=openings,
         methods=tuple(
-            m.row(figures, fed_prompts(answers[m.name]))
+            m.row(
+                figures,
+                fed_prompts(answers[m.name]),
+                reused_tokens_mean=mean_reused(stage, [jobs[m.name].test.set_name]),
+            )
             for m, figures in zip(methods, rows, strict=True)
         ),
         students=tuple(_compare_students(context, answers)),
@@ -299,8 +242,13 @@ def _finish(
         else f"steered {steered:.1%}"
     )
     return Outcome(
-        {"accuracy_greedy": greedy, "accuracy_stir": steered},
-        f"{len(test)} test problems: greedy {greedy:.1%}, {steered_part}{student}",
+        {
+            "accuracy_greedy": greedy,
+            "accuracy_stir": steered,
+            "share_reused": results.share_reused,
+        },
+        f"{len(test)} test problems: greedy {greedy:.1%}, {steered_part}{student}"
+        f"{describe_reuse(results.share_reused)}",
     )
 
 
@@ -373,7 +321,7 @@ def _shown(row: MethodMetrics) -> dict[str, float | str]:
 
 def _require_null_is_greedy(answers: Mapping[str, list[GradedRollout]]) -> None:
     """Steering with an empty basis must be plain greedy, token for token."""
-    null = answers.get("control-empty-basis")
+    null = answers.get(NULL_CONTROL)
     if null is None:
         return
     pairs = zip(null, answers[GREEDY], strict=True)

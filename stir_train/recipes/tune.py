@@ -13,10 +13,16 @@ from stir_train.evals.choice import choose
 from stir_train.evals.halving import Candidate, split_by_halving
 from stir_train.evals.verdict import describe_abstention
 from stir_train.monitoring.console import caution
-from stir_train.runtime.answerers import plain_answerer, steered_answerer, with_depth
+from stir_train.runtime.answerers import steered_answerer, with_depth
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.runtime.generation import GenerationJob, load_answers, sampling_params
-from stir_train.runtime.search import answers_of, compare_in_run, search_by_halving
+from stir_train.runtime.reuse import continued, describe_reuse, greedy_answerer, mean_reused
+from stir_train.runtime.search import (
+    answers_of,
+    compare_in_run,
+    part_name,
+    search_by_halving,
+)
 from stir_train.stores.reports import load_report, save_report
 from stir_train.types.reports import DirectionsReport
 from stir_train.types.results import SteeringTrial, TuneReport
@@ -29,10 +35,13 @@ def run(context: RunContext, stage: StageDir) -> Finish:
         Candidate(settings_label(settings), settings.mode): settings
         for settings in trial_grid(context)
     }
-    answerers = {c: steered_answerer(context, settings, basis) for c, settings in grid.items()}
-    parts = split_by_halving(context.splits["tune"], context.config.tune.num_halvings)
     greedy = greedy_job(context)
-    found = search_by_halving(context, stage, answerers, parts, beside=[greedy])
+    answerers = {
+        candidate: continued(context, stage, steered_answerer(context, settings, basis), greedy)
+        for candidate, settings in grid.items()
+    }
+    parts = split_by_halving(context.splits["tune"], context.config.tune.num_halvings)
+    found = search_by_halving(context, stage, answerers, parts, before=[greedy])
 
     def trials() -> list[SteeringTrial]:
         base = load_answers(context, stage, greedy)
@@ -41,7 +50,8 @@ def run(context: RunContext, stage: StageDir) -> Finish:
             candidate, seen = outcome.candidate, parts[: outcome.num_parts]
             answers = answers_of(context, stage, candidate, answerers[candidate], seen)
             metrics = compare_in_run(context, candidate.name, answers, base[: len(answers)])
-            made.append(SteeringTrial(grid[candidate], metrics, len(answers)))
+            reused = mean_reused(stage, [part_name(candidate, n) for n in range(len(seen))])
+            made.append(SteeringTrial(grid[candidate], metrics, len(answers), reused))
         return made
 
     return lambda: _finish(context, stage, trials())
@@ -51,7 +61,7 @@ def greedy_job(context: RunContext) -> GenerationJob:
     """Plain greedy answers to the tune split, which every trial is compared with."""
     return GenerationJob(
         context.splits["tune"],
-        plain_answerer(context),
+        greedy_answerer(context),
         sampling_params(context, greedy=True),
         prefix=f"{GREEDY}/",
     )
@@ -112,7 +122,13 @@ def _finish(context: RunContext, stage: StageDir, trials: Sequence[SteeringTrial
     gain = best.metrics.delta_accuracy
     given_up = f", {len(trials) - len(whole)} given up early" if len(whole) < len(trials) else ""
     return Outcome(
-        {"num_trials": len(trials), "best_delta_accuracy": gain, "mode": chosen.mode},
+        {
+            "num_trials": len(trials),
+            "best_delta_accuracy": gain,
+            "mode": chosen.mode,
+            "share_reused": report.share_reused,
+        },
         f"{len(trials)} settings on {num_problems} problems{given_up}; best "
-        f"{settings_label(best.settings)} ({gain:+.1%} accuracy); chosen: {settings_label(chosen)}",
+        f"{settings_label(best.settings)} ({gain:+.1%} accuracy); chosen: {settings_label(chosen)}"
+        f"{describe_reuse(report.share_reused)}",
     )

@@ -17,7 +17,9 @@ from stir_train.generation.backend import GenerationBackend
 from stir_train.runtime.context import RunContext
 
 WORK_LOG = "work.jsonl"
-_BESIDE_ROLLOUTS = re.compile(r"(?P<set>(?:.*/)?)(?:states|decisions)-(?P<number>[0-9]{5})\.\w+")
+_BESIDE_ROLLOUTS = re.compile(
+    r"(?P<set>(?:.*/)?)(?:states|decisions|reused)-(?P<number>[0-9]{5})\.\w+"
+)
 
 
 def make_missing(
@@ -66,8 +68,8 @@ def make_missing(
 def missing_keys(stage: StageDir, files: Mapping[str, str]) -> list[str]:
     """The keys whose work is not done, or was damaged since.
 
-    A chunk's rollout table is written last and says that the chunk is whole; the states and decisions
-    that were written before it must be too.
+    A chunk's rollout table is written last and says that the chunk is whole; what was written beside it
+    before must be too.
     """
     beside: dict[str, list[str]] = {}
     for name in stage.recorded_names():

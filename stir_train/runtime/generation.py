@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from stir_train.answering.continued import ContinuedAnswerer
 from stir_train.answering.interface import Answerer
 from stir_train.answering.model import ModelAnswerer
 from stir_train.artifacts.run_dir import StageDir
@@ -20,9 +21,11 @@ from stir_train.monitoring.metrics import Pace
 from stir_train.runtime.chunk_scheduler import make_missing
 from stir_train.runtime.context import RunContext
 from stir_train.stores.rollouts import (
+    Reused,
     RolloutStore,
     rollouts_file,
     save_decisions,
+    save_reused,
     save_rollouts,
 )
 from stir_train.stores.states import save_states
@@ -174,16 +177,21 @@ def _generate_chunk(
         )
     if made.decisions is not None:
         save_decisions(stage, job.set_name, chunk, made.decisions)
+    if made.num_reused is not None:
+        pairs = zip(made.rollouts, made.num_reused, strict=True)
+        save_reused(stage, job.set_name, chunk, [Reused(r.prompt_id, n) for r, n in pairs])
     # The rollout table comes last: a chunk counts as made when it is there.
     save_rollouts(stage, job.set_name, chunk, graded)
     figures = {
         "correct_rate": sum(g.grade.correct for g in graded) / len(graded),
-        "tokens": sum(g.rollout.total_tokens for g in graded),
+        "tokens": sum(g.rollout.total_tokens for g in graded) - sum(made.num_reused or ()),
         "truncated_rate": sum(g.rollout.truncated for g in graded) / len(graded),
         "forward_passes": made.forward_passes,
     }
     if made.states is not None and len(made.states.labels):
         figures["state_norm"] = float(made.states.states.norm(dim=-1).mean())
+    if made.num_reused is not None:
+        figures["reused_tokens"] = sum(made.num_reused)
     if made.decisions:
         figures |= decision_figures(made.decisions)
     return figures
@@ -194,7 +202,7 @@ def _answer(
 ) -> Answers:
     """Answer, counting tokens as they are sampled where backend and answerer let them be heard."""
     answerer, sampling = job.answerer, job.sampling
-    if not isinstance(answerer, ModelAnswerer):
+    if not isinstance(answerer, ModelAnswerer | ContinuedAnswerer):
         return answerer.answer(prompts, num_samples=job.num_samples, sampling=sampling)
     return answerer.answer(
         prompts,

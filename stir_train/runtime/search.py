@@ -31,7 +31,7 @@ def search_by_halving(
     parts: Parts,
     *,
     within_groups: bool = False,
-    beside: Sequence[GenerationJob] = (),
+    before: Sequence[GenerationJob] = (),
 ) -> list[Outcome]:
     """Let candidates answer greedily, part by part, giving up the worse half in between. Collective.
 
@@ -43,15 +43,16 @@ def search_by_halving(
         candidates: What answers for each.
         parts: The problems.
         within_groups: Halve every group by itself.
-        beside: Jobs that are made with the first part.
+        before: Jobs that are made first, since the candidates may go on from what they make.
     """
 
     def measure(left: Sequence[Candidate], num_parts: int) -> list[float]:
         jobs = [part_job(context, c, candidates[c], parts, num_parts - 1) for c in left]
-        jobs = [*(beside if num_parts == 1 else ()), *jobs]
-        total = sum(len(job.prompts) for job in jobs)
+        first = before if num_parts == 1 else ()
+        total = sum(len(job.prompts) for job in (*first, *jobs))
         title = f"{stage.name} {num_parts}/{len(parts)}" if len(parts) > 1 else stage.name
         with context.progress(title, total, "problems") as advance:
+            generate_jobs(context, stage, first, advance)
             generate_jobs(context, stage, jobs, advance)
         utility = utility_of(context.config)
 
@@ -76,8 +77,13 @@ def part_job(
         parts[number],
         answerer,
         sampling_params(context, greedy=True),
-        prefix=f"{candidate.name}/part-{number}/",
+        prefix=f"{part_name(candidate, number)}/",
     )
+
+
+def part_name(candidate: Candidate, number: int) -> str:
+    """The set of a candidate's answers to one part."""
+    return f"{candidate.name}/part-{number}"
 
 
 def answers_of(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -36,6 +37,19 @@ def rollouts_file(name: str, number: int) -> str:
 def decisions_file(name: str, number: int) -> str:
     """Name of a chunk's controller decisions."""
     return chunk_file("decisions", name, number, ".parquet")
+
+
+def reused_file(name: str, number: int) -> str:
+    """Name of what a chunk took over from greedy answers."""
+    return chunk_file("reused", name, number, ".parquet")
+
+
+@dataclass(frozen=True)
+class Reused:
+    """How many of a rollout's first tokens were not decoded, but taken over from a greedy answer."""
+
+    prompt_id: str
+    num_tokens: int
 
 
 class RolloutStore:
@@ -126,6 +140,19 @@ class RolloutStore:
             )
         ]
 
+    def num_reused(self, name: str = "") -> list[int]:
+        """How many tokens of each rollout of a set were taken over from a greedy answer, in order."""
+        found: list[int] = []
+        recorded = set(self.stage.names())
+        for number in range(self.num_chunks(name)):
+            file = reused_file(name, number)
+            if file in recorded:
+                found += [row.num_tokens for row in load_table(self.stage.verified(file), Reused)]
+            else:
+                table = pq.read_metadata(self.stage.verified(rollouts_file(name, number)))
+                found += [0] * table.num_rows
+        return found
+
     def _listed(self) -> list[re.Match[str]]:
         return [found for name in self.stage.names() if (found := _CHUNK.fullmatch(name))]
 
@@ -151,6 +178,11 @@ def save_decisions(
 ) -> None:
     """Write what a controller decided in a chunk."""
     save_table(stage, decisions_file(name, number), SteeringDecision, decisions)
+
+
+def save_reused(stage: StageDir, name: str, number: int, rows: Sequence[Reused]) -> None:
+    """Write what a chunk took over from greedy answers."""
+    save_table(stage, reused_file(name, number), Reused, rows)
 
 
 def _outcomes(path: Path) -> list[RolloutOutcome]:

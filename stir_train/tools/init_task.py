@@ -25,7 +25,11 @@ from stir_train.runtime.problems import read_problems
 from stir_train.tasks.families import FAMILIES
 
 QUESTION_COLUMNS = ("question", "problem", "prompt", "input", "instruction")
+CONTEXT_COLUMNS = ("body", "passage", "context")
+"""What stands before the question in a column of its own, and without which it cannot be answered."""
 ANSWER_COLUMNS = ("answer", "solution", "target", "output", "label")
+SPLIT_NAMES = frozenset(("train", "training", "test", "validation", "dev", "data"))
+"""File names that say nothing of a task."""
 GUESSED_GRADERS = ("numeric", "boolean", "exact")
 """Of a file of one's own, strictest first: the first that can read every gold answer."""
 
@@ -82,9 +86,7 @@ def read_task(word: str, *, source: str | None) -> TaskFacts:
         raise ConfigError(f"--source: {word} is no public task that may have a copy at hand")
     values = {decision.key.removeprefix("task."): decision.value for decision in found}
     config = parse_config(TaskConfig, values, [], origin=f"TASK {word}")
-    label = word.removeprefix(REASONING_GYM)
-    if Path(word).exists():
-        label = Path(word).stem
+    label = _label(Path(word)) if Path(word).exists() else word.removeprefix(REASONING_GYM)
     return TaskFacts(label, config, tuple(found), *_count(config))
 
 
@@ -98,17 +100,36 @@ def _known(word: str) -> list[Decision]:
 
 def _file(word: str) -> Iterator[Decision]:
     """Columns by their names in the first row, and the strictest grader that reads every gold answer."""
-    yield Decision("task.name", Path(word).stem, "A label.")
-    yield Decision("task.source", word, "Your file.")
-    base = TaskConfig(name=Path(word).stem, source=word)
+    path = Path(word)
+    name = _label(path)
+    yield Decision("task.name", name, "A label.")
+    tests = _test_files(path)
+    if path.is_dir():
+        yield Decision("task.source", word, "Your folder.")
+    elif tests and path.stem.startswith("train"):
+        reason = f"Your file. {tests[0].name} beside it is not read: name the folder to be tested with it."
+        yield Decision("task.source", word, reason)
+    else:
+        yield Decision("task.source", word, "Your file.")
+    if path.is_dir() and tests and "test_split" not in known_settings(name):
+        reason = f"{tests[0].name} is tested with, and nothing is learnt from it."
+        yield Decision("task.test_split", "test", reason)
+    base = TaskConfig(name=name, source=word)
     first = next(iter(source_rows(base, word)), None)
     if first is None or first.error:
         raise DataError(f"TASK: {word}: {first.error if first else 'holds no rows'}")
     question = _column(first.values, QUESTION_COLUMNS, "a question", word)
+    contexts = [column for column in first.values if column.casefold() in CONTEXT_COLUMNS]
+    asked = "+".join([*contexts[:1], question])
     answer = _column(first.values, ANSWER_COLUMNS, "an answer", word)
-    yield Decision("task.question_fields", [question], "The column of that name in your file.")
+    reason = "The column of that name in your file."
+    if contexts:
+        reason = (
+            f"The question, after {contexts[0]}, which it is about; take that out if it is not."
+        )
+    yield Decision("task.question_fields", [asked], reason)
     yield Decision("task.answer_fields", [answer], "The column of that name in your file.")
-    fields = {"question_fields": (question,), "answer_fields": (answer,)}
+    fields = {"question_fields": (asked,), "answer_fields": (answer,)}
     grader = _strictest_grader(base.model_copy(update=fields))
     yield Decision(
         "task.grader",
@@ -118,6 +139,19 @@ def _file(word: str) -> Iterator[Decision]:
     yield Decision(
         "task.template", TEMPLATES[grader], "Asks for the answer as the grader reads it."
     )
+
+
+def _label(path: Path) -> str:
+    """A file's or folder's own name; of a file that is called as a split, after its folder's."""
+    stem = path.stem
+    folder = path.resolve().parent.name
+    return f"{folder}-{stem}" if stem.casefold() in SPLIT_NAMES and folder else stem
+
+
+def _test_files(path: Path) -> list[Path]:
+    """Files in a folder, or beside a file, that are called as a test split."""
+    folder = path if path.is_dir() else path.parent
+    return [file for file in sorted(folder.glob("test*")) if file.suffix.lower() in FILE_FORMATS]
 
 
 def _strictest_grader(config: TaskConfig) -> str:

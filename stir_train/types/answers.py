@@ -18,9 +18,12 @@ class Answers:
         forward_passes: Model calls that all of them took together.
         states: States at control points, in the order of the rollouts; None if none were asked for.
         decisions: A controller's, in the order in which it made them; None if none was there.
+        num_reused: Of each rollout, the first tokens that were not decoded but taken over from a greedy answer;
+            None if nothing could be.
     """
 
     rollouts: tuple[Rollout, ...]
     forward_passes: int
     states: CapturedStates | None = None
     decisions: tuple[SteeringDecision, ...] | None = None
+    num_reused: tuple[int, ...] | None = None

@@ -92,6 +92,8 @@ class MethodRow:
         steering: The controller's settings; None for what no controller answers.
         setting: A baseline's point of its grid; None for every other method.
         prompts: What it was given; None in results that do not record it.
+        reused_tokens_mean: Of an answer's tokens, those that this run did not decode but took over from greedy
+            decoding's answer; every figure of tokens counts them all the same.
     """
 
     metrics: MethodMetrics
@@ -100,6 +102,7 @@ class MethodRow:
     steering: Steering | None = None
     setting: Setting | None = None
     prompts: FedPrompts | None = None
+    reused_tokens_mean: float = 0.0
 
     @property
     def name(self) -> str:
@@ -214,6 +217,13 @@ class Results:
     out_of_domain: tuple[OutOfDomainResults, ...] = ()
     chosen: str | None = None
 
+    @property
+    def share_reused(self) -> float:
+        """Of the tokens of steered answers, those that were taken over from greedy ones; 0 if nothing steers."""
+        steered = [row for row in self.methods if row.steering and not row.never_acts]
+        tokens = sum(row.metrics.tokens_mean for row in steered)
+        return sum(row.reused_tokens_mean for row in steered) / tokens if tokens else 0.0
+
     def find(self, name: str) -> MethodRow | None:
         """A method's row, or None."""
         return next((row for row in self.methods if row.name == name), None)
@@ -227,11 +237,13 @@ class SteeringTrial:
         settings: What was tried.
         metrics: Its figures, paired with greedy decoding on the same problems.
         num_problems: How many these are; fewer than all for settings that were given up early.
+        reused_tokens_mean: As in `MethodRow`.
     """
 
     settings: Steering
     metrics: MethodMetrics
     num_problems: int
+    reused_tokens_mean: float = 0.0
 
     def is_gain(self, max_accuracy_loss: float) -> bool:
         """Whether its utility exceeds greedy's by the interval, and its accuracy may not be much lower."""
@@ -254,6 +266,13 @@ class TuneReport:
     chosen: Steering
     num_problems: int
     trials: tuple[SteeringTrial, ...]
+
+    @property
+    def share_reused(self) -> float:
+        """Of the tokens of all trials, those that were taken over from greedy answers."""
+        tokens = sum(trial.num_problems * trial.metrics.tokens_mean for trial in self.trials)
+        reused = sum(trial.num_problems * trial.reused_tokens_mean for trial in self.trials)
+        return reused / tokens
 
     @property
     def abstains(self) -> bool:

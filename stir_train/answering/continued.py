@@ -1,0 +1,137 @@
+"""A steered model answers, given what it answers unsteered: decoded is what follows its first impulse."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from stir_train.answering.model import ModelAnswerer
+from stir_train.generation.backend import (
+    Ability,
+    GenerationBackend,
+    GenerationRequest,
+    SamplingParams,
+    TokenListener,
+)
+from stir_train.generation.foresight import foresee, is_foreseeable
+from stir_train.types.answers import Answers
+from stir_train.types.rollout import Prompt, Rollout
+from stir_train.types.steering import SteeringDecision
+from stir_train.types.trajectory import CapturedStates
+
+
+@dataclass(frozen=True)
+class GreedyAnswers:
+    """Greedy answers to some problems, a rollout each, and their states at control points."""
+
+    rollouts: tuple[Rollout, ...]
+    states: CapturedStates
+
+
+@dataclass(frozen=True)
+class ContinuedAnswerer:
+    """An `Answerer` by a controller that takes over greedy answers up to where it first acts.
+
+    A completion goes on from before that control point: the engine feeds its token, asks the controller and
+    steers as it always does. A controller that acts elsewhere, or reads other blocks than those whose states
+    there are, answers from the beginning.
+
+    Attributes:
+        steered: Answers from the beginning.
+        greedy: Gives the same model's greedy answers under the same token budget, states on the device where the
+            controller expects them.
+    """
+
+    steered: ModelAnswerer
+    greedy: Callable[[Sequence[Prompt]], GreedyAnswers]
+
+    @property
+    def model(self) -> str:
+        """The steered model's name."""
+        return self.steered.model
+
+    @property
+    def needs(self) -> frozenset[Ability]:
+        """What the controller needs the backend to be able to do."""
+        return self.steered.needs
+
+    def open(self) -> GenerationBackend:
+        """The backend over the model."""
+        return self.steered.open()
+
+    def answer(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        num_samples: int,
+        sampling: SamplingParams,
+        listener: TokenListener | None = None,
+    ) -> Answers:
+        """Answer every prompt once, greedily.
+
+        Args:
+            prompts: Problems that there are greedy answers to.
+            num_samples: 1.
+            sampling: Greedy, with the token budget of the greedy answers.
+            listener: Called with every token that is decoded.
+
+        Returns:
+            Rollouts as if decoded from the beginning, and how many tokens of each were not.
+
+        Raises:
+            ValueError: If several answers are asked for, or sampled ones.
+        """
+        if num_samples != 1 or sampling.temperature > 0:
+            raise ValueError("only one greedy answer can be taken over from a greedy one")
+        known, steered = self.greedy(prompts), self.steered
+        if not is_foreseeable(steered.controller, known.states.blocks):
+            return steered.answer(prompts, num_samples=1, sampling=sampling, listener=listener)
+        foreseen = foresee(steered.controller, known.states)
+        pairs = list(zip(prompts, known.rollouts, strict=True))
+        requests = [
+            GenerationRequest(prompt, prefix_token_ids=greedy.token_ids[: foreseen.first[at]])
+            for prompt, greedy in pairs
+            if (at := prompt.prompt_id) in foreseen.first
+        ]
+        made: dict[str, Rollout] = {}
+        decided: dict[str, list[SteeringDecision]] = {
+            at: list(before) for at, before in foreseen.before.items()
+        }
+        num_passes = 0
+        if requests:
+            result = self.open().generate(
+                requests,
+                sampling,
+                seed=steered.seed,
+                control=steered.control,
+                controller=steered.controller,
+                listener=listener,
+            )
+            num_passes = result.cost.forward_passes
+            made = {rollout.prompt_id: rollout for rollout in result.rollouts}
+            for decision in result.decisions:
+                decided.setdefault(decision.prompt_id, []).append(decision)
+        num_reused = [
+            foreseen.first.get(greedy.prompt_id, len(greedy.token_ids)) for _, greedy in pairs
+        ]
+        return Answers(
+            tuple(
+                _whole(made[greedy.prompt_id], greedy, reused)
+                if greedy.prompt_id in made
+                else greedy
+                for (_, greedy), reused in zip(pairs, num_reused, strict=True)
+            ),
+            num_passes,
+            decisions=tuple(d for prompt in prompts for d in decided.get(prompt.prompt_id, ())),
+            num_reused=tuple(num_reused),
+        )
+
+
+def _whole(continued: Rollout, greedy: Rollout, num_reused: int) -> Rollout:
+    """A continued completion as if decoded from the beginning: each of its tokens took a pass."""
+    return dataclasses.replace(
+        continued,
+        logprobs=(*greedy.logprobs[:num_reused], *continued.logprobs[num_reused:]),
+        forward_passes=num_reused + continued.forward_passes,
+    )
