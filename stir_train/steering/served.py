@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from pydantic import JsonValue
 
 from stir_train.config.base import FrozenConfig
 from stir_train.config.inputs import ModelConfig
@@ -76,9 +74,9 @@ class RunSteering:
         )
 
 
-def open_served(source: Mapping[str, JsonValue], device: torch.device) -> RunSteering:
+def open_served(source: str, device: torch.device) -> RunSteering:
     """The controllers of a run that is told as JSON."""
-    return RunSteering(ServedRun.model_validate(source), device)
+    return RunSteering(ServedRun.model_validate_json(source), device)
 
 
 def scaled(settings: SteeringConfig, strength: float) -> SteeringConfig:

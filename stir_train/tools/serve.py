@@ -210,7 +210,7 @@ def _attachment(context: RunContext, engine: str, choice: SteeringConfig) -> Att
     _require_able(engine, abilities_for(controllers), whose)
     return Attachment(
         opener=OPENER,
-        source=run.model_dump(mode="json"),
+        source=run.model_dump_json(),
         places=tuple(controller.place for controller in controllers_of(controllers)),
         num_blocks=described.identity.num_blocks,
         shares_prompts=steering.is_the_same_for_all,

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from pydantic import JsonValue
-
 from stir_train.config.base import FrozenConfig
 from stir_train.generation.backend import ControlSpec
 from stir_train.generation.controller import Controller
@@ -29,8 +27,8 @@ class Attachment(FrozenConfig):
 
     opener: str
     """Import path of what makes a `ServedSteering` from `source` and a device."""
-    source: dict[str, JsonValue]
-    """What the opener needs to know."""
+    source: str
+    """What the opener needs to know, as JSON."""
     places: tuple[Place, ...]
     """Where its controllers act."""
     num_blocks: int

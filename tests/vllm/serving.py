@@ -1,0 +1,145 @@
+"""A server of `stir-train serve` in a process of its own, and what is asked of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+READY = "Application startup complete"
+CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+"""The embedded models have none."""
+SMALL = (
+    "--max-num-seqs=4",
+    "--block-size=32",
+    "--kv-cache-memory-bytes=67108864",
+    "--gpu-memory-utilization=0.05",
+    f"--chat-template={CHAT_TEMPLATE}",
+)
+STOP_SECONDS, ANSWER_SECONDS = 300, 600
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A completion over HTTP.
+
+    Attributes:
+        name: By which the log knows its request.
+        token_ids: Sampled.
+        logprobs: Of them, in nats.
+    """
+
+    name: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+@dataclass
+class Server:
+    """A server that runs."""
+
+    process: subprocess.Popen[str]
+    port: int
+    log: list[str] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """What the server answers, an error too."""
+        request = urllib.request.Request(
+            f"{self.url}/{path}",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as response:
+                return dict(json.load(response))
+        except urllib.error.HTTPError as error:
+            return {"status": error.code, **json.load(error)}
+
+    def complete(
+        self,
+        model: str,
+        prompt: Sequence[int],
+        max_tokens: int,
+        strength: float | None = None,
+        **others: Any,
+    ) -> Answer:
+        """A greedy completion of a prompt's tokens."""
+        asked = {} if strength is None else {"vllm_xargs": {"steering_strength": strength}}
+        body = {"model": model, "prompt": list(prompt), "max_tokens": max_tokens, "temperature": 0}
+        body |= {"logprobs": 1, "return_token_ids": True, **asked, **others}
+        answered = self.post("completions", body)
+        assert "choices" in answered, answered
+        (choice,) = answered["choices"]
+        return Answer(
+            answered["id"], tuple(choice["token_ids"]), tuple(choice["logprobs"]["token_logprobs"])
+        )
+
+    def said_of(self, name: str) -> str:
+        """The line of the log about a request."""
+        return next(line for line in self.log if f"request {name}" in line)
+
+
+@contextmanager
+def serving(run: Path, *arguments: str) -> Iterator[Server]:
+    """Start a server of a run on a free port; stop it as a terminal or a cluster does."""
+    port = _free_port()
+    command = [sys.executable, "-W", "ignore", "-m", "stir_train", "serve", str(run)]
+    process = subprocess.Popen(
+        [*command, "--port", str(port), "--", *SMALL, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"},
+    )
+    server = Server(process, port)
+    ready = threading.Event()
+    listener = threading.Thread(target=_listen, args=(server, ready), daemon=True)
+    listener.start()
+    try:
+        ready.wait(ANSWER_SECONDS)
+        assert process.poll() is None, "".join(server.log[-40:])
+        yield server
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(STOP_SECONDS) == 0, "".join(server.log[-40:])
+    finally:
+        _end_group(process)
+        process.wait()
+        listener.join()
+
+
+def _listen(server: Server, ready: threading.Event) -> None:
+    assert server.process.stdout is not None
+    for line in server.process.stdout:
+        server.log.append(line)
+        if READY in line:
+            ready.set()
+    ready.set()
+
+
+def _end_group(process: subprocess.Popen[str]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
