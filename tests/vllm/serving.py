@@ -52,6 +52,7 @@ class Server:
     process: subprocess.Popen[str]
     port: int
     log: list[str] = field(default_factory=list)
+    _grown: threading.Condition = field(default_factory=threading.Condition)
 
     @property
     def url(self) -> str:
@@ -89,9 +90,36 @@ class Server:
             answered["id"], tuple(choice["token_ids"]), tuple(choice["logprobs"]["token_logprobs"])
         )
 
-    def said_of(self, name: str) -> str:
-        """The line of the log about a request."""
-        return next(line for line in self.log if f"request {name}" in line)
+    def said(self, text: str) -> str:
+        """The first line of the log that holds a text; waited for, as it may follow what it is about."""
+
+        def found() -> list[str]:
+            return [line for line in self.log if text in line]
+
+        with self._grown:
+            assert self._grown.wait_for(lambda: found() or self.is_over, ANSWER_SECONDS)
+        assert found(), "".join(self.log[-40:])
+        return found()[0]
+
+    @property
+    def is_over(self) -> bool:
+        return self.process.poll() is not None
+
+    def listen(self) -> None:
+        """Read the log for as long as there is one."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._grown:
+                self.log.append(line)
+                self._grown.notify_all()
+        with self._grown:
+            self._grown.notify_all()
+
+    def metric(self, name: str) -> float:
+        """One of vLLM's counters, over all models."""
+        with urllib.request.urlopen(f"{self.url.removesuffix('/v1')}/metrics") as response:
+            lines = response.read().decode().splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{"))
 
 
 @contextmanager
@@ -108,12 +136,10 @@ def serving(run: Path, *arguments: str) -> Iterator[Server]:
         env={**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"},
     )
     server = Server(process, port)
-    ready = threading.Event()
-    listener = threading.Thread(target=_listen, args=(server, ready), daemon=True)
+    listener = threading.Thread(target=server.listen, daemon=True)
     listener.start()
     try:
-        ready.wait(ANSWER_SECONDS)
-        assert process.poll() is None, "".join(server.log[-40:])
+        server.said(READY)
         yield server
         process.send_signal(signal.SIGTERM)
         assert process.wait(STOP_SECONDS) == 0, "".join(server.log[-40:])
@@ -121,15 +147,6 @@ def serving(run: Path, *arguments: str) -> Iterator[Server]:
         _end_group(process)
         process.wait()
         listener.join()
-
-
-def _listen(server: Server, ready: threading.Event) -> None:
-    assert server.process.stdout is not None
-    for line in server.process.stdout:
-        server.log.append(line)
-        if READY in line:
-            ready.set()
-    ready.set()
 
 
 def _end_group(process: subprocess.Popen[str]) -> None:
