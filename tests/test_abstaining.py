@@ -148,3 +148,13 @@ def test_a_run_that_ends_early_ends_with_a_report_that_says_why(
     assert status.stdout.startswith("ended\n")
     assert NOTHING in status.stdout
     assert "report.html" in " ".join(status.stdout.split())
+
+
+def test_it_is_served_plain(abstained: tuple[Path, str]) -> None:
+    run = str(abstained[0] / "smoke")
+    shown = stir_train("serve", run, "--dry-run", "--", "--max-num-seqs", "4")
+    assert shown.returncode == 0, shown.stderr
+    assert "the base model, plain: tuning chose `none`" in shown.stdout
+    assert "no student: the run trains none" in shown.stdout
+    assert "--max-num-seqs 4" in shown.stdout
+    assert "stir_train." not in shown.stdout, "nothing of ours is in vLLM's passes"

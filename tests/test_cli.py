@@ -30,6 +30,7 @@ VERBS = [
     "push",
     "export",
     "generate",
+    "serve",
     "trace",
     "init",
     "data",
@@ -69,6 +70,7 @@ def test_verbs_explain_themselves(verb: str) -> None:
         (("--version",), f"stir-train {__version__}\n"),
         (("-h",), "Usage: "),
         (("run", "-h"), "Usage: "),
+        (("serve", "-h"), "Usage: "),
         (("tiny", "check", "-h"), "Usage: "),
     ],
 )

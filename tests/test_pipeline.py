@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -17,12 +18,17 @@ import torch
 from stir_train.artifacts.run_dir import RunDir
 from stir_train.artifacts.tables import load_table
 from stir_train.basis.validate import Injection, mean_gain
+from stir_train.cli.arguments import load
 from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
-from stir_train.config.steering import RetrievingSteering
+from stir_train.config.steering import HybridSteering, PreviewSteering, RetrievingSteering
+from stir_train.errors import StageError
+from stir_train.monitoring.console import make_console
+from stir_train.runtime.attempt import read_run
 from stir_train.stores.interventions import InterventionStore
 from stir_train.stores.rollouts import RolloutStore
 from stir_train.tools.compare import read_results, result_rows
+from stir_train.tools.serve import Address, plan_server
 from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import Intervention
 from stir_train.types.utility import Utility
@@ -130,6 +136,35 @@ def test_what_only_reads_a_run_takes_no_lock_and_leaves_it_as_it_was(looked: Loo
     for verb, done in looked.answers.items():
         assert done.returncode == 0, (verb, done.stderr)
     assert looked.after == looked.before
+
+
+def test_what_would_be_served_is_shown_and_what_cannot_be_is_refused(finished: Path) -> None:
+    shown = run_smoke(finished, "--dry-run", "--", "--max-num-seqs", "4", verb="serve")
+    assert shown.returncode == 0, shown.stderr
+    assert "smoke: the base model, steered as the run chose (value)" in shown.stdout
+    assert "smoke-lora-student: the student, unsteered" in shown.stdout
+    for part in ("SteeredWorker", "SteeredScheduler", "--enable-lora", "--max-num-seqs 4"):
+        assert part in shown.stdout
+    for argument, why in (
+        ("--no-enforce-eager", "hooks on compiled graphs never run"),
+        ("--tensor-parallel-size=2", "a pass is steered in one process"),
+        ("--dtype=half", "it is model.dtype"),
+    ):
+        refused = run_smoke(finished, "--dry-run", "--", argument, verb="serve")
+        assert refused.returncode == 1
+        assert f"not with stir-train serve: {why}" in refused.stderr
+
+
+@pytest.mark.parametrize("settings", [PreviewSteering(depth=0.6), HybridSteering(depth=0.6)])
+def test_a_choice_that_needs_previews_is_not_served(
+    settings: PreviewSteering | HybridSteering, finished: Path
+) -> None:
+    config = load(finished / "smoke", [])
+    address = Address("127.0.0.1", 8000)
+    with read_run(config, make_console()) as context:
+        choice = mock.patch.object(context.steering, "choice", return_value=settings)
+        with choice, pytest.raises(StageError, match=f"mode {settings.mode}, decides after prev"):
+            plan_server(context, "vllm", address, further=())
 
 
 def test_every_export_is_written_where_it_was_asked_for(

@@ -117,6 +117,36 @@ def generate(
 
 
 @app.command()
+def serve(
+    config: ConfigPath,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[key=value ...] [-- ARGUMENT ...]",
+            help="Settings to change; after --, arguments of `vllm serve`, as --max-num-seqs 32.",
+        ),
+    ] = None,
+    engine: Annotated[Literal["vllm"], typer.Option(help="Whose server.")] = "vllm",
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at.")] = 8000,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be served and how; start nothing.")
+    ] = False,
+) -> None:
+    """Serve a tuned run over HTTP, as OpenAI does: steered as it chose, its student beside it."""
+    first = next((i for i, word in enumerate(words or []) if word.startswith("-")), None)
+    overrides, further = (words or [])[:first], (words or [])[first:] if first is not None else []
+    with reading(config, overrides) as context:
+        from stir_train.tools.serve import Address, plan_server, run_server, show_server
+
+        plan = plan_server(context, engine, Address(host, port), further=further)
+    if dry_run:
+        show_server(plan, answers())
+        return
+    run_server(plan, console())
+
+
+@app.command()
 def trace(
     config: ConfigPath,
     overrides: Overrides = None,

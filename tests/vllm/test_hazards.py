@@ -87,7 +87,7 @@ def _long(result: GenerationResult) -> list[tuple[float, ...]]:
 
 
 @contextmanager
-def _unkeyed() -> Iterator[None]:
+def _unkeyed(_steered: object) -> Iterator[None]:
     yield
 
 

@@ -55,7 +55,7 @@ class SteeredRunner:
         plain = getattr(self.runner, FORWARD)
         with ExitStack() as stack:
             for block in sorted({*self.capture_blocks, *read, *planned}):
-                handle = self.blocks[block].register_forward_hook(self._on_block(block))
+                handle = self.blocks[block].register_forward_hook(block_hook(self.hook, block))
                 stack.callback(handle.remove)
             setattr(self.runner, FORWARD, self._around(plain))
             stack.callback(setattr, self.runner, FORWARD, plain)
@@ -63,7 +63,8 @@ class SteeredRunner:
 
     def _around(self, plain: Callable[..., Any]) -> Callable[..., Any]:
         def forward(input_ids: Tensor, positions: Tensor, **others: Any) -> Any:
-            fed, token_ids = self._fed(input_ids)
+            token_ids: list[int] = input_ids[: pass_starts(self.runner)[-1]].tolist()
+            fed = fed_of_pass(self.runner, token_ids, self._track_of)
             planned = plan_pass(fed, self.control, self.controllers, input_ids.device)
             self.cost.forward_passes += 1
             self.cost.prefill_passes += any(one.first < one.track.num_context for one in fed)
@@ -75,40 +76,59 @@ class SteeredRunner:
 
         return forward
 
-    def _fed(self, input_ids: Tensor) -> tuple[list[Fed], list[int]]:
-        """Whose the columns of the coming pass are, and their tokens without padding."""
-        batch = self.runner.input_batch
-        num_requests = batch.num_reqs
-        starts = self.runner.query_start_loc.np[: num_requests + 1].tolist()
-        positions = batch.num_computed_tokens_cpu[:num_requests].tolist()
-        token_ids: list[int] = input_ids[: starts[-1]].tolist()
-        fed = []
-        for row, request_id in enumerate(batch.req_ids[:num_requests]):
-            params = self.runner.requests[request_id].sampling_params
-            track = self.tracks[params.extra_args[REQUEST]]
+    def _track_of(self, request_id: str) -> Track:
+        return self.tracks[self.runner.requests[request_id].sampling_params.extra_args[REQUEST]]
+
+
+def fed_of_pass(
+    runner: Any, token_ids: Sequence[int], track_of: Callable[[str], Track | None]
+) -> list[Fed]:
+    """Whose the columns of the coming pass are.
+
+    Args:
+        runner: vLLM's own, the pass laid out.
+        token_ids: Of its columns, without padding.
+        track_of: The completion that a request of vLLM's makes, by name; None leaves it alone.
+    """
+    batch = runner.input_batch
+    starts = pass_starts(runner)
+    positions = batch.num_computed_tokens_cpu[: batch.num_reqs].tolist()
+    fed = []
+    for row, request_id in enumerate(batch.req_ids[: batch.num_reqs]):
+        track = track_of(request_id)
+        if track is not None:
             tokens = token_ids[starts[row] : starts[row + 1]]
             fed.append(Fed(track, starts[row], positions[row], tokens))
-        return fed, token_ids
+    return fed
 
-    def _on_block(self, block: int) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if not self.hook.acts_at(block):
-                return
-            hidden, residual = _parts(output, block)
-            states = (hidden if residual is None else hidden + residual)[None]
-            edits = self.hook.edits_at(block, states)
-            edited = edited_states(states, edits)
-            if edited is None:
-                return
-            columns = torch.cat([edit.columns for edit in edits]).unique()
-            if residual is None:
-                hidden[columns] = edited[0, columns]
-            else:
-                # The next block adds the two up: what is left of one is then exactly the state.
-                hidden[columns] = 0
-                residual[columns] = edited[0, columns]
 
-        return hook
+def pass_starts(runner: Any) -> list[int]:
+    """The column at which each request of the coming pass begins, and the number of columns last."""
+    starts: list[int] = runner.query_start_loc.np[: runner.input_batch.num_reqs + 1].tolist()
+    return starts
+
+
+def block_hook(control: ControlHook, block: int) -> Callable[[nn.Module, Any, Any], None]:
+    """A forward hook that carries out the plan of the current pass at a decoder block of vLLM's."""
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        if not control.acts_at(block):
+            return
+        hidden, residual = _parts(output, block)
+        states = (hidden if residual is None else hidden + residual)[None]
+        edits = control.edits_at(block, states)
+        edited = edited_states(states, edits)
+        if edited is None:
+            return
+        columns = torch.cat([edit.columns for edit in edits]).unique()
+        if residual is None:
+            hidden[columns] = edited[0, columns]
+        else:
+            # The next block adds the two up: what is left of one is then exactly the state.
+            hidden[columns] = 0
+            residual[columns] = edited[0, columns]
+
+    return hook
 
 
 def _parts(output: Any, block: int) -> tuple[Tensor, Tensor | None]:

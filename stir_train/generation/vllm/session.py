@@ -14,7 +14,6 @@ import torch
 import vllm
 from pydantic import JsonValue
 from transformers import PretrainedConfig
-from vllm.config import CompilationMode, VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
@@ -25,14 +24,15 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor import Executor
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from stir_train.errors import ModelError, StageError
+from stir_train.errors import ModelError
 from stir_train.generation.backend import ControlSpec, GenerationCost
 from stir_train.generation.controller import Controller
-from stir_train.generation.vllm.block_keys import HASHING, OWNER, STEERED_FROM, keyed_blocks
+from stir_train.generation.vllm.block_keys import HASHING, Steered, keyed_blocks
 from stir_train.generation.vllm.calls import REQUEST, SamplingCall
 from stir_train.generation.vllm.counter_noise import CounterNoise
 from stir_train.generation.vllm.extent import BLOCK_TOKENS, Extent
 from stir_train.generation.vllm.runner_hooks import FORWARD, SteeredRunner
+from stir_train.generation.vllm.settings import require_settings
 from stir_train.generation.vllm.track import Track
 from stir_train.generation.vllm.versions import require_internals
 from stir_train.generation.vllm.weights import LOAD_FORMAT, load_weights_from
@@ -44,8 +44,8 @@ PREFILL_TOKENS = 1 << 13
 """Tokens of a pass, which bounds its memory; a longer prompt has a pass to itself."""
 ADAPTER_SLOTS = 2
 """Adapters held side by side. Of one alone, vLLM's CPU kernels give it to the base's rows too."""
-
-
+STEERED = "stir_train_steered"
+"""Key of ``extra_args``: from where on a request's blocks are its own."""
 CLEANING = "cleanup_dist_env_and_memory"
 """What an engine's shutdown calls last: it ends the process's communication groups, whose engine it may be."""
 _LIVE: set[Session] = set()
@@ -140,7 +140,7 @@ class Session:
         finished: dict[str, tuple[tuple[int, ...], str]] = {}
         self._noise.call = sampling
         try:
-            with steered.attached(), keyed_blocks():
+            with steered.attached(), keyed_blocks(_steered):
                 names = [
                     self._add(track, sampling, controllers, owner)
                     for track, owner in zip(tracks, owners, strict=True)
@@ -169,6 +169,7 @@ class Session:
     ) -> str:
         """Queue a request: one completion each, since vLLM would share the extra arguments of several."""
         request, name = track.request, str(track.index)
+        first = track.first_steered([c.place for c in controllers])
         self._engine.add_request(
             name,
             TokensPrompt(prompt_token_ids=[*request.prompt.token_ids, *request.prefix_token_ids]),
@@ -182,8 +183,7 @@ class Session:
                 output_kind=RequestOutputKind.FINAL_ONLY,
                 extra_args={
                     REQUEST: track.index,
-                    STEERED_FROM: track.first_steered([c.place for c in controllers]),
-                    OWNER: owner,
+                    STEERED: None if first is None else Steered(first, owner),
                 },
             ),
             lora_request=self._adapter,
@@ -194,6 +194,11 @@ class Session:
         """Leave no request behind for the next call."""
         states = self._engine.output_processor.request_states
         self._engine.abort_request(list(states), internal=True)
+
+
+def _steered(request: Any) -> Steered | None:
+    steered: Steered | None = request.sampling_params.extra_args[STEERED]
+    return steered
 
 
 def _runner_of(worker: Any) -> Any:
@@ -247,7 +252,7 @@ def _start(loaded: LoadedModel, extent: Extent, options: Mapping[str, JsonValue]
         }
         try:
             config = EngineArgs(**arguments).create_engine_config()
-            _require_settings(config)
+            require_settings(config, what="generation.backend=vllm", given_by="generation.options")
             return LLMEngine(
                 vllm_config=config,
                 executor_class=Executor.get_class(config),
@@ -267,27 +272,6 @@ def _start(loaded: LoadedModel, extent: Extent, options: Mapping[str, JsonValue]
         finally:
             # Its CPU worker replaces this function for the whole process.
             torch.set_num_threads = set_num_threads
-
-
-def _require_settings(config: VllmConfig) -> None:
-    """Refuse what vLLM has made of its settings, by itself or by the environment, if we cannot steer there.
-
-    Raises:
-        StageError: If a pass would not be ours, silently.
-    """
-    wrong = {
-        "compiled graphs": config.compilation_config.mode != CompilationMode.NONE,
-        "asynchronous scheduling": config.scheduler_config.async_scheduling,
-        "speculative decoding": config.speculative_config is not None,
-        "several processes": config.parallel_config.world_size > 1,
-        "the V2 model runner": config.use_v2_model_runner,
-    }
-    found = [name for name, is_on in wrong.items() if is_on]
-    if found:
-        raise StageError(
-            f"generation.backend=vllm: vLLM would use {' and '.join(found)}, where hooks do not reach; "
-            "leave that out of generation.options and of the environment"
-        )
 
 
 def _arguments(loaded: LoadedModel, extent: Extent) -> dict[str, Any]:

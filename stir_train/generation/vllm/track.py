@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.generation.backend import GenerationRequest, PlannedImpulse
-from stir_train.types.places import HELD_PLACES, PROMPT_END, Place, tokens_of
+from stir_train.types.places import HELD_PLACES, PLACES_AT_PROMPT, PROMPT_END, Place, tokens_of
 from stir_train.types.rollout import Impulse
 from stir_train.types.steering import SteeringDecision
 from stir_train.types.trajectory import StateLabel
@@ -125,15 +125,9 @@ class Track:
             places: Of the controllers.
         """
         starts = [span.first for span in self.spans]
-        asked_at_prompt = not self.request.prefix_token_ids
-        for place in places:
-            if place == "every_token":
-                starts.append(0)
-            elif place in ("prompt_end", "everywhere") and asked_at_prompt:
-                starts.append(self.num_prompt + PROMPT_END)
-            else:
-                starts.append(self.num_context)
-        return min(starts, default=None)
+        num_prefix = len(self.request.prefix_token_ids)
+        asked = first_asked(places, num_prompt=self.num_prompt, num_prefix=num_prefix)
+        return min(starts if asked is None else [*starts, asked], default=None)
 
     def _read(self, token_index: int, token: int) -> bool:
         if self.automaton is None:
@@ -162,3 +156,22 @@ class Track:
             None if goes_on else self.num_prompt + last,
             impulse.place == "segment",
         )
+
+
+def first_asked(places: Sequence[Place], *, num_prompt: int, num_prefix: int = 0) -> int | None:
+    """The first position at which what acts at these places may add something; None if nothing acts.
+
+    Args:
+        places: Of the controllers.
+        num_prompt: Tokens of the prompt.
+        num_prefix: Tokens of the completion that are there from the beginning.
+    """
+    starts = []
+    for place in places:
+        if place == "every_token":
+            starts.append(0)
+        elif place in PLACES_AT_PROMPT and not num_prefix:
+            starts.append(num_prompt + PROMPT_END)
+        else:
+            starts.append(num_prompt + num_prefix)
+    return min(starts, default=None)
