@@ -27,7 +27,8 @@ from stir_train.stores.rollouts import RolloutStore
 from stir_train.stores.states import StateStore
 from stir_train.types.rollout import Prompt
 from tests.support.completions_stub import Asked, completions_stub
-from tests.support.smoke import SMOKE, run_smoke
+from tests.support.ranks import outputs, run_ranks
+from tests.support.smoke import SMOKE, run_smoke, smoke_arguments
 
 NUM_SAMPLES = 4
 SMALL = (
@@ -116,6 +117,23 @@ def test_imported_rollouts_are_those_of_decoding_and_later_stages_take_them(own:
     refused = run_smoke(own.output, *settings, verb="harvest")
     assert refused.returncode == 1
     assert "external rollouts" in refused.stderr
+
+
+@pytest.mark.slow
+def test_ranks_that_hold_a_model_together_read_a_file_together(own: Own) -> None:
+    path = _write(own.output / "shared.jsonl", own.lines)
+    sharded = ("model.sharding=tensor", "model.shards=2", "train.zero_stage=3")
+    settings = (*SMALL, *sharded, "name=shared", f"external.file={path}")
+    argv = ["-m", "stir_train", *smoke_arguments(own.output, *settings, verb="rollout")]
+    log = own.output / "shared.log"
+    assert not any(run_ranks(2, argv, log)), outputs(2, log)
+    whole, shared = (RunDir(own.output / name).stage("rollout") for name in ("own", "shared"))
+    for a, b in zip(RolloutStore(whole).read(), RolloutStore(shared).read(), strict=True):
+        assert (a.rollout.token_ids, a.grade) == (b.rollout.token_ids, b.grade)
+    for (_, a), (_, b) in zip(StateStore(whole).chunks(), StateStore(shared).chunks(), strict=True):
+        assert a.labels == b.labels
+        apart = (a.states - b.states).norm(dim=-1) / a.states.norm(dim=-1)
+        assert float(apart.max()) < 1e-4
 
 
 def test_what_is_wrong_with_a_file_is_said_before_anything_is_made(own: Own) -> None:
