@@ -48,8 +48,23 @@ def init(
 
 
 @app.command()
-def data(config: ConfigPath, overrides: Overrides = None) -> None:
+def data(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.jsonl",
+            help="Instead, write the harvest's prompts and sampling settings, to be sampled elsewhere.",
+        ),
+    ] = None,
+) -> None:
     """Show what a configuration would read: split sizes, token lengths, a rendered prompt."""
+    if prompts is not None:
+        from stir_train.tools.prompts import export_prompts
+
+        export_prompts(load(config, overrides or []), prompts, answers())
+        return
     from stir_train.tools.inspect import describe_data
 
     describe_data(load(config, overrides or []), answers())

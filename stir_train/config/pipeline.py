@@ -96,8 +96,10 @@ def _steering(config: RunConfig) -> Settings:
 
 
 def _rollout_settings(config: RunConfig) -> Settings:
+    external = config.external
     return {
         **_answering(config),
+        **({"external": external.sampler(config.model.name)} if external.is_used else {}),
         "task": config.task,
         "control_points": config.control_points,
     }

@@ -10,8 +10,10 @@ def rollout(config: RunConfig) -> str:
     num_problems, num_samples = config.splits.num_harvest, config.rollout.num_samples
     num_rollouts = num_problems * num_samples
     depths = ", ".join(f"{depth:g}" for depth in config.harvest.depths)
+    source = config.external.file or config.external.server
+    sampled = f", sampled by {source}" if source else ""
     return (
-        f"{num_problems} problems x {num_samples} samples = {num_rollouts} rollouts, at most "
+        f"{num_problems} problems x {num_samples} samples = {num_rollouts} rollouts{sampled}, at most "
         f"{num_rollouts * config.generation.max_new_tokens:,} tokens; states at depths {depths}"
     )
 

@@ -12,6 +12,7 @@ from pydantic import Field, PositiveFloat, ValidationError, model_validator
 
 from stir_train.config.base import FrozenConfig
 from stir_train.config.effort import Effort, with_effort
+from stir_train.config.external import ExternalConfig
 from stir_train.config.inputs import SPREAD, ModelConfig, SplitsConfig, TaskConfig
 from stir_train.config.learning import DistillConfig, IterateConfig, TrainConfig
 from stir_train.config.stages import (
@@ -73,6 +74,7 @@ class RunConfig(FrozenConfig):
     control_points: ControlPointConfig = ControlPointConfig()
     generation: GenerationConfig = GenerationConfig()
     rollout: RolloutConfig = RolloutConfig()
+    external: ExternalConfig = ExternalConfig()
     directions: DirectionsConfig = DirectionsConfig()
     harvest: HarvestConfig = HarvestConfig()
     basis: BasisConfig = BasisConfig()
@@ -109,6 +111,7 @@ class RunConfig(FrozenConfig):
         self._require_custom()
         self._require_variants()
         self._require_directions()
+        self._require_external()
         if self.model.sharding != "none" and self.distill.enabled and self.train.zero_stage != 3:
             raise ValueError(
                 f"model.sharding={self.model.sharding} is for a model that one process cannot hold, and "
@@ -177,6 +180,27 @@ class RunConfig(FrozenConfig):
             raise ValueError(
                 f"tune.vectors: no direction is estimated at {', '.join(self.tune.vectors)}; "
                 f"directions.places are {', '.join(self.directions.places)}"
+            )
+
+    def _require_external(self) -> None:
+        """Check that rollouts from elsewhere can be read as the run's other states are."""
+        if not self.external.is_used:
+            return
+        if self.generation.backend != "transformers":
+            raise ValueError(
+                f"external: its states are read by transformers, those of other stages by "
+                f"generation.backend={self.generation.backend}, and a basis or head takes states of one "
+                "source: set generation.backend=transformers"
+            )
+        if self.model.sharding == "zero3":
+            raise ValueError(
+                "external: every process reads completions by itself, and model.sharding=zero3 makes "
+                "processes wait for one another: use tensor or none"
+            )
+        if self.external.server is not None and self.model.sharding != "none":
+            raise ValueError(
+                "external.server: the processes that hold a sharded model together would each ask it: "
+                "sample into a file and set external.file, or set model.sharding=none"
             )
 
     @property

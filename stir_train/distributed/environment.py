@@ -1,10 +1,15 @@
-"""Variables of the environment that a library reads while it starts."""
+"""Variables of the environment: those that a library reads while it starts, and secrets."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+
+
+def secret(name: str) -> str | None:
+    """The value of a variable that a user keeps a secret in; None where it is unset or empty."""
+    return os.environ.get(name) or None
 
 
 @contextmanager

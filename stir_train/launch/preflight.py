@@ -96,6 +96,9 @@ def _check_data(
     found: Preflight, config: RunConfig, read_data: Callable[[RunConfig], None]
 ) -> None:
     done = RunDir(config.directory).stage("rollout").is_complete
+    completions = config.external.file
+    if completions is not None and not completions.is_file():
+        found.problems.append(f"external.file: no file {str(completions)!r}")
     remote = [
         s for s in config.task.sources if not Path(s).exists() and not s.startswith((".", "/"))
     ]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.evals.lengths import measure_lengths
 from stir_train.monitoring.console import caution
-from stir_train.runtime.answerers import plain_answerer
 from stir_train.runtime.context import Finish, Outcome, RunContext
+from stir_train.runtime.external import rollout_answerer
 from stir_train.runtime.generation import GenerationJob, generate_jobs, sampling_params
 from stir_train.stores.rollouts import RolloutStore
 
@@ -15,7 +15,7 @@ def run(context: RunContext, stage: StageDir) -> Finish:
     """Sample, grade and capture states at every harvested block."""
     job = GenerationJob(
         context.splits["harvest"],
-        plain_answerer(context, capture_blocks=context.resources.captured_blocks),
+        rollout_answerer(context),
         sampling_params(context, greedy=False),
         num_samples=context.config.rollout.num_samples,
     )

@@ -32,6 +32,7 @@ from stir_train.monitoring.console import caution, good
 from stir_train.runtime.abilities import require_backend
 from stir_train.runtime.context import PROBLEMS_FILE, Finish, Outcome, RunContext
 from stir_train.runtime.early_checks import require_feasible, warn_of_stop_tokens
+from stir_train.runtime.external import external_sources
 from stir_train.runtime.upstream import end_of_run, sources_of, stages_left_out
 
 
@@ -173,6 +174,8 @@ def _inputs(
         sources[f"prompts of {split}"] = prompts_sha256(context.splits[split])
     if "generation" in settings:
         sources |= _backend(context.config)
+    if "external" in settings:
+        sources |= external_sources(context.config)
     sources |= _imported(context, settings, steers="tune" in reads)
     return StageInputs(config=settings_as_json(settings), sources=sources)
 

@@ -17,6 +17,7 @@ from stir_train.models.describe import ModelDescription
 from stir_train.models.lora_targets import require_servable_targets
 from stir_train.monitoring.console import caution
 from stir_train.runtime.context import RunContext
+from stir_train.runtime.external import require_external
 from stir_train.types.rollout import Prompt
 
 NUM_LISTED = 8
@@ -81,6 +82,8 @@ def _checks(context: RunContext, left: set[str]) -> Iterator[Callable[[], None]]
         return
     _ = context.resources.described  # where there is no model, nothing else can be asked
     yield lambda: _require_room(context, "evaluate" in left)
+    if "rollout" in left and config.external.is_used:
+        yield lambda: require_external(context)
     if left & {"value", "distill"}:
         yield lambda: _require_engine(context)
     if "distill" in left:

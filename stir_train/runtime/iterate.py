@@ -58,11 +58,16 @@ def run_iterate(config: RunConfig, console: Console, argv: Sequence[str]) -> Res
         What ``test/results.json`` holds.
 
     Raises:
-        ConfigError: If the run does not distil.
+        ConfigError: If the run does not distil, or its rollouts come from elsewhere.
         StageError: If a stage needs what the run's backend lacks.
     """
     if not config.distill.enabled:
         raise ConfigError("distill.enabled is off: without a student there is no next generation")
+    if config.external.is_used:
+        raise ConfigError(
+            "external: rollouts of the base teach no later generation; iterate samples from each "
+            "generation's own model, so take external out"
+        )
     require_backend(config, UP_TO_STUDENT)
     with open_world() as world, enter_run(config, console, argv, world) as context:
         best, best_answers = 0, _answers(context, "tune", 0)

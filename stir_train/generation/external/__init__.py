@@ -1,0 +1,1 @@
+"""Completions that something else sampled: from a file, or from a server."""
