@@ -18,7 +18,7 @@ from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import GenerationJob, prompts_per_chunk
 from stir_train.stores.rollouts import RolloutStore
 from stir_train.stores.states import StateStore
-from stir_train.types.rollout import Prompt
+from stir_train.types.rollout import Prompt, Rollout
 from stir_train.types.trajectory import CapturedStates
 
 
@@ -45,8 +45,9 @@ def continued(
         answerer: Answers from the beginning; no controller's, it is left as it is.
         greedy: Made the greedy answers, to the same problems or more, by `greedy_answerer`.
     """
-    steers = isinstance(answerer, ModelAnswerer) and answerer.make_controller is not None
-    if not steers or not reuses_greedy(context):
+    if not isinstance(answerer, ModelAnswerer) or answerer.make_controller is None:
+        return answerer
+    if not reuses_greedy(context):
         return answerer
     return ContinuedAnswerer(
         answerer, lambda prompts: _greedy_answers(context, stage, greedy, prompts)
@@ -60,7 +61,8 @@ def _greedy_answers(
     place = {prompt.prompt_id: number for number, prompt in enumerate(job.prompts)}
     size = prompts_per_chunk(context, job)
     rollouts, states = RolloutStore(stage), StateStore(stage)
-    by_problem, found = {}, []
+    by_problem: dict[str, Rollout] = {}
+    found: list[CapturedStates] = []
     for chunk in sorted({place[prompt.prompt_id] // size for prompt in prompts}):
         graded = rollouts.read_chunk(job.set_name, chunk)
         by_problem |= {item.rollout.prompt_id: item.rollout for item in graded}
