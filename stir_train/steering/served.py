@@ -15,8 +15,8 @@ from stir_train.errors import ConfigError
 from stir_train.generation.backend import ControlSpec
 from stir_train.generation.controller import Controller, controllers_of
 from stir_train.generation.fixed import FixedVector
+from stir_train.models.describe import load_tokenizer
 from stir_train.models.identity import ModelIdentity
-from stir_train.models.load import load_tokenizer
 from stir_train.steering.artifacts import open_run_artifacts
 
 OPENER = "stir_train.steering.served:open_served"

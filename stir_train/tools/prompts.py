@@ -10,7 +10,7 @@ from stir_train.config.run import RunConfig
 from stir_train.data.prompts import cut_splits, render_prompts
 from stir_train.generation.backend import SamplingParams
 from stir_train.generation.external.file import write_prompts
-from stir_train.models.load import describe_model
+from stir_train.models.describe import describe_model
 from stir_train.runtime.problems import read_problems
 
 

@@ -22,11 +22,8 @@ from stir_train.generation.backend import Ability, abilities_for, require_abilit
 from stir_train.generation.controller import controllers_of
 from stir_train.generation.open import abilities_of, check_installation
 from stir_train.generation.vllm.served import CONFIG_KEY, Attachment
-from stir_train.models.load import (
-    locate_model,
-    resolve_device,
-    resolve_dtype,
-)
+from stir_train.models.load import resolve_device, resolve_dtype
+from stir_train.models.locate import locate_model
 from stir_train.models.lora import adapter_rank
 from stir_train.monitoring.console import caution
 from stir_train.runtime.answerers import steering_needs

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stir_train.generation.backend import (
+    GenerationCall,
     GenerationCost,
     GenerationRequest,
     GenerationResult,
