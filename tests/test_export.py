@@ -26,6 +26,7 @@ from stir_train.models.load import load_model
 from stir_train.models.locate import resolve_model_path
 from stir_train.models.lora import add_lora, base_of, load_adapter, make_whole_student
 from tests.support import bases
+from tests.support.forked import forked_checks
 
 EMBEDDED = ModelConfig(name="embedded/addition")
 BASE = resolve_model_path(EMBEDDED.name)
@@ -121,7 +122,7 @@ def test_damage_is_caught_with_its_reason(saved: Path, tmp_path: Path, name: str
     copy = tmp_path / "distill"
     shutil.copytree(saved, copy)
     damage(copy)
-    with pytest.raises(VerificationError, match=reason):
+    with forked_checks(), pytest.raises(VerificationError, match=reason):
         _verify(copy)
 
 
@@ -131,7 +132,7 @@ def test_another_base_is_caught(saved: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         model.lm_head.weight.mul_(1.01)
     model.save_pretrained(other)
-    with pytest.raises(VerificationError, match="another base"):
+    with forked_checks(), pytest.raises(VerificationError, match="another base"):
         _verify(saved, str(other))
 
 

@@ -14,6 +14,7 @@ import torch
 import typer.main
 
 from stir_train.cli import main
+from tests.support.forked import forked_checks
 
 command_of = cache(typer.main.get_command)
 """Typer makes all commands anew at every call; once will do."""
@@ -28,6 +29,7 @@ def stir_train(*arguments: str) -> subprocess.CompletedProcess[str]:
     with (
         mock.patch.object(sys, "argv", argv),
         mock.patch.object(typer.main, "get_command", command_of),
+        forked_checks(),
         redirect_stdout(out),
         redirect_stderr(err),
         warnings.catch_warnings(),
