@@ -8,6 +8,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import dataclasses
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ from stir_train.tasks.families import FAMILIES
 from stir_train.tasks.problem import held_out_problems
 from stir_train.types.rollout import Prompt, Rollout
 from tests.support import bases
+from tests.support.smoke import PYTHON, smoke_arguments
 
 torch.set_num_threads(1)
 
@@ -33,6 +36,18 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def loaded() -> LoadedModel:
     return load_model(ModelConfig(name="embedded/addition"))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smoke run, made by a process of its own."""
+    output = tmp_path_factory.mktemp("finished")
+    argv = [*PYTHON, *smoke_arguments(output, "tracking.wandb=offline")]
+    completed = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
+    assert "held-out problems" in completed.stderr
+    assert "lora-student" in completed.stderr
+    return output
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,11 @@ from stir_train.generation.backend import (
     Ability,
     GenerationBackend,
     GenerationRequest,
+    GenerationResult,
     SamplingParams,
     TokenListener,
 )
-from stir_train.generation.foresight import foresee, is_foreseeable
+from stir_train.generation.foresight import Foresight, foresee, is_foreseeable
 from stir_train.types.answers import Answers
 from stir_train.types.rollout import Prompt, Rollout
 from stir_train.types.steering import SteeringDecision
@@ -89,29 +90,13 @@ class ContinuedAnswerer:
             return steered.answer(prompts, num_samples=1, sampling=sampling, listener=listener)
         foreseen = foresee(steered.controller, known.states)
         pairs = list(zip(prompts, known.rollouts, strict=True))
-        requests = [
-            GenerationRequest(prompt, prefix_token_ids=greedy.token_ids[: foreseen.first[at]])
-            for prompt, greedy in pairs
-            if (at := prompt.prompt_id) in foreseen.first
-        ]
-        made: dict[str, Rollout] = {}
+        result = self._continue(pairs, foreseen, sampling, listener)
+        made = {rollout.prompt_id: rollout for rollout in result.rollouts}
         decided: dict[str, list[SteeringDecision]] = {
             at: list(before) for at, before in foreseen.before.items()
         }
-        num_passes = 0
-        if requests:
-            result = self.open().generate(
-                requests,
-                sampling,
-                seed=steered.seed,
-                control=steered.control,
-                controller=steered.controller,
-                listener=listener,
-            )
-            num_passes = result.cost.forward_passes
-            made = {rollout.prompt_id: rollout for rollout in result.rollouts}
-            for decision in result.decisions:
-                decided.setdefault(decision.prompt_id, []).append(decision)
+        for decision in result.decisions:
+            decided.setdefault(decision.prompt_id, []).append(decision)
         num_reused = [
             foreseen.first.get(greedy.prompt_id, len(greedy.token_ids)) for _, greedy in pairs
         ]
@@ -122,9 +107,33 @@ class ContinuedAnswerer:
                 else greedy
                 for (_, greedy), reused in zip(pairs, num_reused, strict=True)
             ),
-            num_passes,
+            result.cost.forward_passes,
             decisions=tuple(d for prompt in prompts for d in decided.get(prompt.prompt_id, ())),
             num_reused=tuple(num_reused),
+        )
+
+    def _continue(
+        self,
+        pairs: Sequence[tuple[Prompt, Rollout]],
+        foreseen: Foresight,
+        sampling: SamplingParams,
+        listener: TokenListener | None,
+    ) -> GenerationResult:
+        """Decode what follows the first impulse of each answer that gets one."""
+        requests = [
+            GenerationRequest(prompt, prefix_token_ids=greedy.token_ids[: foreseen.first[at]])
+            for prompt, greedy in pairs
+            if (at := prompt.prompt_id) in foreseen.first
+        ]
+        if not requests:
+            return GenerationResult((), None)
+        return self.open().generate(
+            requests,
+            sampling,
+            seed=self.steered.seed,
+            control=self.steered.control,
+            controller=self.steered.controller,
+            listener=listener,
         )
 
 
