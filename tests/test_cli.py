@@ -32,6 +32,7 @@ VERBS = [
     "generate",
     "serve",
     "trace",
+    "lm-eval",
     "init",
     "data",
     "inspect",

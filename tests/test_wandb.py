@@ -21,7 +21,7 @@ SETTINGS = (
     "validation.enabled=false",
     "value.num_steps=50",
     "generation.chunk_completions=16",
-    "distill={rank: 4, num_samples: 1, num_steps: 4, batch_size: 4, warmup_steps: 1, also: {}}",
+    "distill={rank: 8, num_samples: 1, num_steps: 4, batch_size: 4, warmup_steps: 1, also: {}}",
 )
 
 
