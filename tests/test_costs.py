@@ -187,7 +187,7 @@ def test_a_chunk_size_of_about_a_minute_is_proposed_where_it_costs_nothing() -> 
     assert held.seconds > 150
     assert proposed.num_completions == 64
     assert proposed.seconds < 60
-    assert proposed.slowdown == pytest.approx(1)
+    assert proposed.slowdown == pytest.approx(1, abs=0.02)
     assert "generation.chunk_completions=64" in chunk_advice(config, QWEN_RATES)
 
 
