@@ -26,7 +26,7 @@ def stir_train(*arguments: str) -> None:
 # question and an answer.
 
 # %%
-from stir_train.models.load import resolve_model_path
+from stir_train.models.locate import resolve_model_path
 
 shutil.copytree(resolve_model_path("embedded/addition"), "my-model", dirs_exist_ok=True)
 stir_train("tiny", "problems", "problems.jsonl", "--problems", "72")

@@ -207,7 +207,7 @@ def _apply(
     try:
         return str(
             tokenizer.apply_chat_template(
-                list(messages),
+                [dict(message) for message in messages],
                 chat_template=template,
                 tokenize=False,
                 add_generation_prompt=True,
