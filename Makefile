@@ -14,7 +14,7 @@ XDIST_WORKERS ?= auto
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo docs real-model results distill-results test test-slow test-cluster test-vllm check format install install-vllm clean
+.PHONY: demo docs real-model results distill-results test test-slow test-cluster test-vllm test-lm-eval check format install install-vllm clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -59,6 +59,10 @@ install-vllm: $(VLLM_STAMP) ## make .venv-vllm, where generation.backend=vllm wo
 
 test-vllm: $(VLLM_STAMP) ## the tests on vLLM, and of exports under its older transformers
 	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest tests/vllm tests/test_export.py
+
+test-lm-eval: $(STAMP) ## the tests in lm-evaluation-harness, which this installs
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lm-eval]'
+	$(BIN)/python -m pytest tests/test_lm_eval.py
 
 check: $(STAMP) ## format, lint, types, import contracts, fast tests
 	$(BIN)/ruff format --check .

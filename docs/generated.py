@@ -1,6 +1,6 @@
-"""Fill the pages that are made from the code when the site is built: settings and command line.
+"""Make what is made when the site is built: settings, command line, and the notebooks, which are run.
 
-mkdocs calls `on_page_markdown` for every page; a page asks for a part by a comment of its name.
+mkdocs calls `on_files` once, and `on_page_markdown` for every page, which asks for a part by a comment of its name.
 """
 
 from __future__ import annotations
@@ -8,16 +8,38 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from itertools import groupby
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
 from typer.main import get_command
 
+from docs.executed import as_ipynb, as_markdown, read_cells, run_cells
 from stir_train.cli import app
 from stir_train.config.describe import describe_settings
 
 SETTINGS = "<!-- generated: settings -->"
 COMMAND_LINE = "<!-- generated: command line -->"
+
+
+NOTEBOOKS = ("bring-your-own-model", "one-problem")
+"""In the order in which they are run: the second looks into the first one's run."""
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Run the notebooks, in one folder, and add a page and a file to download of each."""
+    with TemporaryDirectory() as folder:
+        for name in NOTEBOOKS:
+            source = Path(config.docs_dir, "notebooks", f"{name}.py").read_text(encoding="utf-8")
+            cells = run_cells(read_cells(source), Path(folder))
+            made = {".md": as_markdown(cells, f"{name}.ipynb"), ".ipynb": as_ipynb(cells)}
+            for suffix, content in made.items():
+                path = f"notebooks/{name}{suffix}"
+                files.append(File.generated(config, path, content=content))
+    return files
 
 
 def on_page_markdown(markdown: str, **_mkdocs: Any) -> str:

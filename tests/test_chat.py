@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
 from stir_train.config.inputs import ModelConfig, TaskConfig
-from stir_train.data.chat import chat_lines, describe_chat
+from stir_train.data.chat import chat_lines, describe_chat, render_messages
 from stir_train.data.problems import SourceProblem
-from stir_train.data.prompts import prompts_sha256, render_prompts
+from stir_train.data.prompts import encode_rendered, prompts_sha256, render_prompts
 from stir_train.errors import DataError
 from stir_train.models.describe import load_tokenizer
 from stir_train.types.rollout import Prompt
@@ -119,3 +120,21 @@ def test_the_hash_of_prompts_covers_rendering_and_golds_but_not_their_order() ->
     assert first.prompt_id == second.prompt_id
     assert prompts_sha256([first]) != prompts_sha256([second])
     assert prompts_sha256([first, second]) == prompts_sha256([second, first])
+
+
+def test_a_prompt_from_elsewhere_gets_its_special_tokens_once() -> None:
+    tokenizer = _tokenizer(None)
+    mark, number = str(tokenizer.eos_token), tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{mark} $A", special_tokens=[(mark, number)]
+    )
+    plain = encode_rendered("1+1?", tokenizer)
+    assert plain[0] == number
+    assert encode_rendered(f"{mark}1+1?", tokenizer) == plain
+
+
+def test_messages_from_elsewhere_are_rendered_as_they_are_by_the_tasks_date() -> None:
+    messages = [{"role": role, "content": role[0]} for role in ("user", "assistant", "user")]
+    task = TaskConfig(system_prompt="Not asked for.", prompt_date="2024-05-06")  # type: ignore[arg-type]
+    rendered = render_messages(messages, task, _tokenizer(DATED))
+    assert rendered == "Today is 06 May 2024. [user]u[assistant]a[user]u"

@@ -32,6 +32,7 @@ VERBS = [
     "generate",
     "serve",
     "trace",
+    "lm-eval",
     "init",
     "data",
     "inspect",
@@ -252,11 +253,15 @@ def test_data_settings_and_doctor_print_what_they_promise() -> None:
 def test_offline_wandb_writes_one_run_whose_id_is_kept(tmp_path: Path) -> None:
     from wandb.proto import wandb_internal_pb2  # noqa: F401 - the format test below needs it
 
-    from stir_train.monitoring.metrics import open_metrics
+    from stir_train.monitoring.metrics import WandbLabels, open_metrics
 
     for _ in range(2):
         with open_metrics(
-            tmp_path, wandb_mode="offline", project="p", name="n", config={"a": 1}, warn=print
+            tmp_path,
+            wandb_mode="offline",
+            labels=WandbLabels("p", "n"),
+            config={"a": 1},
+            warn=print,
         ) as metrics:
             metrics.log("rollout", {"correct_rate": 0.5}, step=3)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from pathlib import Path
@@ -13,10 +14,10 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from stir_train.config.load import load_config, parse_config
 from stir_train.config.run import RunConfig
-from stir_train.launch.costs import Rates, _steps, stage_costs
+from stir_train.launch.costs import Rates, _steps, chunk_costs, stage_costs
 from stir_train.launch.estimate import GIB, estimate, shape_of
 from stir_train.tools import measure as measuring
-from stir_train.tools.costs import in_words
+from stir_train.tools.costs import chunk_advice, in_words
 from stir_train.tools.measure import _Clock, _fit, _TimeIsUp, _whole_lengths, measure
 from tests.support.commands import stir_train
 from tests.support.smoke import SMOKE
@@ -177,3 +178,33 @@ def test_memory_of_directions_covers_what_a_backward_pass_keeps() -> None:
     needs = [estimate(one, shape, num_ranks=1, on_gpu=False).gradient_gib for one in (run, twice)]
     estimated = (needs[1] - needs[0]) * GIB / (1 - min(run.direction_depths))
     assert num_bytes < estimated < 3 * num_bytes
+
+
+def test_a_chunk_size_of_about_a_minute_is_proposed_where_it_costs_nothing() -> None:
+    config = _config()
+    held, proposed = chunk_costs(config, QWEN_RATES)
+    assert (held.num_completions, held.slowdown) == (256, 1.0)
+    assert held.seconds > 150
+    assert proposed.num_completions == 64
+    assert proposed.seconds < 60
+    assert proposed.slowdown == pytest.approx(1, abs=0.02)
+    assert "generation.chunk_completions=64" in chunk_advice(config, QWEN_RATES)
+
+
+def test_no_chunk_size_is_proposed_that_slows_the_rollouts_down() -> None:
+    # Every step reads the weights, however few rows it has: half as many rows, twice the time.
+    rates = dataclasses.replace(QWEN_RATES, step_seconds=2.0, row_seconds=0.0)
+    config = _config()
+    held, proposed = chunk_costs(config, rates)
+    assert held == proposed
+    assert "slower" in chunk_advice(config, rates)
+    assert "generation.chunk_completions=" not in chunk_advice(config, rates)
+
+
+def test_chunks_that_are_short_need_no_word() -> None:
+    rates = dataclasses.replace(QWEN_RATES, row_seconds=1e-4)
+    assert chunk_advice(_config(), rates) == ""
+    # A prompt's samples stay together, whatever a chunk takes.
+    slow = dataclasses.replace(QWEN_RATES, row_seconds=10.0)
+    _, proposed = chunk_costs(_config("rollout.num_samples=8"), slow)
+    assert proposed.num_completions == 8

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from stir_train.artifacts.atomic import remove_leftovers
 from stir_train.monitoring.console import caution, good, make_console, progress
-from stir_train.monitoring.metrics import MetricsFile, open_metrics
+from stir_train.monitoring.metrics import MetricsFile, WandbLabels, open_metrics
 from tests.support.wandb_records import read_records
 
 MARKUP = "[/b] [red]x[/] [link=file:///]y :smile:"
@@ -22,9 +22,9 @@ PACKAGE = Path(__file__).parents[1] / "stir_train"
 ATTEMPT = """
 import os, sys
 from pathlib import Path
-from stir_train.monitoring.metrics import open_metrics
+from stir_train.monitoring.metrics import WandbLabels, open_metrics
 first, kill = int(sys.argv[2]), sys.argv[3] == "kill"
-with open_metrics(Path(sys.argv[1]), wandb_mode="offline", project="p", name="n", config={},
+with open_metrics(Path(sys.argv[1]), wandb_mode="offline", labels=WandbLabels("p", "n"), config={},
                   warn=print) as metrics:
     for row in range(first, first + 3):
         metrics.log("adapter", {"row": row}, step=row)
@@ -116,7 +116,11 @@ def test_a_file_without_an_id_costs_a_word_and_not_the_run(tmp_path: Path, held:
     said: list[str] = []
     for _ in range(2):
         with open_metrics(
-            tmp_path, wandb_mode="offline", project="p", name="n", config={}, warn=said.append
+            tmp_path,
+            wandb_mode="offline",
+            labels=WandbLabels("p", "n"),
+            config={},
+            warn=said.append,
         ) as metrics:
             metrics.log("stage", {"a": 1})
     assert len(said) == 1

@@ -13,7 +13,6 @@ import typer
 if TYPE_CHECKING:
     from stir_train.config.run import RunConfig
 
-CONFIG_NAME = "config.yaml"
 ConfigPath = Annotated[
     Path,
     typer.Argument(
@@ -43,22 +42,9 @@ def fail(message: str) -> NoReturn:
 
 def load(path: Path, overrides: list[str]) -> RunConfig:
     """The configuration, checked; a run directory's own, for the place where it is now."""
-    from stir_train.config.load import load_config
-    from stir_train.config.run import RunConfig
+    from stir_train.config.run_directory import config_at
 
-    if not path.is_dir():
-        return load_config(RunConfig, path, overrides)
-    if not (path / CONFIG_NAME).is_file():
-        fail(
-            f"{path}: expected a configuration (CONFIG.yaml) or the directory of a run; this directory "
-            f"holds no {CONFIG_NAME}"
-        )
-    config = load_config(RunConfig, path / CONFIG_NAME, overrides)
-    renamed = any(override.startswith(("name=", "output_dir=")) for override in overrides)
-    if renamed or config.directory.resolve() == path.resolve():
-        return config
-    moved = path.resolve()
-    return config.model_copy(update={"name": moved.name, "output_dir": moved.parent})
+    return config_at(path, overrides)
 
 
 def run_directory(path: Path) -> Path:

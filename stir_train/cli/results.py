@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +14,7 @@ from stir_train.cli.arguments import (
     RunPath,
     answers,
     console,
+    fail,
     reading,
     run_directory,
 )
@@ -59,11 +61,11 @@ def export(
     overrides: Overrides = None,
     to: Annotated[Path, typer.Option(help="Directory to write.")] = Path("export"),
     form: Annotated[
-        Literal["lora", "merged", "gguf", "lm-eval"],
+        Literal["lora", "merged", "gguf", "lm-eval", "lm-eval-task"],
         typer.Option(
             "--format",
-            help="The adapter; full merged weights; or a chosen vector that was measured at every token, for "
-            "llama.cpp or lm-eval.",
+            help="The adapter; full merged weights; a chosen vector that was measured at every token, for "
+            "llama.cpp or lm-eval; or the test split as a task of lm-eval.",
         ),
     ] = "lora",
 ) -> None:
@@ -97,6 +99,27 @@ def push(
         from stir_train.tools.push import run_push
 
         run_push(context, repository, form=form, private=private, dry_run=dry_run)
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def lm_eval(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ARGUMENTS...",
+            help="As lm-eval takes them: run --model stir --model_args run=RUN,method=stir --tasks ...",
+        ),
+    ],
+) -> None:
+    """Run lm-evaluation-harness with the model `stir`: a finished run's method answers its tasks."""
+    try:
+        from lm_eval.__main__ import cli_evaluate
+    except ModuleNotFoundError:
+        fail("lm-eval is not installed here: pip install 'stir-train[lm-eval]'")
+    import stir_train.tools.lm_eval_model  # noqa: F401  # registers the model
+
+    sys.argv = ["lm-eval", *arguments]  # where its own command line looks
+    cli_evaluate()
 
 
 @app.command()

@@ -283,3 +283,7 @@ class TrackingConfig(FrozenConfig):
     often reach no network, and online elsewhere."""
     project: str = "stir-train"
     """wandb project."""
+    group: str | None = None
+    """wandb group; without one, the task and the model, so that seeds and variants stand together."""
+    tags: tuple[str, ...] = ()
+    """wandb tags besides the task, the model, the effort and the seed."""

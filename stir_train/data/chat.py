@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 CLOCK = "strftime_now"
 """The function by which a template asks for today's date."""
+Message = Mapping[str, str]
+"""A message of a chat: `role` and `content`."""
 PROBE_DATE = date(1999, 9, 9)
 _ROLE_WORDS = re.compile(r"\b(?:system|user|assistant|model|human)\b|[:\s]+", re.IGNORECASE)
 
@@ -63,6 +65,20 @@ def render_chat(text: str, config: TaskConfig, tokenizer: PreTrainedTokenizerBas
     """One user message, after the task's system prompt, ready for the reply.
 
     Raises:
+        DataError: As `render_messages`.
+    """
+    messages = [{"role": "user", "content": text}]
+    if config.system_prompt is not None:
+        messages.insert(0, {"role": "system", "content": config.system_prompt})
+    return render_messages(messages, config, tokenizer)
+
+
+def render_messages(
+    messages: Sequence[Message], config: TaskConfig, tokenizer: PreTrainedTokenizerBase
+) -> str:
+    """Messages as they are, ready for the reply, by the task's arguments and date.
+
+    Raises:
         DataError: If the template refuses the messages, does not know an argument, or writes
             today's date and `task.prompt_date` does not say which.
     """
@@ -75,11 +91,11 @@ def render_chat(text: str, config: TaskConfig, tokenizer: PreTrainedTokenizerBas
             f"{', '.join(unknown)}; it reads {offered or 'no arguments'}"
         )
     if CLOCK not in variables:
-        return _apply(text, config, tokenizer, template)
+        return _apply(messages, config, tokenizer, template)
     if config.prompt_date is not None:
-        return _apply(text, config, tokenizer, _with_date(template, config.prompt_date))
+        return _apply(messages, config, tokenizer, _with_date(template, config.prompt_date))
     rendered = [
-        _apply(text, config, tokenizer, _with_date(template, day))
+        _apply(messages, config, tokenizer, _with_date(template, day))
         for day in (PROBE_DATE, date(2001, 2, 3))
     ]
     if rendered[0] != rendered[1]:
@@ -181,15 +197,17 @@ def _with_date(template: str, day: date) -> str:
     return f"{{%- macro {CLOCK}(form) -%}}{{{{- {written!r}[form] -}}}}{{%- endmacro -%}}{template}"
 
 
-def _apply(text: str, config: TaskConfig, tokenizer: PreTrainedTokenizerBase, template: str) -> str:
-    messages = [{"role": "user", "content": text}]
-    if config.system_prompt is not None:
-        messages.insert(0, {"role": "system", "content": config.system_prompt})
+def _apply(
+    messages: Sequence[Message],
+    config: TaskConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+) -> str:
     arguments: dict[str, Any] = dict(config.chat_template_kwargs)
     try:
         return str(
             tokenizer.apply_chat_template(
-                messages,
+                [dict(message) for message in messages],
                 chat_template=template,
                 tokenize=False,
                 add_generation_prompt=True,

@@ -155,6 +155,13 @@ def reword(
     return [_render(prompt, wording, config, tokenizer, use_chat=use_chat) for prompt in prompts]
 
 
+def encode_rendered(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Tokenize a prompt as another tool hands it over; one that begins with a special token gets no more."""
+    special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
+    is_complete = text.startswith(tuple(special))
+    return tuple(tokenizer(text, add_special_tokens=not is_complete)["input_ids"])
+
+
 def prompts_sha256(prompts: Sequence[Prompt]) -> str:
     """Hash of what the model is fed and graded against: prompts as rendered, tokens, gold answers."""
     rows = sorted(

@@ -24,6 +24,8 @@ from stir_train.launch.estimate import (
 MIXED_SHARE = 0.7
 """Of rollouts, those of problems with right and wrong answers, which alone are differentiated."""
 STATE_BYTES = 4
+CHUNK_SECONDS, CHUNK_OVERHEAD = 60.0, 1.15
+"""What a chunk should take, and how much longer a run may take for it."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,53 @@ def stage_costs(config: RunConfig, shape: ModelShape, rates: Rates) -> list[Stag
     bound = estimate(config, shape, num_ranks=1, on_gpu=False)
     costs = [_cost(name, config, shape, rates, bound) for name in STAGE_NAMES]
     return [cost for cost in costs if cost.hours > 0]
+
+
+@dataclass(frozen=True)
+class ChunkCost:
+    """What chunks of a size mean for the rollouts.
+
+    Attributes:
+        num_completions: `generation.chunk_completions`.
+        seconds: Of a full chunk, which a kill loses.
+        slowdown: Time of all rollouts over that with the size that is set.
+    """
+
+    num_completions: int
+    seconds: float
+    slowdown: float
+
+
+def chunk_costs(config: RunConfig, rates: Rates) -> tuple[ChunkCost, ChunkCost]:
+    """The chunk size that is set, and the one to propose; the same where none is better.
+
+    The proposal halves the size until a chunk takes about a minute, or smaller batches would cost too much.
+    """
+    whole = _rollout_seconds(config, rates)
+    held = proposed = ChunkCost(
+        config.generation.chunk_completions, _chunk_seconds(config, rates), 1.0
+    )
+    while proposed.seconds > CHUNK_SECONDS:
+        size = proposed.num_completions // 2
+        if size < max(1, config.rollout.num_samples):
+            break
+        limits = config.generation.model_copy(update={"chunk_completions": size})
+        smaller = config.model_copy(update={"generation": limits})
+        slowdown = _rollout_seconds(smaller, rates) / whole
+        if slowdown > CHUNK_OVERHEAD:
+            break
+        proposed = ChunkCost(size, _chunk_seconds(smaller, rates), slowdown)
+    return held, proposed
+
+
+def _rollout_seconds(config: RunConfig, rates: Rates) -> float:
+    return _seconds(_Job(config.splits.num_harvest, config.rollout.num_samples), config, rates)
+
+
+def _chunk_seconds(config: RunConfig, rates: Rates) -> float:
+    num_samples = config.rollout.num_samples
+    num_prompts = max(1, config.generation.chunk_completions // num_samples)
+    return _seconds(_Job(min(num_prompts, config.splits.num_harvest), num_samples), config, rates)
 
 
 def _cost(

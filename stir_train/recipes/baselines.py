@@ -124,7 +124,7 @@ def _finish(
             candidates, key=lambda c: (-trials[c].num_problems, -trials[c].metrics.utility)
         )
         best = ranked[0]
-        context.metrics.log("baselines", {f"{name}/utility": trials[best].metrics.utility})
+        context.metrics.summary("baselines", {f"{name}/utility": trials[best].metrics.utility})
         tried = tuple(trials[c] for c in ranked)
         methods.append(
             TunedBaseline(name, grid[best].path, grid[best].label, dict(grid[best].setting), tried)

@@ -69,15 +69,15 @@ def _log_basis(
     for selection in selections:
         name = _selection_name(selection)
         for pick, logdet in enumerate(selection.selection.logdet, start=1):
-            context.metrics.log("basis", {f"logdet/{name}": logdet}, step=pick)
+            context.metrics.log("basis", {"logdet": logdet}, step=pick, series=name)
         for place, value in enumerate(torch.linalg.svdvals(selection.basis.keys).tolist(), start=1):
-            context.metrics.log("basis", {f"spectrum/{name}": value}, step=place)
+            context.metrics.log("basis", {"spectrum": value}, step=place, series=name)
     for found in coverage:
         figures = {
-            "coverage/contrasts": found.num_contrasts,
-            "coverage/kept": found.kept_per_block,
+            "contrasts": found.num_contrasts,
+            "kept": found.kept_per_block,
         }
-        context.metrics.log("basis", figures, step=found.point)
+        context.metrics.log("basis", figures, step=found.point, series="coverage")
 
 
 def _selection_name(selection: BlockSelection) -> str:

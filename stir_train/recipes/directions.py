@@ -67,7 +67,8 @@ def _differentiate(context: RunContext, stage: StageDir, step: StepFiles) -> Non
         def on_finished(key: str, note: Note) -> None:
             if note:
                 number = int(key.removeprefix(step.prefix))
-                context.metrics.log("directions", {"step": step.number, **note}, step=number)
+                series = f"estimate-{step.number}"
+                context.metrics.log("directions", note, step=number, series=series)
             advance(1)
 
         together = context.resources.engine if context.is_sharded else None

@@ -100,8 +100,8 @@ def _fit(
                     "memory_gib": peak_memory_gib(),
                     "eta_seconds": eta_seconds,
                 }
-                named = {f"{spec.prefix}{key}": value for key, value in figures.items()}
-                context.metrics.log("distill", named, step=record.step)
+                series = spec.prefix.rstrip("/")
+                context.metrics.log("distill", figures, step=record.step, series=series)
 
         fitted = fit(
             engine,
@@ -161,6 +161,8 @@ def _export_and_verify(
         reload_difference=verified.difference,
     )
     save_record(stage, f"{spec.prefix}{FIGURES_FILE}", figures)
+    adapter = stage.path / spec.prefix / ADAPTER_DIRECTORY
+    context.metrics.directory("distill", f"{spec.name or 'student'}-adapter", adapter)
     return figures
 
 

@@ -23,6 +23,7 @@ from stir_train.data.prompts import describe_test_split, split_sha256
 from stir_train.errors import StageError
 from stir_train.evals.metrics import fed_prompts
 from stir_train.evals.retention import compare_students
+from stir_train.evals.sample_table import sample_rows
 from stir_train.evals.sampled import compare_samples
 from stir_train.runtime.abilities import missing_abilities
 from stir_train.runtime.answerers import baseline_answerer, plain_answerer, steered_answerer
@@ -231,8 +232,9 @@ def _finish(
     save_results(stage, results)
     for row in rows:
         figures = {f"{row.name}/accuracy": row.accuracy, f"{row.name}/tokens_mean": row.tokens_mean}
-        context.metrics.log("evaluate", figures)
+        context.metrics.summary("evaluate", figures)
     context.metrics.table("evaluate", "methods", [_shown(row) for row in rows])
+    _show(context, answers, rows)
     named = {row.name: row for row in rows}
     greedy, steered = named[GREEDY].accuracy, named[STEERED].accuracy
     student = f", LoRA student {named[STUDENT].accuracy:.1%}" if STUDENT in named else ""
@@ -250,6 +252,30 @@ def _finish(
         f"{len(test)} test problems: greedy {greedy:.1%}, {steered_part}{student}"
         f"{describe_reuse(results.share_reused)}",
     )
+
+
+def _show(
+    context: RunContext,
+    answers: Mapping[str, list[GradedRollout]],
+    rows: Sequence[MethodMetrics],
+) -> None:
+    """Give dashboards the headline figures, and some answers of what a user would deploy."""
+    shown = [row for row in rows if row.name in (STEERED, STUDENT)]
+    for row in shown:
+        low, high = row.delta_accuracy_ci95
+        figures = {
+            "accuracy": row.accuracy,
+            "delta_accuracy": row.delta_accuracy,
+            "delta_accuracy_low": low,
+            "delta_accuracy_high": high,
+            "delta_tokens_fraction": row.delta_tokens_fraction,
+        }
+        named = {f"{row.name}/{key}": value for key, value in figures.items()}
+        context.metrics.summary("headline", named)
+    questions = {prompt.prompt_id: prompt.question for prompt in context.splits["test"]}
+    some = {name: answers[name] for name in (GREEDY, *(row.name for row in shown))}
+    table = sample_rows(some, questions, context.resources.described.decode)
+    context.metrics.table("evaluate", "samples", table)
 
 
 def _compare_students(

@@ -117,7 +117,7 @@ def _finish(context: RunContext, stage: StageDir, trials: Sequence[SteeringTrial
         context.console.print(caution(describe_abstention(report)), soft_wrap=True)
     for trial in trials:
         figure = {f"{settings_label(trial.settings)}/utility": trial.metrics.utility}
-        context.metrics.log("tune", figure)
+        context.metrics.summary("tune", figure)
     best = max(whole, key=lambda trial: trial.metrics.utility)
     gain = best.metrics.delta_accuracy
     given_up = f", {len(trials) - len(whole)} given up early" if len(whole) < len(trials) else ""

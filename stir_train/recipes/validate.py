@@ -309,7 +309,7 @@ def _make_round(
 
     def on_finished(key: str, note: Note) -> None:
         if note:
-            context.metrics.log("validate", {"round": number, **note}, step=int(key))
+            context.metrics.log("validate", note, step=int(key), series=f"round-{number}")
         advance(len(part(key)), f"round {number + 1}", int(note.get("tokens", 0)))
 
     together = context.resources.engine if context.is_sharded else None

@@ -66,7 +66,9 @@ def _train(
     def on_step(record: StepRecord) -> None:
         advance(1, f"loss {record.loss:.3f}")
         if record.step % LOG_EVERY == 0:
-            context.metrics.log("value", {f"block_{block}/loss": record.loss}, step=record.step)
+            context.metrics.log(
+                "value", {"loss": record.loss}, step=record.step, series=f"block-{block}"
+            )
 
     head, fitted = fit_value_head(
         train,

@@ -29,8 +29,9 @@ from stir_train.distributed.launch import usable_cores
 from stir_train.distributed.preemption import Preempted
 from stir_train.distributed.world import PeerError, World, open_world
 from stir_train.errors import ArtifactError, StageError
+from stir_train.models.public_name import public_name
 from stir_train.monitoring.console import caution, make_console
-from stir_train.monitoring.metrics import Metrics, MetricsFile, open_metrics
+from stir_train.monitoring.metrics import Metrics, MetricsFile, WandbLabels, open_metrics
 from stir_train.runtime.context import RunContext, set_threads
 from stir_train.runtime.resources import Resources
 from stir_train.runtime.upstream import require_sources
@@ -176,10 +177,20 @@ def _metrics(
     return open_metrics(
         run_dir.path,
         wandb_mode=_wandb_mode(config, world),
-        project=config.tracking.project,
-        name=config.name,
+        labels=_wandb_labels(config),
         config=json.loads(config.model_dump_json()) | {"git_sha": _git_sha()},
         warn=lambda sentence: console.print(caution(sentence), soft_wrap=True),
+    )
+
+
+def _wandb_labels(config: RunConfig) -> WandbLabels:
+    task, model = config.task.name, public_name(config.model.name)
+    tracking = config.tracking
+    return WandbLabels(
+        project=tracking.project,
+        name=config.name,
+        group=f"{task} {model}" if tracking.group is None else tracking.group,
+        tags=(task, model, config.effort, f"seed-{config.seed}", *tracking.tags),
     )
 
 

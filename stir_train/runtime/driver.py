@@ -127,6 +127,7 @@ def begin(
     if not has_work:
         context.console.print(good(f"{name}: done before, nothing to do"))
         return None
+    context.metrics.start()
     if context.is_sharded and decodes:
         _ = context.resources.loaded  # takes all ranks, so not when one of them first asks for it
     return directory
@@ -226,7 +227,7 @@ def _finish(context: RunContext, directory: StageDir, outcome: Outcome) -> None:
     directory.finish(outcome.summary, ends_run=outcome.ends_run)
     context.run_dir.forget_progress(directory.name)
     scalars = {k: v for k, v in outcome.summary.items() if isinstance(v, int | float | str)}
-    context.metrics.log(directory.name, scalars | {"sha256": directory.fingerprint()})
+    context.metrics.summary(directory.name, scalars | {"sha256": directory.fingerprint()})
     context.console.print(good(f"{directory.name}: {outcome.sentence}"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -100,6 +101,7 @@ def generate_jobs(
         for chunk in range(num_chunks(context, job))
     }
     left, pace = len(chunks), Pace()
+    num_finished: Counter[str] = Counter()
 
     def make(key: str) -> Note:
         job, chunk = chunks[key]
@@ -109,18 +111,19 @@ def generate_jobs(
         nonlocal left
         left -= 1
         job, chunk = chunks[key]
+        num_finished[job.prefix] += 1
         num_completions = len(prompts_of_chunk(context, job, chunk)) * job.num_samples
         if not note:
             advance(num_completions)
             return
         figures = {
-            "set": job.set_name or "rollouts",
             **note,
             "tokens_per_second": note["tokens"] / max(note["seconds"], 1e-6),
             "queue_depth": left,
             "eta_seconds": pace.eta_seconds(left),
         }
-        context.metrics.log(stage.name, figures, step=chunk)
+        # Counted, not numbered: other ranks finish theirs in between.
+        context.metrics.log(stage.name, figures, step=num_finished[job.prefix], series=job.set_name)
         said = f"correct {note['correct_rate']:.0%}"
         if note["truncated_rate"]:
             said += f", cut off {note['truncated_rate']:.0%}"

@@ -14,7 +14,15 @@ from rich.table import Table
 
 from stir_train.config.run import RunConfig
 from stir_train.errors import StirError
-from stir_train.launch.costs import Rates, StageCost, rows_side_by_side, stage_costs
+from stir_train.launch.costs import (
+    CHUNK_OVERHEAD,
+    CHUNK_SECONDS,
+    Rates,
+    StageCost,
+    chunk_costs,
+    rows_side_by_side,
+    stage_costs,
+)
 from stir_train.launch.estimate import GIB
 from stir_train.monitoring.console import caution
 from stir_train.tools.measure import LENGTH_SECONDS, WIDTH_SECONDS, measure
@@ -46,6 +54,8 @@ def show_costs(config: RunConfig, stages: Collection[str], console: Console, *, 
     console.print(_table(costs), width=width)
     for line in _rates_in_words(config, rates):
         console.print(line, width=width)
+    if "rollout" in stages and (advice := chunk_advice(config, rates)):
+        console.print(advice, width=width)
     for warning in _warnings(config, costs):
         console.print(caution(warning), width=width)
 
@@ -93,6 +103,26 @@ def _rates_in_words(config: RunConfig, rates: Rates) -> list[str]:
         f"{num_cut} reach generation.max_new_tokens={budget})",
         "memory is an upper bound; grading, reading and writing are not in the times",
     ]
+
+
+def chunk_advice(config: RunConfig, rates: Rates) -> str:
+    """What a kill loses, and a chunk size that makes it less; empty where chunks are short enough."""
+    held, proposed = chunk_costs(config, rates)
+    if held.seconds <= 2 * CHUNK_SECONDS:
+        return ""
+    told = (
+        f"a chunk of {held.num_completions} completions takes about {in_words(held.seconds / HOUR)}, which a "
+        "kill loses; "
+    )
+    if proposed.num_completions == held.num_completions:
+        share = CHUNK_OVERHEAD - 1
+        return f"{told}smaller ones would make the rollouts more than {share:.0%} slower"
+    slower = proposed.slowdown - 1
+    cost = f", for {slower:.0%} more time in all" if slower > 0.005 else ""
+    return (
+        f"{told}generation.chunk_completions={proposed.num_completions} makes that "
+        f"{in_words(proposed.seconds / HOUR)}{cost} (set it before the run: later stages go by it)"
+    )
 
 
 def _warnings(config: RunConfig, costs: Sequence[StageCost]) -> list[str]:

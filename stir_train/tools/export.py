@@ -22,16 +22,17 @@ from stir_train.monitoring.console import good
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.upstream import abstains, stages_left_out
 from stir_train.stores.results import load_results
+from stir_train.tools.lm_eval_task import write_lm_eval_task
 from stir_train.tools.verify import run_verify
 from stir_train.types.directions import estimated_at
 from stir_train.types.results import MethodMetrics
 
-Format = Literal["lora", "merged", "gguf", "lm-eval"]
+Format = Literal["lora", "merged", "gguf", "lm-eval", "lm-eval-task"]
 CARD_FILE, GGUF_FILE, LM_EVAL_FILE = "README.md", "control-vector.gguf", "steer.pt"
 
 
 def run_export(context: RunContext, target: Path, *, form: Format) -> None:
-    """Write the adapter (verified again), its merged weights, or the chosen vector.
+    """Write the adapter (verified again), its merged weights, the chosen vector, or the test split.
 
     Raises:
         ArtifactError: If the target holds files already, or the run has nothing that the format can hold.
@@ -50,6 +51,12 @@ def write_export(context: RunContext, target: Path, *, form: Format) -> str:
     """
     if form in ("lora", "merged"):
         return _export_student(context, target, merged=form == "merged")
+    if form == "lm-eval-task":
+        name = write_lm_eval_task(context, target)
+        return (
+            f"stir-train lm-eval run --model stir --model_args run={context.run_dir.path} --tasks {name} "
+            f"--include_path {target}"
+        )
     return _export_vector(context, target, form)
 
 

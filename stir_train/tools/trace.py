@@ -90,7 +90,7 @@ def show_decisions(context: RunContext, index: int, method: str, console: Consol
 def _answer(
     context: RunContext, prompt: Prompt, method: str, listener: TokenListener | None
 ) -> Answers:
-    answerer, backend = _answerer(context, method), context.config.generation.backend
+    answerer, backend = method_answerer(context, method), context.config.generation.backend
     needs = answerer.needs | ({Ability.STREAM} if listener is not None else set())
     require_abilities(backend, abilities_of(backend), needs, f"--method {method}")
     return answerer.answer(
@@ -101,7 +101,7 @@ def _answer(
     )
 
 
-def _answerer(context: RunContext, method: str) -> ModelAnswerer:
+def method_answerer(context: RunContext, method: str) -> ModelAnswerer:
     """What answers by a method's name.
 
     Raises:
