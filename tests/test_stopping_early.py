@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from stir_train.baselines.convergence import AnswerConvergence, has_converged
+from stir_train.baselines.convergence import ANSWER_CONVERGENCE, has_converged
 from stir_train.baselines.interface import AnsweringContext, HarvestData, NotApplicable
 from stir_train.baselines.probing import Progress
 from stir_train.baselines.value_exit import ValueExit, fit_probe, last_states
@@ -28,7 +28,7 @@ def test_it_stops_where_trials_agree_and_counts_every_trial(
     # The marker with the space that this model's vocabulary of whole words has after it.
     asking = answering.loaded.tokenizer("Answer: ", add_special_tokens=False)["input_ids"]
     answering = dataclasses.replace(answering, answer_prompt=tuple(asking))
-    method = AnswerConvergence()
+    method = ANSWER_CONVERGENCE
     few, whole = prompts[:4], plain[:4]
     never = method.answer(answering, {}, {"agreeing": 1000}, few)
     assert [r.token_ids for r in never] == [r.token_ids for r in whole]
