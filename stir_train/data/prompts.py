@@ -155,6 +155,23 @@ def reword(
     return [_render(prompt, wording, config, tokenizer, use_chat=use_chat) for prompt in prompts]
 
 
+def knows(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Whether the vocabulary has every piece of a text."""
+    unknown = tokenizer.unk_token_id
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return unknown is None or unknown not in ids
+
+
+def spaced(marker: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A marker as the vocabulary has it: with a space behind it where only so all of its pieces are known.
+
+    The embedded models' vocabulary of whole words has ": " and no ":".
+    """
+    return (
+        f"{marker} " if not knows(tokenizer, marker) and knows(tokenizer, f"{marker} ") else marker
+    )
+
+
 def prompts_sha256(prompts: Sequence[Prompt]) -> str:
     """Hash of what the model is fed and graded against: prompts as rendered, tokens, gold answers."""
     rows = sorted(
