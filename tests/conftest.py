@@ -20,7 +20,7 @@ from stir_train.config.stages import ControlPointConfig
 from stir_train.data.control_points import ControlPointAutomaton, build_automaton
 from stir_train.data.grading import grade_batch
 from stir_train.data.problems import SourceProblem
-from stir_train.data.prompts import render_prompts, reword
+from stir_train.data.prompts import render_prompts, reword, spaced
 from stir_train.generation.backend import ControlSpec, SamplingParams
 from stir_train.generation.transformers.engine import DecodeEngine
 from stir_train.models.load import LoadedModel, load_model
@@ -97,7 +97,11 @@ def answering(loaded: LoadedModel, automaton: ControlPointAutomaton) -> Answerin
         seed=0,
         answers_of=answers_of,
         reword=lambda prompts, wording: reword(prompts, wording, TaskConfig(), loaded.tokenizer),
-        answer_prompt=tuple(loaded.tokenizer("Answer:", add_special_tokens=False)["input_ids"]),
+        answer_prompt=tuple(
+            loaded.tokenizer(spaced("Answer:", loaded.tokenizer), add_special_tokens=False)[
+                "input_ids"
+            ]
+        ),
         delimiter_ids=tuple(i for token, i in vocabulary.items() if "\n\n" in token),
     )
 

@@ -11,7 +11,7 @@ from stir_train.answering.baseline import BaselineAnswerer
 from stir_train.answering.interface import BASE, Answerer
 from stir_train.answering.model import ModelAnswerer
 from stir_train.baselines.interface import AnsweringContext
-from stir_train.baselines.self_consistency import SelfConsistency
+from stir_train.baselines.self_consistency import SELF_CONSISTENCY
 from stir_train.generation.controller import Controller
 from stir_train.generation.fixed import FixedVector
 from stir_train.types.rollout import Prompt, Rollout
@@ -56,7 +56,7 @@ def test_a_controller_is_made_once_and_its_decisions_come_with_the_answers(
 def test_a_baseline_answers_once_within_the_runs_budget(
     answering: AnsweringContext, prompts: list[Prompt]
 ) -> None:
-    method, setting = SelfConsistency(), {"samples": 3, "window": 3}
+    method, setting = SELF_CONSISTENCY, {"samples": 3, "window": 3}
     answerer: Answerer = BaselineAnswerer(method, setting, dict, lambda: answering)
     assert answerer.model == BASE
     assert answerer.needs == method.needs

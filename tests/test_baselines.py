@@ -11,20 +11,20 @@ from pydantic import ValidationError
 from torch import nn
 
 from stir_train.baselines import fractional
-from stir_train.baselines.cgrs import Cgrs, probability
+from stir_train.baselines.cgrs import CGRS, probability
 from stir_train.baselines.compression import BUDGETS, SteeredCompression, mean_kl
-from stir_train.baselines.deer import Deer
+from stir_train.baselines.deer import DEER
 from stir_train.baselines.editing import forbidding, token_ids_of_words
 from stir_train.baselines.efficiency import EfficiencySteering
 from stir_train.baselines.fractional import FractionalReasoning, ramp, turn
 from stir_train.baselines.interface import AnsweringContext, HarvestData, NotApplicable, label_of
-from stir_train.baselines.nowait import KEYWORDS, NoWait
+from stir_train.baselines.nowait import KEYWORDS, NO_WAIT
 from stir_train.baselines.pairs import right_and_wrong, shortest_and_longest_right
 from stir_train.baselines.reading import read
 from stir_train.baselines.registry import load_baseline, load_baselines
 from stir_train.baselines.representation import RepresentationControl
 from stir_train.baselines.seal import Seal, is_execution
-from stir_train.baselines.self_consistency import SelfConsistency, Vote, elect
+from stir_train.baselines.self_consistency import SELF_CONSISTENCY, Vote, elect
 from stir_train.config.baselines import BASELINES as SHIPPED
 from stir_train.config.stages import BaselinesConfig
 from stir_train.errors import ConfigError
@@ -79,23 +79,15 @@ def test_every_method_has_a_name_a_grid_and_learns_without_touching_the_model(
         assert len({label_of(setting) for setting in settings}) == len(settings) > 0, name
 
 
-class Own(NoWait):
-    """A method of the user's own."""
-
-    name = "own-words"
-
-
-Again = Own
-
-
-class Unnamed(NoWait):
-    """A method that would hide one of ours in the table."""
-
-    name = "stir-words"
+OWN = dataclasses.replace(NO_WAIT, name="own-words")
+"""A method of the user's own."""
+AGAIN = OWN
+HIDING = dataclasses.replace(NO_WAIT, name="stir-words")
+"""It would hide one of ours in the table."""
 
 
 def test_a_method_of_ones_own_is_named_by_its_import_path() -> None:
-    path = f"{__name__}:Own"
+    path = f"{__name__}:OWN"
     config = BaselinesConfig(methods=("nowait", path))
     assert config.imported == {"baselines.methods.0": path}
     own = load_baselines(config.names)
@@ -112,9 +104,9 @@ def test_what_is_no_method_is_refused_with_what_would_be() -> None:
     with pytest.raises(ConfigError, match="is no baseline; it needs `name`"):
         load_baseline("pathlib:Path")
     with pytest.raises(ConfigError, match="calls itself 'stir-words'"):
-        load_baseline(f"{__name__}:Unnamed")
+        load_baseline(f"{__name__}:HIDING")
     with pytest.raises(ConfigError, match="two methods call themselves 'own-words'"):
-        load_baselines((f"{__name__}:Own", f"{__name__}:Again"))
+        load_baselines((f"{__name__}:OWN", f"{__name__}:AGAIN"))
 
 
 def test_a_vote_takes_the_first_sample_of_the_majority_and_counts_every_token() -> None:
@@ -136,7 +128,7 @@ def test_a_vote_takes_the_first_sample_of_the_majority_and_counts_every_token() 
 def test_voting_stops_early_where_a_window_agrees(
     answering: AnsweringContext, prompts: list[Prompt], harvest: HarvestData
 ) -> None:
-    method = SelfConsistency()
+    method = SELF_CONSISTENCY
     assert method.prepare(harvest) == {}
     three = method.answer(answering, {}, {"samples": 3, "window": 3}, prompts[:8])
     six = method.answer(answering, {}, {"samples": 6, "window": 3}, prompts[:8])
@@ -290,7 +282,7 @@ def test_nowait_never_writes_a_keyword(
     words = {loaded.tokenizer.decode([i]).strip().lower() for i in parameters["token_ids"].tolist()}
     assert "wait" in words
     assert words <= KEYWORDS
-    answered = NoWait().answer(answering, parameters, {}, prompts)
+    answered = NO_WAIT.answer(answering, parameters, {}, prompts)
     banned = set(parameters["token_ids"].tolist())
     assert not any(banned & set(rollout.token_ids) for rollout in answered)
     assert token_ids_of_words(loaded, frozenset({"nonesuch"})) == []
@@ -325,7 +317,7 @@ def test_the_progress_vector_tells_progress_and_is_a_bias_on_the_logits(
 def test_deer_leaves_at_a_sure_answer_and_never_without_one(
     answering: AnsweringContext, prompts: list[Prompt], harvest: HarvestData, plain: list[Rollout]
 ) -> None:
-    assert Deer().prepare(harvest)["token_ids"].numel() == 1
+    assert DEER.prepare(harvest)["token_ids"].numel() == 1
     # Greedily this model never waits: another word stands for the monitor.
     words = token_ids_of_words(answering.loaded, frozenset({"so"}))
     parameters, monitors = {"token_ids": torch.tensor(words)}, set(words)
@@ -335,11 +327,11 @@ def test_deer_leaves_at_a_sure_answer_and_never_without_one(
     assert chosen
     assert others
     by_prompt = {r.prompt_id: r for r in plain}
-    patient = Deer().answer(answering, parameters, {"threshold": 2.0}, [*chosen, *others])
+    patient = DEER.answer(answering, parameters, {"threshold": 2.0}, [*chosen, *others])
     assert _tokens(patient) == [by_prompt[p.prompt_id].token_ids for p in (*chosen, *others)]
     assert all(r.preview_tokens > 0 for r in patient[: len(chosen)]), "trials are counted"
     assert all(r.preview_tokens == 0 for r in patient[len(chosen) :])
-    hasty = Deer().answer(answering, parameters, {"threshold": -1.0}, chosen)
+    hasty = DEER.answer(answering, parameters, {"threshold": -1.0}, chosen)
     for rollout in hasty:
         whole = by_prompt[rollout.prompt_id].token_ids
         place = next(i for i, token in enumerate(whole) if token in monitors)
@@ -357,10 +349,10 @@ def test_cgrs_suppresses_triggers_in_proportion_to_certainty(
     assert probability(0.95, 0.9) == pytest.approx(0.5)
     assert probability(0.2, 0.9) == 0
     parameters = prepared["cgrs"]
-    never = Cgrs().answer(answering, parameters, {"delta": 1 - 1e-12}, prompts[:6])
+    never = CGRS.answer(answering, parameters, {"delta": 1 - 1e-12}, prompts[:6])
     assert _tokens(never) == _tokens(plain[:6])
     assert all(r.preview_tokens > 0 for r in never)
-    always = Cgrs().answer(answering, parameters, {"delta": -1e9}, prompts)
+    always = CGRS.answer(answering, parameters, {"delta": -1e9}, prompts)
     triggers = set(parameters["token_ids"].tolist())
     assert any(triggers & set(r.token_ids[r.control_points[0] + 1 :]) for r in plain)
     for rollout, other in zip(always, plain, strict=True):

@@ -9,9 +9,9 @@ import torch
 
 from stir_train.baselines.dsc import Dsc, is_decided, probability_of_lead
 from stir_train.baselines.interface import AnsweringContext, HarvestData
-from stir_train.baselines.rpc import Rpc, mean_probability, path_weights
-from stir_train.baselines.self_certainty import SelfCertainty, borda, self_certainties
-from stir_train.baselines.self_consistency import SelfConsistency, Vote, elect
+from stir_train.baselines.rpc import RPC, mean_probability, path_weights
+from stir_train.baselines.self_certainty import SELF_CERTAINTY, borda, self_certainties
+from stir_train.baselines.self_consistency import SELF_CONSISTENCY, Vote, elect
 from stir_train.types.rollout import Prompt, Rollout
 
 
@@ -46,9 +46,9 @@ def test_self_certainty_is_the_divergence_from_uniform(
     assert self_certainties(answering.loaded, plain[:3])[0] == pytest.approx(
         float(by_hand), rel=1e-4
     )
-    method = SelfCertainty()
+    method = SELF_CERTAINTY
     voted = method.answer(answering, {}, {"samples": 4, "power": 1.0}, prompts[:4])
-    others = SelfConsistency().answer(answering, {}, {"samples": 4, "window": 4}, prompts[:4])
+    others = SELF_CONSISTENCY.answer(answering, {}, {"samples": 4, "window": 4}, prompts[:4])
     for rollout, other in zip(voted, others, strict=True):
         assert rollout.total_tokens == other.total_tokens
         assert rollout.forward_passes == other.forward_passes + 4, "a reading pass a sample"
@@ -70,7 +70,7 @@ def test_path_probabilities_count_once_and_improbable_paths_not_at_all() -> None
 
 
 def test_rpc_adds_no_pass(answering: AnsweringContext, prompts: list[Prompt]) -> None:
-    voted = Rpc().answer(answering, {}, {"samples": 4, "prune": "yes"}, prompts[:4])
+    voted = RPC.answer(answering, {}, {"samples": 4, "prune": "yes"}, prompts[:4])
     for rollout in voted:
         assert rollout.forward_passes == rollout.total_tokens
 

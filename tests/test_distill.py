@@ -12,10 +12,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from stir_train.config.inputs import ModelConfig
+from stir_train.config.inputs import ModelConfig, TaskConfig
 from stir_train.config.learning import DistillConfig, ObjectiveConfig
 from stir_train.config.steering import ValueSteering
 from stir_train.data.control_points import ControlPointAutomaton
+from stir_train.data.prompts import Wording, reword
 from stir_train.distill.objective import DistillLoss
 from stir_train.distill.on_policy import StudentSampling, on_policy_batches
 from stir_train.distill.replay import ControlPoints, steered_block
@@ -24,9 +25,10 @@ from stir_train.distill.samples import (
     BatchConfig,
     SequenceBatch,
     batch_indices,
+    num_tokens,
     sequence_batches,
 )
-from stir_train.distill.terms import divergence
+from stir_train.distill.terms import divergence, replays_steering
 from stir_train.distill.validation import validation_loss
 from stir_train.distributed.engine import PlainEngine
 from stir_train.distributed.world import alone
@@ -212,11 +214,79 @@ def test_divergence_is_the_named_one_at_each_end_and_zero_between_equals() -> No
         torch.testing.assert_close(of(beta=beta, top_k=10), of(beta=beta), rtol=1e-4, atol=1e-5)
 
 
+INSTRUCTION = "Easy, just add."
+"""Words that the embedded model knows."""
+CONCISE = ObjectiveConfig(
+    samples="unverified", sequence=0.0, logits=1.0, beta=1.0, on_policy=1.0, instruction=INSTRUCTION
+)
+
+
+def _instructed(prompts: list[Prompt], instruction: str) -> dict[str, tuple[int, ...]]:
+    tokenizer = _student().base.tokenizer
+    worded = reword(prompts, Wording(instruction=instruction), TaskConfig(), tokenizer)
+    return {prompt.prompt_id: prompt.token_ids for prompt in worded}
+
+
+def test_a_teacher_under_an_instruction_judges_the_same_completions(
+    loaded: LoadedModel, prompts: list[Prompt], steered: list[Rollout]
+) -> None:
+    samples, losses = steered[:3], []
+    for instruction in ("", INSTRUCTION):
+        instructed = _instructed(prompts, instruction)
+        batching = BatchConfig(3, pad_token_id=0, seed=0, instructed=instructed)
+        (batch,) = next(sequence_batches(samples, _engine(), 0, batching))
+        with torch.no_grad():
+            losses.append(float(_loss(CONCISE)(batch)["logits"]))
+    assert losses[0] == pytest.approx(0.0, abs=1e-5), "told nothing, it is the untrained student"
+    by_hand = 0.0
+    for sample in samples:
+        logits = []
+        for prompt in (sample.prompt_token_ids, instructed[sample.prompt_id]):
+            with torch.no_grad():
+                found = loaded.model(input_ids=torch.tensor([[*prompt, *sample.token_ids]])).logits
+            logits.append(found[0, len(prompt) - 1 : -1])
+        by_hand += float(divergence(logits[0], logits[1], CONCISE))
+    assert losses[1] == pytest.approx(by_hand / num_tokens(samples), rel=1e-3)
+    assert losses[1] > 0.01
+
+
+def test_a_student_samples_for_a_teacher_under_an_instruction(
+    loaded: LoadedModel,
+    prompts: list[Prompt],
+    automaton: ControlPointAutomaton,
+    steered: list[Rollout],
+) -> None:
+    sampling = dataclasses.replace(
+        _sampling(automaton, prompts, loaded.stop_token_ids), controller=None
+    )
+    samples, engine = steered[:4], _engine(num_parts=3)
+    batching = BatchConfig(2, 0, seed=0, instructed=_instructed(prompts, INSTRUCTION))
+    given = sequence_batches(samples, engine, 0, batching)
+    parts = next(on_policy_batches(samples, engine, 0, batching, given, sampling))
+    summed = 0.0
+    for part in parts:  # two sequences in three parts: one is a filler
+        assert part.points is None
+        assert part.instructed is not None
+        assert part.by_student
+        counted = [(b.labels != IGNORED).sum() for b in (part, part.instructed)]
+        assert counted[0] == counted[1]
+        with torch.no_grad():
+            summed += float(_loss(CONCISE)(part)["logits"])
+    assert summed > 0
+
+
 def test_objectives_without_meaning_are_refused(steered: list[Rollout]) -> None:
     with pytest.raises(ValidationError, match="nothing to learn"):
         ObjectiveConfig(sequence=0.0)
     with pytest.raises(ValidationError, match="no steered teacher"):
         ObjectiveConfig(samples="plain", states=1.0)
+    with pytest.raises(ValidationError, match="unverified samples have no steered teacher"):
+        ObjectiveConfig(samples="unverified", logits=1.0)
+    for settings in ({}, {"logits": 1.0, "states": 1.0}):
+        with pytest.raises(ValidationError, match="distributions alone"):
+            ObjectiveConfig(instruction=INSTRUCTION, **settings)
+    assert replays_steering(LOGITS)
+    assert not replays_steering(CONCISE)
     with pytest.raises(ValidationError, match="a teacher to judge"):
         ObjectiveConfig(on_policy=0.5)
     static = dataclasses.replace(steered[0], impulses=(Impulse(3, 4, -1, 1.0),))

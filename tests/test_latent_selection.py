@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from stir_train.baselines.cyclic_reflex import CyclicReflex, wave
+from stir_train.baselines.cyclic_reflex import CYCLIC_REFLEX, wave
 from stir_train.baselines.interface import AnsweringContext, HarvestData, NotApplicable
-from stir_train.baselines.mur import Mur, is_uncertain, take, uncertainty
+from stir_train.baselines.mur import MUR, is_uncertain, take, uncertainty
 from stir_train.baselines.probing import Progress
 from stir_train.baselines.trajectory_selection import (
     TrajectorySelection,
@@ -79,7 +79,7 @@ def test_the_wave_rises_first_and_is_nothing_on_average() -> None:
 def test_words_of_reflection_come_and_go_with_the_wave(
     answering: AnsweringContext, prompts: list[Prompt], harvest: HarvestData, plain: list[Rollout]
 ) -> None:
-    method, few = CyclicReflex(), prompts[:3]
+    method, few = CYCLIC_REFLEX, prompts[:3]
     parameters = method.prepare(harvest)
     words = set(parameters["token_ids"].tolist())
     flat = method.answer(answering, parameters, {"amplitude": 0.0, "period": 0.5}, few)
@@ -98,10 +98,10 @@ def test_uncertain_steps_are_sampled_again_and_the_surest_is_kept(
     assert is_uncertain(1.2, 1.0, 0.9)
     assert not is_uncertain(1.05, 1.0, 0.9)
     few, whole = prompts[:3], plain[:3]
-    never = Mur().answer(answering, {}, {"gamma": 1e-9, "samples": 2}, few)
+    never = MUR.answer(answering, {}, {"gamma": 1e-9, "samples": 2}, few)
     assert [r.token_ids for r in never] == [r.token_ids for r in whole]
     assert all(r.preview_tokens == 0 for r in never)
-    always = Mur().answer(answering, {}, {"gamma": 1e9, "samples": 2}, few)
+    always = MUR.answer(answering, {}, {"gamma": 1e9, "samples": 2}, few)
     for rollout, other in zip(always, whole, strict=True):
         first = other.control_points[0] + 1
         assert rollout.token_ids[:first] == other.token_ids[:first]

@@ -7,10 +7,11 @@ import dataclasses
 import pytest
 import torch
 
-from stir_train.baselines.convergence import AnswerConvergence, has_converged
+from stir_train.baselines.convergence import ANSWER_CONVERGENCE, has_converged
 from stir_train.baselines.interface import AnsweringContext, HarvestData, NotApplicable
 from stir_train.baselines.probing import Progress
 from stir_train.baselines.value_exit import ValueExit, fit_probe, last_states
+from stir_train.data.prompts import knows, spaced
 from stir_train.types.rollout import Grade, Prompt, Rollout
 from tests.support import bases
 
@@ -22,13 +23,23 @@ def test_answers_converge_when_the_last_ones_agree() -> None:
     assert not has_converged(["", ""], 2), "no answers are no agreement"
 
 
+def test_an_answer_is_asked_for_with_tokens_that_the_vocabulary_has(
+    answering: AnsweringContext,
+) -> None:
+    tokenizer = answering.loaded.tokenizer
+    assert not knows(tokenizer, "Answer:"), (
+        "this vocabulary of whole words has a space behind signs"
+    )
+    assert spaced("Answer:", tokenizer) == "Answer: "
+    assert tokenizer.unk_token_id not in answering.answer_prompt
+    assert spaced("Answer: ", tokenizer) == "Answer: "
+    assert spaced("nonesuch", tokenizer) == "nonesuch", "nothing better is known"
+
+
 def test_it_stops_where_trials_agree_and_counts_every_trial(
     answering: AnsweringContext, prompts: list[Prompt], plain: list[Rollout]
 ) -> None:
-    # The marker with the space that this model's vocabulary of whole words has after it.
-    asking = answering.loaded.tokenizer("Answer: ", add_special_tokens=False)["input_ids"]
-    answering = dataclasses.replace(answering, answer_prompt=tuple(asking))
-    method = AnswerConvergence()
+    method = ANSWER_CONVERGENCE
     few, whole = prompts[:4], plain[:4]
     never = method.answer(answering, {}, {"agreeing": 1000}, few)
     assert [r.token_ids for r in never] == [r.token_ids for r in whole]

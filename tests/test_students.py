@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from peft.tuners.lora import LoraLayer
 
 from stir_train.config.inputs import ModelConfig
 from stir_train.config.learning import DistillConfig
-from stir_train.distill.samples import choose_samples
+from stir_train.distill.samples import choose_samples, unverified_samples
 from stir_train.evals.retention import compare_students
 from stir_train.models.lora import make_whole_student
 from stir_train.types.rollout import Grade, GradedRollout, Rollout
@@ -46,6 +48,20 @@ def test_hard_problems_keep_one_sample_of_middle_length_beside_the_shortest() ->
     assert kept(0.2) == [("easy", 3), ("hard", 3)], "a quarter is solved"
     everything = sorted(lengths)
     assert kept(0.3, keep=5) == [(p, n) for p in ("easy", "hard") for n in everything]
+
+
+def test_unverified_samples_are_the_first_distinct_ones_that_ended_whatever_their_grades() -> None:
+    answers = [
+        dataclasses.replace(a, rollout=dataclasses.replace(a.rollout, prompt_id="p", sample=i))
+        for i, a in enumerate(_answers([False, True, True, False], [9, 9, 3, 5]))
+    ]
+    cut_off = dataclasses.replace(answers[3].rollout, finish_reason="length")
+    answers[3] = dataclasses.replace(answers[3], rollout=cut_off)
+    assert unverified_samples(answers, keep_per_prompt=1) == [answers[0].rollout]
+    # The second repeats the first, the fourth was cut off.
+    kept = unverified_samples(answers, keep_per_prompt=4)
+    assert kept == [answers[0].rollout, answers[2].rollout]
+    assert choose_samples(answers, keep_per_prompt=1) == [answers[2].rollout]
 
 
 def test_retention_is_the_share_of_the_teachers_gain_where_it_has_one() -> None:

@@ -13,18 +13,8 @@ import random
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-import torch
-from torch import Tensor
-
-from stir_train.baselines.editing import biased, forbidding, token_ids_of_words
-from stir_train.baselines.interface import (
-    EDITS,
-    AnsweringContext,
-    HarvestData,
-    NotApplicable,
-    Parameters,
-    Setting,
-)
+from stir_train.baselines.editing import biased, forbidding
+from stir_train.baselines.interface import AnsweringContext, Setting
 from stir_train.baselines.probing import (
     Progress,
     extend,
@@ -32,67 +22,55 @@ from stir_train.baselines.probing import (
     mean_entropies,
     try_answers,
 )
+from stir_train.baselines.words import WordMethod
 from stir_train.types.rollout import Prompt, Rollout
 
 TRIGGERS = frozenset({"wait", "but", "alternatively", "alternative", "hmm"})
-DELTAS = (0.5, 0.9)
+GRID = [{"delta": delta} for delta in (0.5, 0.9)]
 MAX_TRIALS = 40
 """After so many delimiters a completion goes on unprobed."""
 
 
-class Cgrs:
-    """Certainty-guided suppression of triggers."""
+def suppress_by_certainty(
+    answering: AnsweringContext,
+    token_ids: list[int],
+    setting: Setting,
+    prompts: Sequence[Prompt],
+) -> list[Rollout]:
+    """Greedy, in as many rounds as the longest completion has segments."""
+    size = answering.loaded.model.config.get_text_config().vocab_size
+    bias = forbidding(token_ids, size)
+    items = [Progress(prompt) for prompt in prompts]
+    suppressed = [False] * len(items)
+    while any(item.finish is None for item in items):
+        for flag in (False, True):
+            going = [
+                item
+                for item, is_suppressed in zip(items, suppressed, strict=True)
+                if item.finish is None and is_suppressed == flag
+            ]
+            probed = [item for item in going if may_try(answering, item, MAX_TRIALS)]
+            free = [item for item in going if not may_try(answering, item, MAX_TRIALS)]
+            with biased(answering.loaded, bias) if flag else nullcontext():
+                extend(answering, probed, answering.delimiter_ids)
+                extend(answering, free, ())
+        paused = [i for i, item in enumerate(items) if item.finish is None]
+        trials = try_answers(answering, [(items[i], items[i].token_ids) for i in paused])
+        for i, entropy in zip(paused, mean_entropies(answering, trials), strict=True):
+            items[i].forward_passes += 1  # the entropies are read in a pass of their own
+            certainty = 1 - entropy / math.log(size)
+            suppressed[i] = _draw(answering, items[i]) < probability(
+                certainty, float(setting["delta"])
+            )
+    return [item.rollout() for item in items]
 
-    name = "cgrs"
-    needs = EDITS
 
-    def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
-        """Which tokens are triggers."""
-        found = token_ids_of_words(harvest.loaded, TRIGGERS)
-        if not found:
-            raise NotApplicable("no token of the vocabulary is a trigger word")
-        return {"token_ids": torch.tensor(found)}
+CGRS = WordMethod("cgrs", TRIGGERS, "a trigger word", GRID, suppress_by_certainty)
+"""Certainty-guided suppression of triggers."""
 
-    def settings(self, blocks: Sequence[int]) -> list[Setting]:  # noqa: ARG002 - the interface's
-        """Every delta."""
-        return [{"delta": delta} for delta in DELTAS]
 
-    def answer(
-        self,
-        answering: AnsweringContext,
-        parameters: Parameters,
-        setting: Setting,
-        prompts: Sequence[Prompt],
-    ) -> list[Rollout]:
-        """Greedy, in as many rounds as the longest completion has segments."""
-        size = answering.loaded.model.config.get_text_config().vocab_size
-        bias = forbidding(parameters["token_ids"].tolist(), size)
-        items = [Progress(prompt) for prompt in prompts]
-        suppressed = [False] * len(items)
-        while any(item.finish is None for item in items):
-            for flag in (False, True):
-                going = [
-                    item
-                    for item, is_suppressed in zip(items, suppressed, strict=True)
-                    if item.finish is None and is_suppressed == flag
-                ]
-                probed = [item for item in going if may_try(answering, item, MAX_TRIALS)]
-                free = [item for item in going if not may_try(answering, item, MAX_TRIALS)]
-                with biased(answering.loaded, bias) if flag else nullcontext():
-                    extend(answering, probed, answering.delimiter_ids)
-                    extend(answering, free, ())
-            paused = [i for i, item in enumerate(items) if item.finish is None]
-            trials = try_answers(answering, [(items[i], items[i].token_ids) for i in paused])
-            for i, entropy in zip(paused, mean_entropies(answering, trials), strict=True):
-                items[i].forward_passes += 1  # the entropies are read in a pass of their own
-                certainty = 1 - entropy / math.log(size)
-                suppressed[i] = self._draw(answering, items[i]) < probability(
-                    certainty, float(setting["delta"])
-                )
-        return [item.rollout() for item in items]
-
-    def _draw(self, answering: AnsweringContext, item: Progress) -> float:
-        return random.Random(f"{answering.seed}/{item.prompt.prompt_id}/{item.num_trials}").random()
+def _draw(answering: AnsweringContext, item: Progress) -> float:
+    return random.Random(f"{answering.seed}/{item.prompt.prompt_id}/{item.num_trials}").random()
 
 
 def probability(certainty: float, delta: float) -> float:

@@ -9,55 +9,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
-from stir_train.baselines.interface import AnsweringContext, HarvestData, Parameters, Setting
+from stir_train.baselines.interface import AnsweringContext, Setting
 from stir_train.baselines.probing import Progress, accept, extend, may_try, try_answers
-from stir_train.generation.backend import Ability
+from stir_train.baselines.untaught import Untaught
 from stir_train.types.rollout import Prompt, Rollout
 
-AGREEING = (2, 3, 5)
+GRID = [{"agreeing": count} for count in (2, 3, 5)]
 MAX_TRIALS = 40
 """After so many delimiters a completion goes on unasked."""
 
 
-class AnswerConvergence:
-    """Try an answer at every delimiter, until some in a row agree."""
+def stop_where_answers_agree(
+    answering: AnsweringContext, setting: Setting, prompts: Sequence[Prompt]
+) -> list[Rollout]:
+    """Greedy, in as many rounds as the longest completion has delimiters."""
+    needed = int(setting["agreeing"])
+    items = [Progress(prompt) for prompt in prompts]
+    answers: list[list[str]] = [[] for _ in items]
+    while going := [i for i, item in enumerate(items) if item.finish is None]:
+        asked = [i for i in going if may_try(answering, items[i], MAX_TRIALS)]
+        extend(answering, [items[i] for i in going if i not in asked], ())
+        extend(answering, [items[i] for i in asked], answering.delimiter_ids)
+        paused = [i for i in asked if items[i].finish is None]
+        trials = try_answers(answering, [(items[i], items[i].token_ids) for i in paused])
+        found = _answers_of(answering, [items[i].prompt for i in paused], trials)
+        for i, trial, answer in zip(paused, trials, found, strict=True):
+            answers[i].append(answer)
+            if has_converged(answers[i], needed):
+                accept(answering, items[i], trial)
+    return [item.rollout() for item in items]
 
-    name = "answer-convergence"
-    needs = frozenset[Ability]()
 
-    def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:  # noqa: ARG002 - the interface's
-        """No parameters."""
-        return {}
-
-    def settings(self, blocks: Sequence[int]) -> list[Setting]:  # noqa: ARG002 - the interface's
-        """How many answers must agree."""
-        return [{"agreeing": count} for count in AGREEING]
-
-    def answer(
-        self,
-        answering: AnsweringContext,
-        parameters: Parameters,  # noqa: ARG002 - the interface's
-        setting: Setting,
-        prompts: Sequence[Prompt],
-    ) -> list[Rollout]:
-        """Greedy, in as many rounds as the longest completion has delimiters."""
-        needed = int(setting["agreeing"])
-        items = [Progress(prompt) for prompt in prompts]
-        answers: list[list[str]] = [[] for _ in items]
-        while going := [i for i, item in enumerate(items) if item.finish is None]:
-            asked = [i for i in going if may_try(answering, items[i], MAX_TRIALS)]
-            extend(answering, [items[i] for i in going if i not in asked], ())
-            extend(answering, [items[i] for i in asked], answering.delimiter_ids)
-            paused = [i for i in asked if items[i].finish is None]
-            trials = try_answers(answering, [(items[i], items[i].token_ids) for i in paused])
-            found = _answers_of(answering, [items[i].prompt for i in paused], trials)
-            for i, trial, answer in zip(paused, trials, found, strict=True):
-                answers[i].append(answer)
-                if has_converged(answers[i], needed):
-                    accept(answering, items[i], trial)
-        return [item.rollout() for item in items]
+ANSWER_CONVERGENCE = Untaught("answer-convergence", GRID, stop_where_answers_agree)
+"""Try an answer at every delimiter, until some in a row agree."""
 
 
 def has_converged(answers: Sequence[str], needed: int) -> bool:

@@ -13,76 +13,50 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from stir_train.baselines.editing import biased, token_ids_of_words
-from stir_train.baselines.interface import (
-    EDITS,
-    AnsweringContext,
-    HarvestData,
-    NotApplicable,
-    Parameters,
-    Setting,
-)
+from stir_train.baselines.editing import biased
+from stir_train.baselines.interface import AnsweringContext, Setting
 from stir_train.baselines.probing import Progress, extend
+from stir_train.baselines.words import WordMethod
 from stir_train.types.rollout import Prompt, Rollout
 
 WORDS = frozenset({"wait", "but", "alternatively"})
-AMPLITUDES = (2.5, 5.0)
-PERIOD_SHARES = (0.15, 0.5)
-"""Of the token budget; the paper's is 0.15."""
+GRID = [{"amplitude": height, "period": share} for height in (2.5, 5.0) for share in (0.15, 0.5)]
+"""The period is a share of the token budget; the paper's is 0.15."""
 NUM_PIECES = 16
 
 
-class CyclicReflex:
-    """A triangular wave on the logits of words of reflection."""
+def answer_under_wave(
+    answering: AnsweringContext,
+    token_ids: list[int],
+    setting: Setting,
+    prompts: Sequence[Prompt],
+) -> list[Rollout]:
+    """Greedy, piece by piece."""
+    budget = answering.greedy.max_new_tokens
+    width = max(1, round(float(setting["period"]) * budget / NUM_PIECES))
+    where = torch.zeros(answering.loaded.model.config.get_text_config().vocab_size)
+    where[token_ids] = float(setting["amplitude"])
+    items = [Progress(prompt) for prompt in prompts]
+    for piece, start in enumerate(range(0, budget, width)):
+        going = [item for item in items if item.finish is None]
+        if not going:
+            break
+        end = min(start + width, budget)
+        until = dataclasses.replace(
+            answering, greedy=dataclasses.replace(answering.greedy, max_new_tokens=end)
+        )
+        height = wave((piece + 0.5) / NUM_PIECES)
+        with biased(answering.loaded, height * where):
+            extend(until, going, ())
+        for item in going:
+            if item.finish == "length" and end < budget:
+                item.finish = None  # the piece is full, not the budget
+    return [item.rollout() for item in items]
 
-    name = "cyclic-reflex"
-    needs = EDITS
 
-    def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
-        """Which tokens are words of reflection."""
-        found = token_ids_of_words(harvest.loaded, WORDS)
-        if not found:
-            raise NotApplicable("no token of the vocabulary is a word of reflection")
-        return {"token_ids": torch.tensor(found)}
-
-    def settings(self, blocks: Sequence[int]) -> list[Setting]:  # noqa: ARG002 - the interface's
-        """Every amplitude and period."""
-        return [
-            {"amplitude": amplitude, "period": share}
-            for amplitude in AMPLITUDES
-            for share in PERIOD_SHARES
-        ]
-
-    def answer(
-        self,
-        answering: AnsweringContext,
-        parameters: Parameters,
-        setting: Setting,
-        prompts: Sequence[Prompt],
-    ) -> list[Rollout]:
-        """Greedy, piece by piece."""
-        budget = answering.greedy.max_new_tokens
-        width = max(1, round(float(setting["period"]) * budget / NUM_PIECES))
-        where = torch.zeros(answering.loaded.model.config.get_text_config().vocab_size)
-        where[parameters["token_ids"]] = float(setting["amplitude"])
-        items = [Progress(prompt) for prompt in prompts]
-        for piece, start in enumerate(range(0, budget, width)):
-            going = [item for item in items if item.finish is None]
-            if not going:
-                break
-            end = min(start + width, budget)
-            until = dataclasses.replace(
-                answering, greedy=dataclasses.replace(answering.greedy, max_new_tokens=end)
-            )
-            height = wave((piece + 0.5) / NUM_PIECES)
-            with biased(answering.loaded, height * where):
-                extend(until, going, ())
-            for item in going:
-                if item.finish == "length" and end < budget:
-                    item.finish = None  # the piece is full, not the budget
-        return [item.rollout() for item in items]
+CYCLIC_REFLEX = WordMethod("cyclic-reflex", WORDS, "a word of reflection", GRID, answer_under_wave)
+"""A triangular wave on the logits of words of reflection."""
 
 
 def wave(periods: float) -> float:

@@ -11,65 +11,39 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-from stir_train.baselines.editing import token_ids_of_words
-from stir_train.baselines.interface import (
-    EDITS,
-    AnsweringContext,
-    HarvestData,
-    NotApplicable,
-    Parameters,
-    Setting,
-)
+from stir_train.baselines.interface import AnsweringContext, Setting
 from stir_train.baselines.probing import Progress, accept, extend, may_try, try_answers
+from stir_train.baselines.words import WordMethod
 from stir_train.types.rollout import Prompt, Rollout
 
 MONITORS = frozenset({"wait", "alternatively"})
-THRESHOLDS = (0.9, 0.95, 0.99)
+GRID = [{"threshold": threshold} for threshold in (0.9, 0.95, 0.99)]
 MAX_TRIALS = 10
 
 
-class Deer:
-    """Try an answer at every monitor word."""
+def leave_when_sure(
+    answering: AnsweringContext,
+    token_ids: list[int],
+    setting: Setting,
+    prompts: Sequence[Prompt],
+) -> list[Rollout]:
+    """Greedy, in as many rounds as the longest completion has monitor words."""
+    items = [Progress(prompt) for prompt in prompts]
+    while going := [item for item in items if item.finish is None]:
+        judged = [item for item in going if may_try(answering, item, MAX_TRIALS)]
+        extend(answering, [item for item in going if not may_try(answering, item, MAX_TRIALS)], ())
+        extend(answering, judged, token_ids)
+        paused = [item for item in judged if item.finish is None]
+        trials = try_answers(answering, [(item, item.token_ids[:-1]) for item in paused])
+        for item, trial in zip(paused, trials, strict=True):
+            if not trial.truncated and confidence(trial) > float(setting["threshold"]):
+                item.token_ids = item.token_ids[:-1]  # the monitor word goes
+                accept(answering, item, trial)
+    return [item.rollout() for item in items]
 
-    name = "deer"
-    needs = EDITS
 
-    def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
-        """Which tokens are monitor words."""
-        found = token_ids_of_words(harvest.loaded, MONITORS)
-        if not found:
-            raise NotApplicable("no token of the vocabulary is a monitor word")
-        return {"token_ids": torch.tensor(found)}
-
-    def settings(self, blocks: Sequence[int]) -> list[Setting]:  # noqa: ARG002 - the interface's
-        """Every threshold."""
-        return [{"threshold": threshold} for threshold in THRESHOLDS]
-
-    def answer(
-        self,
-        answering: AnsweringContext,
-        parameters: Parameters,
-        setting: Setting,
-        prompts: Sequence[Prompt],
-    ) -> list[Rollout]:
-        """Greedy, in as many rounds as the longest completion has monitor words."""
-        items, monitors = [Progress(prompt) for prompt in prompts], parameters["token_ids"].tolist()
-        while going := [item for item in items if item.finish is None]:
-            judged = [item for item in going if may_try(answering, item, MAX_TRIALS)]
-            extend(
-                answering, [item for item in going if not may_try(answering, item, MAX_TRIALS)], ()
-            )
-            extend(answering, judged, monitors)
-            paused = [item for item in judged if item.finish is None]
-            trials = try_answers(answering, [(item, item.token_ids[:-1]) for item in paused])
-            for item, trial in zip(paused, trials, strict=True):
-                if not trial.truncated and confidence(trial) > float(setting["threshold"]):
-                    item.token_ids = item.token_ids[:-1]  # the monitor word goes
-                    accept(answering, item, trial)
-        return [item.rollout() for item in items]
+DEER = WordMethod("deer", MONITORS, "a monitor word", GRID, leave_when_sure)
+"""Try an answer at every monitor word."""
 
 
 def confidence(trial: Rollout) -> float:

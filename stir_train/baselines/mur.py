@@ -13,61 +13,46 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from torch import Tensor
-
-from stir_train.baselines.interface import AnsweringContext, HarvestData, Parameters, Setting
+from stir_train.baselines.interface import AnsweringContext, Setting
 from stir_train.baselines.probing import Progress
-from stir_train.generation.backend import Ability, GenerationRequest, SamplingParams
+from stir_train.baselines.untaught import Untaught
+from stir_train.generation.backend import GenerationRequest, SamplingParams
 from stir_train.types.rollout import Prompt, Rollout
 
 ALPHA = 0.9
 GRID = [{"gamma": gamma, "samples": n} for gamma in (0.7, 0.9, 1.0) for n in (2, 4)]
 
 
-class Mur:
-    """Sample uncertain steps again, and keep the surest."""
+def choose_steps(
+    answering: AnsweringContext, setting: Setting, prompts: Sequence[Prompt]
+) -> list[Rollout]:
+    """Step by step, in as many rounds as the longest completion has delimiters."""
+    gamma, num_samples = float(setting["gamma"]), int(setting["samples"])
+    items = [Progress(prompt) for prompt in prompts]
+    momenta: list[float | None] = [None] * len(items)
+    while going := [i for i, item in enumerate(items) if item.finish is None]:
+        greedy = _steps(answering, [(items[i], 0) for i in going], answering.greedy)
+        candidates = {i: [step] for i, step in zip(going, greedy, strict=True)}
+        scaled = [
+            i
+            for i in going
+            if is_uncertain(uncertainty(candidates[i][0], items[i]), momenta[i], gamma)
+        ]
+        asked = [(i, k) for i in scaled for k in range(num_samples)]
+        sampled = _steps(answering, [(items[i], k) for i, k in asked], answering.sampled)
+        for (i, _), step in zip(asked, sampled, strict=True):
+            candidates[i].append(step)
+        for i in going:
+            chosen = min(candidates[i], key=lambda step: uncertainty(step, items[i]))
+            found = uncertainty(chosen, items[i])
+            before = momenta[i]
+            momenta[i] = found if before is None else ALPHA * before + (1 - ALPHA) * found
+            take(answering, items[i], chosen, candidates[i])
+    return [item.rollout() for item in items]
 
-    name = "mur"
-    needs = frozenset[Ability]()
 
-    def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:  # noqa: ARG002 - the interface's
-        """No parameters."""
-        return {}
-
-    def settings(self, blocks: Sequence[int]) -> list[Setting]:  # noqa: ARG002 - the interface's
-        """Every gamma, and how many samples an uncertain step gets."""
-        return list(GRID)
-
-    def answer(
-        self,
-        answering: AnsweringContext,
-        parameters: Parameters,  # noqa: ARG002 - the interface's
-        setting: Setting,
-        prompts: Sequence[Prompt],
-    ) -> list[Rollout]:
-        """Step by step, in as many rounds as the longest completion has delimiters."""
-        gamma, num_samples = float(setting["gamma"]), int(setting["samples"])
-        items = [Progress(prompt) for prompt in prompts]
-        momenta: list[float | None] = [None] * len(items)
-        while going := [i for i, item in enumerate(items) if item.finish is None]:
-            greedy = _steps(answering, [(items[i], 0) for i in going], answering.greedy)
-            candidates = {i: [step] for i, step in zip(going, greedy, strict=True)}
-            scaled = [
-                i
-                for i in going
-                if is_uncertain(uncertainty(candidates[i][0], items[i]), momenta[i], gamma)
-            ]
-            asked = [(i, k) for i in scaled for k in range(num_samples)]
-            sampled = _steps(answering, [(items[i], k) for i, k in asked], answering.sampled)
-            for (i, _), step in zip(asked, sampled, strict=True):
-                candidates[i].append(step)
-            for i in going:
-                chosen = min(candidates[i], key=lambda step: uncertainty(step, items[i]))
-                found = uncertainty(chosen, items[i])
-                before = momenta[i]
-                momenta[i] = found if before is None else ALPHA * before + (1 - ALPHA) * found
-                take(answering, items[i], chosen, candidates[i])
-        return [item.rollout() for item in items]
+MUR = Untaught("mur", GRID, choose_steps)
+"""Sample uncertain steps again, and keep the surest."""
 
 
 def is_uncertain(found: float, momentum: float | None, gamma: float) -> bool:

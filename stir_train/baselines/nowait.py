@@ -9,18 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-from stir_train.baselines.editing import biased, forbidding, token_ids_of_words
-from stir_train.baselines.interface import (
-    EDITS,
-    AnsweringContext,
-    HarvestData,
-    NotApplicable,
-    Parameters,
-    Setting,
-)
+from stir_train.baselines.editing import biased, forbidding
+from stir_train.baselines.interface import AnsweringContext, Setting
+from stir_train.baselines.words import WordMethod
 from stir_train.types.rollout import Prompt, Rollout
 
 KEYWORDS = frozenset(
@@ -46,31 +37,17 @@ KEYWORDS = frozenset(
 )
 
 
-class NoWait:
-    """Forbid the keywords."""
+def answer_without_words(
+    answering: AnsweringContext,
+    token_ids: list[int],
+    setting: Setting,  # noqa: ARG001 - there is nothing to choose
+    prompts: Sequence[Prompt],
+) -> list[Rollout]:
+    """Greedy among the other tokens."""
+    size = answering.loaded.model.config.get_text_config().vocab_size
+    bias = forbidding(token_ids, size)
+    return answering.answer(prompts, edit=biased(answering.loaded, bias))
 
-    name = "nowait"
-    needs = EDITS
 
-    def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
-        """Which tokens are forbidden."""
-        found = token_ids_of_words(harvest.loaded, KEYWORDS)
-        if not found:
-            raise NotApplicable("no token of the vocabulary is one of the keywords")
-        return {"token_ids": torch.tensor(found)}
-
-    def settings(self, blocks: Sequence[int]) -> list[Setting]:  # noqa: ARG002 - the interface's
-        """There is nothing to choose."""
-        return [{}]
-
-    def answer(
-        self,
-        answering: AnsweringContext,
-        parameters: Parameters,
-        setting: Setting,  # noqa: ARG002 - the interface's
-        prompts: Sequence[Prompt],
-    ) -> list[Rollout]:
-        """Greedy among the other tokens."""
-        size = answering.loaded.model.config.get_text_config().vocab_size
-        bias = forbidding(parameters["token_ids"].tolist(), size)
-        return answering.answer(prompts, edit=biased(answering.loaded, bias))
+NO_WAIT = WordMethod("nowait", KEYWORDS, "one of the keywords", [{}], answer_without_words)
+"""Forbid the keywords."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
 from stir_train.baselines.interface import HarvestData, NotApplicable
 from stir_train.types.rollout import GradedRollout, Rollout
 
@@ -21,6 +25,21 @@ def right_and_wrong(harvest: HarvestData) -> list[tuple[list[Rollout], list[Roll
     if not pairs:
         raise NotApplicable("no problem has right and wrong completions")
     return pairs
+
+
+def right_states(harvest: HarvestData) -> Bool[Tensor, "N"]:
+    """Whether the completion that each captured state belongs to ended right.
+
+    Raises:
+        NotApplicable: If all did, or none.
+    """
+    right = {(g.rollout.prompt_id, g.rollout.sample): g.grade.correct for g in harvest.graded}
+    labels = torch.tensor(
+        [right[at.prompt_id, at.sample] for at in harvest.captured.labels], dtype=torch.bool
+    )
+    if bool(labels.all()) or not bool(labels.any()):
+        raise NotApplicable("captured states are not of both right and wrong completions")
+    return labels
 
 
 def shortest_and_longest_right(harvest: HarvestData) -> list[tuple[Rollout, Rollout]]:

@@ -11,7 +11,7 @@ import torch
 
 from stir_train.baselines.interface import AnsweringContext
 from stir_train.baselines.reading import read
-from stir_train.generation.backend import GenerationRequest
+from stir_train.generation.backend import GenerationRequest, PlannedImpulse
 from stir_train.types.rollout import Prompt, Rollout
 
 TRIAL_TOKENS = 20
@@ -28,6 +28,8 @@ class Progress:
         forward_passes: Of everything.
         num_trials: So far.
         finish: Why it ended; None while it goes on.
+        planned: What is added at tokens that are already there, whenever they are fed again.
+        last_logprobs: Of the tokens that `extend` added last (nats).
     """
 
     prompt: Prompt
@@ -36,6 +38,8 @@ class Progress:
     forward_passes: int = 0
     num_trials: int = 0
     finish: str | None = field(default=None)
+    planned: tuple[PlannedImpulse, ...] = ()
+    last_logprobs: tuple[float, ...] = ()
 
     def rollout(self) -> Rollout:
         """The finished completion; its log-probabilities are of several passes, and left out."""
@@ -70,9 +74,10 @@ def extend(answering: AnsweringContext, going: Sequence[Progress], stops: Sequen
             item.finish = "length"
     if not room:
         return
-    requests = [GenerationRequest(item.prompt, 0, item.token_ids) for item in room]
+    requests = [GenerationRequest(item.prompt, 0, item.token_ids, item.planned) for item in room]
     made = answering.engine.generate(requests, sampling, seed=answering.seed).rollouts
     for item, rollout in zip(room, made, strict=True):
+        item.last_logprobs = rollout.logprobs[len(item.token_ids) :]
         item.token_ids = rollout.token_ids
         item.forward_passes += rollout.forward_passes
         if rollout.truncated:

@@ -22,7 +22,7 @@ from stir_train.baselines.interface import (
     Parameters,
     Setting,
 )
-from stir_train.data.prompts import Wording
+from stir_train.data.prompts import Wording, knows
 from stir_train.generation.backend import Ability
 from stir_train.models.load import LoadedModel
 from stir_train.types.rollout import Prompt, Rollout
@@ -124,6 +124,5 @@ def require_known(loaded: LoadedModel, text: str) -> None:
     Raises:
         NotApplicable: If it does not.
     """
-    ids = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
-    if loaded.tokenizer.unk_token_id in ids:
+    if not knows(loaded.tokenizer, text):
         raise NotApplicable(f"the model's vocabulary has no words for {text!r}")

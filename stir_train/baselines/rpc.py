@@ -12,42 +12,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from torch import Tensor
-
-from stir_train.baselines.interface import AnsweringContext, HarvestData, Parameters, Setting
+from stir_train.baselines.interface import AnsweringContext, Setting
 from stir_train.baselines.self_consistency import Vote, elect, sample_votes
-from stir_train.generation.backend import Ability
+from stir_train.baselines.untaught import Untaught
 from stir_train.types.rollout import Prompt, Rollout
 
 GRID = [{"samples": n, "prune": prune} for n in (4, 8) for prune in ("yes", "no")]
 
 
-class Rpc:
-    """Perplexity consistency after pruning."""
+def vote_by_probability(
+    answering: AnsweringContext, setting: Setting, prompts: Sequence[Prompt]
+) -> list[Rollout]:
+    """The first sample of the answer of most probability, the others' tokens beside it."""
+    return [
+        elect(votes, path_weights(votes, prune=setting["prune"] == "yes"))
+        for votes in sample_votes(answering, prompts, int(setting["samples"]))
+    ]
 
-    name = "rpc"
-    needs = frozenset[Ability]()
 
-    def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:  # noqa: ARG002 - the interface's
-        """No parameters."""
-        return {}
-
-    def settings(self, blocks: Sequence[int]) -> list[Setting]:  # noqa: ARG002 - the interface's
-        """How many samples, with and without pruning."""
-        return list(GRID)
-
-    def answer(
-        self,
-        answering: AnsweringContext,
-        parameters: Parameters,  # noqa: ARG002 - the interface's
-        setting: Setting,
-        prompts: Sequence[Prompt],
-    ) -> list[Rollout]:
-        """The first sample of the answer of most probability, the others' tokens beside it."""
-        return [
-            elect(votes, path_weights(votes, prune=setting["prune"] == "yes"))
-            for votes in sample_votes(answering, prompts, int(setting["samples"]))
-        ]
+RPC = Untaught("rpc", GRID, vote_by_probability)
+"""Perplexity consistency after pruning."""
 
 
 def path_weights(votes: Sequence[Vote], *, prune: bool) -> list[float]:

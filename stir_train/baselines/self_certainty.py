@@ -13,59 +13,39 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from stir_train.baselines.interface import (
-    EDITS,
-    AnsweringContext,
-    HarvestData,
-    Parameters,
-    Setting,
-)
+from stir_train.baselines.interface import EDITS, AnsweringContext, Setting
 from stir_train.baselines.reading import read
 from stir_train.baselines.self_consistency import Vote, elect, sample_votes
+from stir_train.baselines.untaught import Untaught
 from stir_train.models.load import LoadedModel
 from stir_train.types.rollout import Prompt, Rollout
 
 GRID = [{"samples": n, "power": p} for n in (4, 8) for p in (0.5, 1.0, 2.0)]
 
 
-class SelfCertainty:
-    """Borda votes by self-certainty."""
+def vote_by_certainty(
+    answering: AnsweringContext, setting: Setting, prompts: Sequence[Prompt]
+) -> list[Rollout]:
+    """The surest sample of the answer that wins, the others' tokens beside it."""
+    answered = []
+    for votes in sample_votes(answering, prompts, int(setting["samples"])):
+        certainties = self_certainties(answering.loaded, [vote.rollout for vote in votes])
+        read_too = [  # the certainties are read in a pass of their own
+            dataclasses.replace(
+                vote,
+                rollout=dataclasses.replace(
+                    vote.rollout, forward_passes=vote.rollout.forward_passes + 1
+                ),
+            )
+            for vote in votes
+        ]
+        answered.append(borda(read_too, certainties, float(setting["power"])))
+    return answered
 
-    name = "self-certainty"
-    needs = EDITS
 
-    def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:  # noqa: ARG002 - the interface's
-        """No parameters."""
-        return {}
-
-    def settings(self, blocks: Sequence[int]) -> list[Setting]:  # noqa: ARG002 - the interface's
-        """How many samples, and how much rank counts."""
-        return list(GRID)
-
-    def answer(
-        self,
-        answering: AnsweringContext,
-        parameters: Parameters,  # noqa: ARG002 - the interface's
-        setting: Setting,
-        prompts: Sequence[Prompt],
-    ) -> list[Rollout]:
-        """The surest sample of the answer that wins, the others' tokens beside it."""
-        answered = []
-        for votes in sample_votes(answering, prompts, int(setting["samples"])):
-            certainties = self_certainties(answering.loaded, [vote.rollout for vote in votes])
-            read_too = [  # the certainties are read in a pass of their own
-                dataclasses.replace(
-                    vote,
-                    rollout=dataclasses.replace(
-                        vote.rollout, forward_passes=vote.rollout.forward_passes + 1
-                    ),
-                )
-                for vote in votes
-            ]
-            answered.append(borda(read_too, certainties, float(setting["power"])))
-        return answered
+SELF_CERTAINTY = Untaught("self-certainty", GRID, vote_by_certainty, EDITS)
+"""Borda votes by self-certainty."""
 
 
 def borda(votes: Sequence[Vote], scores: Sequence[float], power: float) -> Rollout:

@@ -11,54 +11,39 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from stir_train.baselines.interface import AnsweringContext, HarvestData, Parameters, Setting
-from stir_train.generation.backend import Ability, GenerationRequest, SamplingParams
+from stir_train.baselines.interface import AnsweringContext, Setting
+from stir_train.baselines.untaught import Untaught
+from stir_train.generation.backend import GenerationRequest, SamplingParams
 from stir_train.types.rollout import Prompt, Rollout
 
 TEMPERATURE, TOP_P = 0.8, 0.95
-GRID: tuple[dict[str, int], ...] = (
+GRID = (
     {"samples": 3, "window": 3},
     {"samples": 8, "window": 2},
     {"samples": 9, "window": 3},
 )
 
 
-class SelfConsistency:
-    """Majority vote over samples, drawn a window at a time until the vote is decided."""
+def vote_in_windows(
+    answering: AnsweringContext, setting: Setting, prompts: Sequence[Prompt]
+) -> list[Rollout]:
+    """The first sample that gives the winning answer, the others' tokens beside it."""
+    sampling = voting_sampling(answering)
+    num_samples, window = int(setting["samples"]), int(setting["window"])
+    made: list[list[Vote]] = [[] for _ in prompts]
+    undecided = list(range(len(prompts)))
+    for first in range(0, num_samples, window):
+        numbers = range(first, min(first + window, num_samples))
+        requests = [GenerationRequest(prompts[i], k) for i in undecided for k in numbers]
+        votes = iter(votes_of(answering, requests, sampling))
+        for i in undecided:
+            made[i] += [next(votes) for _ in numbers]
+        undecided = [i for i in undecided if not _unanimous(made[i][first:])]
+    return [elect(votes_of_one) for votes_of_one in made]
 
-    name = "self-consistency"
-    needs = frozenset[Ability]()
 
-    def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:  # noqa: ARG002 - the interface's
-        """No parameters: a vote learns nothing from the harvest split."""
-        return {}
-
-    def settings(self, blocks: Sequence[int]) -> list[Setting]:  # noqa: ARG002 - the interface's
-        """Three samples, as the STIR authors compare with, or more with early stopping."""
-        return list(GRID)
-
-    def answer(
-        self,
-        answering: AnsweringContext,
-        parameters: Parameters,  # noqa: ARG002 - the interface's
-        setting: Setting,
-        prompts: Sequence[Prompt],
-    ) -> list[Rollout]:
-        """The first sample that gives the winning answer, the others' tokens beside it."""
-        sampling = voting_sampling(answering)
-        num_samples, window = int(setting["samples"]), int(setting["window"])
-        made: list[list[Vote]] = [[] for _ in prompts]
-        undecided = list(range(len(prompts)))
-        for first in range(0, num_samples, window):
-            numbers = range(first, min(first + window, num_samples))
-            requests = [GenerationRequest(prompts[i], k) for i in undecided for k in numbers]
-            votes = iter(votes_of(answering, requests, sampling))
-            for i in undecided:
-                made[i] += [next(votes) for _ in numbers]
-            undecided = [i for i in undecided if not _unanimous(made[i][first:])]
-        return [elect(votes_of_one) for votes_of_one in made]
+SELF_CONSISTENCY = Untaught("self-consistency", GRID, vote_in_windows)
+"""Majority vote over samples, drawn a window at a time until the vote is decided."""
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from stir_train.baselines.interface import (
     EDITS,
     AnsweringContext,
     HarvestData,
-    NotApplicable,
     Parameters,
     Setting,
 )
+from stir_train.baselines.pairs import right_states
 from stir_train.baselines.probing import Progress, accept, extend, may_try, try_answers
 from stir_train.baselines.reading import block_outputs, read
 from stir_train.types.rollout import Prompt, Rollout
@@ -41,11 +41,7 @@ class ValueExit:
 
     def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:
         """The probe of every block, ``Float[D]`` and its bias."""
-        right = {(g.rollout.prompt_id, g.rollout.sample): g.grade.correct for g in harvest.graded}
-        labels = torch.tensor([right[at.prompt_id, at.sample] for at in harvest.captured.labels])
-        if labels.numel() == 0 or bool((labels == labels[0]).all()):
-            raise NotApplicable("captured states are not of both right and wrong completions")
-        parameters = {}
+        labels, parameters = right_states(harvest), {}
         for block in harvest.blocks:
             weight, bias = fit_probe(harvest.captured.at_block(block), labels)
             parameters[f"weight {block}"], parameters[f"bias {block}"] = weight, bias

@@ -25,13 +25,15 @@ RESERVED_STUDENTS = frozenset({"student"})
 class ObjectiveConfig(FrozenConfig):
     """What a student learns from: a weighted sum, each part a mean over tokens or control points."""
 
-    samples: Literal["steered", "plain"] = "steered"
+    samples: Literal["steered", "plain", "unverified"] = "steered"
     """Completions under the chosen controller, or the run's own rollouts without one (plain
-    rejection sampling); of both the right and short ones are kept."""
+    rejection sampling); of both the right and short ones are kept. `unverified` takes the rollouts as they
+    come, right or wrong (SSD, arXiv 2604.01193)."""
     sequence: NonNegativeFloat = 1.0
     """Weight of the cross-entropy of their tokens."""
     logits: NonNegativeFloat = 0.0
-    """Weight of the divergence from the steered teacher's next-token distributions."""
+    """Weight of the divergence from the teacher's next-token distributions: the steered model's, or those under
+    `instruction`."""
     states: NonNegativeFloat = 0.0
     """Weight of the relative squared error of the steered block's states at control points; where
     the controller did nothing, the target is the base model's own state."""
@@ -40,8 +42,11 @@ class ObjectiveConfig(FrozenConfig):
     top_k: PositiveInt | None = None
     """Tokens of the teacher that are told apart, the rest counting as one; all if none."""
     on_policy: Fraction = 0.0
-    """Share of batches whose completions the student samples itself, as it is at that step. The steered
-    teacher judges them by `logits` and `states`; their tokens are nobody's target."""
+    """Share of batches whose completions the student samples itself, as it is at that step. The teacher
+    judges them by `logits` and `states`; their tokens are nobody's target."""
+    instruction: str = ""
+    """Where it is not empty, the teacher is not the steered model but the base that reads this behind the
+    question, as in `Be concise.`; with `on_policy: 1` and `beta: 1` that is OPSDC (arXiv 2603.05433)."""
 
     terms: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Weights of more terms: import paths of your own, as in `{my_module:MyTerm: 0.1}`."""
@@ -64,8 +69,15 @@ class ObjectiveConfig(FrozenConfig):
         has_teacher = bool(self.logits or self.states)
         if not self.weights:
             raise ValueError("sequence, logits and states are all 0: there is nothing to learn")
-        if self.samples == "plain" and has_teacher:
-            raise ValueError("plain samples have no steered teacher: logits and states must be 0")
+        if self.instruction and (self.states or not (self.logits or self.terms)):
+            raise ValueError(
+                "a teacher under an instruction gives distributions alone: logits must be above 0, states 0"
+            )
+        if not self.instruction and self.samples != "steered" and has_teacher:
+            raise ValueError(
+                f"{self.samples} samples have no steered teacher: logits and states must be 0, or the "
+                "teacher be given an instruction"
+            )
         if self.on_policy and not (has_teacher or self.terms):
             raise ValueError("on_policy takes a teacher to judge: logits or states must be above 0")
         return self

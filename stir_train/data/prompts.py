@@ -155,11 +155,31 @@ def reword(
     return [_render(prompt, wording, config, tokenizer, use_chat=use_chat) for prompt in prompts]
 
 
+<<<<<<< HEAD
 def encode_rendered(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Tokenize a prompt as another tool hands it over; one that begins with a special token gets no more."""
     special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
     is_complete = text.startswith(tuple(special))
     return tuple(tokenizer(text, add_special_tokens=not is_complete)["input_ids"])
+
+
+=======
+def knows(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Whether the vocabulary has every piece of a text."""
+    unknown = tokenizer.unk_token_id
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return unknown is None or unknown not in ids
+
+
+def spaced(marker: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A marker as the vocabulary has it: with a space behind it where only so all of its pieces are known.
+
+    The embedded models' vocabulary of whole words has ": " and no ":".
+    """
+    return (
+        f"{marker} " if not knows(tokenizer, marker) and knows(tokenizer, f"{marker} ") else marker
+    )
+>>>>>>> rivals
 
 
 def prompts_sha256(prompts: Sequence[Prompt]) -> str:

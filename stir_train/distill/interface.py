@@ -25,10 +25,10 @@ class TermInputs:
     Attributes:
         logits: ``Float[N V]``, the student's predictions of ``N`` tokens, in float32 or better.
         labels: ``Int[N]``, the tokens that followed.
-        teacher_logits: ``Float[N V]``, the steered teacher's, without gradient; None if no term of
-            the objective needs a teacher.
+        teacher_logits: ``Float[N V]``, the teacher's, without gradient; None if no term of the
+            objective needs a teacher.
         states: ``Float[P D]``, the student's after the steered block, at ``P`` control points; None
-            likewise.
+            likewise, and where the teacher is given an instruction and not steered.
         teacher_states: ``Float[P D]``, the teacher's there, its impulse added; without gradient.
         num_targets: Tokens of the whole batch, over chunks, parts and ranks.
         num_points: Control points of the whole batch, at least 1.

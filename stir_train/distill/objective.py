@@ -36,7 +36,7 @@ class PassStates:
     Attributes:
         hidden: ``Float[N D]``, what the output layer is to be fed where tokens count.
         at_points: ``Float[P D]``, the states at control points, what was added included; None if no
-            term needs a teacher.
+            term needs the steered teacher.
     """
 
     hidden: Float[Tensor, "N D"]
@@ -83,7 +83,7 @@ class DistillLoss:
 
     @cached_property
     def needs_teacher(self) -> bool:
-        """Whether the recorded impulses are replayed."""
+        """Whether a term reads what a teacher makes of the same tokens."""
         return any(part.term.needs_teacher for part in self.terms)
 
     @cached_property
@@ -163,8 +163,10 @@ class DistillLoss:
 
     @torch.no_grad()
     def _teach(self, batch: SequenceBatch) -> PassStates:
-        """The frozen base under the recorded impulses, in one teacher-forced pass."""
+        """The frozen base under the recorded impulses or an instruction, in one teacher-forced pass."""
         with self.student.without_adapter():
+            if batch.instructed is not None:
+                return self._run(batch.instructed, steered=False)
             return self._run(batch, steered=True)
 
     def _run(self, batch: SequenceBatch, *, steered: bool) -> PassStates:
@@ -182,7 +184,7 @@ class DistillLoss:
                 edited = frozenset(edit.block for edit in points.plan.edits)
                 hooks.enter_context(hook.attached(blocks, edited))
                 hooks.enter_context(hook.carrying_out(points.plan))
-            if self.needs_teacher:
+            if batch.points is not None:
                 # Hooks run in the order they are made: this one sees what the first has added.
                 hooks.enter_context(block_hooks(blocks, {batch.replayed.block: keep}))
             fed = hooks.enter_context(head.apart())

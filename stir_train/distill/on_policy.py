@@ -1,4 +1,4 @@
-"""Batches that the student samples itself, with what the steered teacher would have done to them.
+"""Batches that the student samples itself, with what the teacher would have done to them.
 
 The steered block's own states do not depend on impulses in it, which only the blocks above see. So
 the teacher decides at every control point of a finished completion in the one pass that scores it,
@@ -42,7 +42,8 @@ class StudentSampling:
         prompts: Of the samples, by id.
         sampling: As for rollouts.
         control: Where control points are.
-        controller: The teacher's; it must decide without previews.
+        controller: The steered teacher's, which must decide without previews; None of a teacher that is given
+            an instruction.
         seed: Of the noise, and of which batches are sampled.
         share: Of the batches.
     """
@@ -51,7 +52,7 @@ class StudentSampling:
     prompts: Mapping[str, Prompt]
     sampling: SamplingParams
     control: ControlSpec
-    controller: Steering
+    controller: Steering | None
     seed: int
     share: float
 
@@ -78,8 +79,10 @@ class StudentSampling:
         self.student.model.train(was_training)
         return list(made.rollouts)
 
-    def points_of(self, samples: Sequence[Rollout], *, count: int) -> ControlPoints:
+    def points_of(self, samples: Sequence[Rollout], *, count: int) -> ControlPoints | None:
         """The control points at which the teacher may act, for it to decide in its own pass."""
+        if self.controller is None:
+            return None
         limit, base = self.control.max_points, self.student.base
         asks = asks_again(samples, self.controller, max_points=limit, device=base.device)
         sites = control_sites(samples, max_points=limit)

@@ -72,5 +72,6 @@ def _some(
 ) -> Sequence[Rollout]:
     samples = samples_of(objective)
     if not samples:
-        raise StageError(f"no {objective.samples} rollout is correct: there is nothing to distil")
+        lacking = "ended by itself" if objective.samples == "unverified" else "is correct"
+        raise StageError(f"no {objective.samples} rollout {lacking}: there is nothing to distil")
     return samples

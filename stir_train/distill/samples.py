@@ -1,9 +1,9 @@
-"""Choose which steered completions the student learns from."""
+"""Choose which completions the student learns from, and batch them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,12 +27,15 @@ class BatchConfig:
         pad_token_id: Fed past a sequence's end, and masked.
         seed: Of the order.
         bucket_batches: Sequences of so many batches are sorted by length before they are cut.
+        instructed: By prompt id, the token ids of the prompt with the teacher's instruction in it; None if
+            the teacher is given none.
     """
 
     batch_size: int
     pad_token_id: int
     seed: int
     bucket_batches: int = 1
+    instructed: Mapping[str, tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,9 @@ class SequenceBatch:
     """Right-padded ``token_ids Int[B T]``; ``labels`` are ignored on prompts and padding.
 
     ``num_targets`` counts the labels of the whole batch, of which this may be one rank's part, and
-    ``most_targets`` those of its largest part; ``points`` are there for objectives that replay the teacher; ``by_student`` if the tokens are the
-    student's own, and so for the teacher to judge and no target.
+    ``most_targets`` those of its largest part; ``points`` are there for objectives that replay the steered
+    teacher, ``instructed`` for those with an instruction: the same completions behind the prompts that the teacher
+    reads; ``by_student`` if the tokens are the student's own, and so for the teacher to judge and no target.
     """
 
     token_ids: Int[Tensor, "B T"]
@@ -50,6 +54,7 @@ class SequenceBatch:
     num_targets: int
     most_targets: int
     points: ControlPoints | None = None
+    instructed: SequenceBatch | None = None
     by_student: bool = False
 
     @property
@@ -86,6 +91,20 @@ def choose_samples(
         if rate < hard_below and middle >= keep_per_prompt:
             chosen.append(ordered[middle])
     return chosen
+
+
+def unverified_samples(graded: Sequence[GradedRollout], *, keep_per_prompt: int) -> list[Rollout]:
+    """The first distinct completions of each prompt, whatever their grades, in prompt order.
+
+    Those that the token budget cut off are left out: they would teach never to end.
+    """
+    drawn: dict[str, list[Rollout]] = {}
+    for item in graded:
+        kept = drawn.setdefault(item.rollout.prompt_id, [])
+        is_new = all(item.rollout.token_ids != other.token_ids for other in kept)
+        if is_new and not item.rollout.truncated and len(kept) < keep_per_prompt:
+            kept.append(item.rollout)
+    return [rollout for kept in drawn.values() for rollout in kept]
 
 
 def sequence_batches(
@@ -151,15 +170,25 @@ def collate_part(
     own: Sequence[Rollout], filler: Rollout, config: BatchConfig, num_targets: int
 ) -> tuple[Sequence[Rollout], SequenceBatch]:
     """A part of a batch and its rows; a part without samples is a filler that nothing is learned of."""
+    given = own or [filler]
+    made = collate(given, config.pad_token_id, num_targets)
+    if config.instructed is not None:
+        read = [
+            dataclasses.replace(sample, prompt_token_ids=config.instructed[sample.prompt_id])
+            for sample in given
+        ]
+        instructed = collate(read, config.pad_token_id, num_targets)
+        made = dataclasses.replace(made, instructed=instructed)
     if own:
-        return own, collate(own, config.pad_token_id, num_targets)
-    made = _emptied(collate([filler], config.pad_token_id, num_targets))
-    return [dataclasses.replace(filler, control_points=())], made
+        return own, made
+    return [dataclasses.replace(filler, control_points=())], _emptied(made)
 
 
 def _emptied(batch: SequenceBatch) -> SequenceBatch:
     """What a rank without samples feeds, to stay in step with the others: nothing is learned of it."""
-    return dataclasses.replace(batch, labels=torch.full_like(batch.labels, IGNORED))
+    nothing = torch.full_like(batch.labels, IGNORED)
+    instructed = None if batch.instructed is None else _emptied(batch.instructed)
+    return dataclasses.replace(batch, labels=nothing, instructed=instructed)
 
 
 def collate(samples: Sequence[Rollout], pad_token_id: int, num_targets: int) -> SequenceBatch:

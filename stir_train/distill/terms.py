@@ -35,10 +35,10 @@ def make_terms(objective: ObjectiveConfig) -> tuple[WeightedTerm, ...]:
         WeightedTerm(name, weight, _make_term(name)) for name, weight in objective.weights.items()
     )
     taught = [part.name for part in terms if part.term.needs_teacher]
-    if taught and objective.samples == "plain":
+    if taught and objective.samples != "steered" and not objective.instruction:
         raise ConfigError(
-            f"distill.objective: plain samples have no steered teacher, which {', '.join(taught)} "
-            "needs; set samples=steered"
+            f"distill.objective: {objective.samples} samples have no steered teacher, which {', '.join(taught)} "
+            "needs; set samples=steered, or give the teacher an instruction"
         )
     if objective.on_policy and not taught:
         raise ConfigError(
@@ -47,9 +47,10 @@ def make_terms(objective: ObjectiveConfig) -> tuple[WeightedTerm, ...]:
     return terms
 
 
-def needs_teacher(objective: ObjectiveConfig) -> bool:
-    """Whether the recorded impulses are replayed."""
-    return any(part.term.needs_teacher for part in make_terms(objective))
+def replays_steering(objective: ObjectiveConfig) -> bool:
+    """Whether a term needs the steered teacher, whose recorded impulses are replayed."""
+    taught = any(part.term.needs_teacher for part in make_terms(objective))
+    return taught and not objective.instruction
 
 
 def _make_term(name: str) -> DistillTerm:

@@ -18,7 +18,7 @@ from stir_train.config.steering import (
     SteeringConfig,
     VectorSteering,
 )
-from stir_train.data.prompts import Wording, reword
+from stir_train.data.prompts import Wording, reword, spaced
 from stir_train.generation.backend import (
     ABILITY_OF_PLACE,
     Ability,
@@ -190,7 +190,7 @@ def answering_context(context: RunContext, task: TaskConfig | None = None) -> An
     """What baselines answer with, the run's task or another; loads the model."""
     task = task or context.config.task
     tokenizer = context.resources.described.tokenizer
-    marker = task.answer_marker or ANSWER_PROMPT
+    marker = spaced(task.answer_marker or ANSWER_PROMPT, tokenizer)
     delimiters = context.config.control_points.delimiters
 
     def answers_of(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[str]:

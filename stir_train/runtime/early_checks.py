@@ -18,6 +18,7 @@ from stir_train.models.lora_targets import require_servable_targets
 from stir_train.monitoring.console import caution
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.external import require_external
+from stir_train.runtime.teaching import instructed_prompts
 from stir_train.types.rollout import Prompt
 
 NUM_LISTED = 8
@@ -154,9 +155,12 @@ def _require_teachable(context: RunContext) -> None:
     tried = config.tune.modes if config.tune.enabled else (config.steering.mode,)
     for objective in (config.distill.objective, *config.distill.also.values()):
         make_terms(objective)
+        instructed_prompts(context, objective)
         if not objective.on_policy:
             continue
-        if all(isinstance(config.example_of(mode), PreviewingSteering) for mode in tried):
+        if not objective.instruction and all(
+            isinstance(config.example_of(mode), PreviewingSteering) for mode in tried
+        ):
             raise StageError(
                 "distill.objective.on_policy: a controller that previews before it acts cannot judge a "
                 f"finished completion in one pass, and tune.modes are {', '.join(tried)}; add value, "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 
 import torch
 from jaxtyping import Float
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from stir_train.answering.methods import GREEDY, settings_label
 from stir_train.config.learning import ObjectiveConfig
+from stir_train.data.prompts import Wording, knows, reword
 from stir_train.distill.objective import DistillLoss
 from stir_train.distill.on_policy import StudentSampling, on_policy_batches
 from stir_train.distill.plan import StudentSpec
@@ -18,12 +20,13 @@ from stir_train.distill.samples import (
     SequenceBatch,
     choose_samples,
     sequence_batches,
+    unverified_samples,
 )
-from stir_train.distill.terms import needs_teacher
+from stir_train.distill.terms import replays_steering
 from stir_train.distill.validation import validation_loss
 from stir_train.distributed.engine import TrainEngine
 from stir_train.errors import StageError
-from stir_train.generation.controller import previewing
+from stir_train.generation.controller import Steering, previewing
 from stir_train.models.lora import Student
 from stir_train.runtime.answerers import control_spec, controller_for
 from stir_train.runtime.context import RunContext
@@ -35,13 +38,14 @@ from stir_train.types.rollout import Rollout
 
 
 def samples_of(context: RunContext, objective: ObjectiveConfig) -> list[Rollout]:
-    """Right and short completions of harvest problems, steered or plain."""
+    """Completions of harvest problems: right and short ones, steered or plain, or plain ones as they come."""
     config = context.config.distill
-    source = "rollout" if objective.samples == "plain" else "steer"
+    source = "steer" if objective.samples == "steered" else "rollout"
+    graded = RolloutStore(context.stage(source)).require_complete().read()
+    if objective.samples == "unverified":
+        return unverified_samples(graded, keep_per_prompt=config.keep_per_prompt)
     return choose_samples(
-        RolloutStore(context.stage(source)).require_complete().read(),
-        keep_per_prompt=config.keep_per_prompt,
-        hard_below=config.hard_below,
+        graded, keep_per_prompt=config.keep_per_prompt, hard_below=config.hard_below
     )
 
 
@@ -49,13 +53,44 @@ def student_batches(
     context: RunContext, spec: StudentSpec, student: Student, engine: TrainEngine, start: int
 ) -> Iterator[list[SequenceBatch]]:
     """This rank's parts of every batch of a spec from step ``start`` on."""
-    batching = _batching(context, student)
-    directions = _entries(context) if needs_teacher(spec.objective) else None
+    batching = dataclasses.replace(
+        _batching(context, student), instructed=instructed_prompts(context, spec.objective)
+    )
+    directions = _entries(context) if replays_steering(spec.objective) else None
     by_teacher = sequence_batches(spec.samples, engine, start, batching, directions)
     if not spec.objective.on_policy:
         return by_teacher
     sampling = _student_sampling(context, spec, student)
     return on_policy_batches(spec.samples, engine, start, batching, by_teacher, sampling)
+
+
+def instructed_prompts(
+    context: RunContext, objective: ObjectiveConfig
+) -> Mapping[str, tuple[int, ...]] | None:
+    """By id, what the teacher reads of every harvest problem; None if it is given no instruction.
+
+    Raises:
+        StageError: If the vocabulary lacks words of the instruction, or it leaves no room for a completion.
+    """
+    if not (instruction := objective.instruction):
+        return None
+    described = context.resources.described
+    named = f"distill.objective.instruction: {instruction!r}"
+    if not knows(described.tokenizer, instruction):
+        raise StageError(f"{named} has words that the model's vocabulary lacks; use others")
+    worded = reword(
+        context.splits["harvest"],
+        Wording(instruction=instruction),
+        context.config.task,
+        described.tokenizer,
+    )
+    longest = max(len(prompt.token_ids) for prompt in worded)
+    if longest + context.config.generation.max_new_tokens > described.max_tokens:
+        raise StageError(
+            f"{named} makes a prompt of {longest} tokens, which leaves no room for "
+            f"generation.max_new_tokens in the model's context of {described.max_tokens}; say it shorter"
+        )
+    return {prompt.prompt_id: prompt.token_ids for prompt in worded}
 
 
 def _entries(context: RunContext) -> Float[Tensor, "K D"]:
@@ -81,14 +116,6 @@ def _student_sampling(context: RunContext, spec: StudentSpec, student: Student) 
     Raises:
         StageError: If the teacher has to preview, or no process holds the student whole.
     """
-    choice = context.steering.choice()
-    controller = controller_for(context, choice)
-    if previewing(controller) is not None:
-        raise StageError(
-            f"distill.objective.on_policy: the chosen controller ({choice.mode}) previews before it "
-            "acts, and cannot judge a finished completion in one pass; tune among value, similarity "
-            "and static"
-        )
     if context.config.train.zero_stage == 3 and context.world.size > 1:
         raise StageError(
             "distill.objective.on_policy: every process samples from the student by itself, and "
@@ -99,10 +126,27 @@ def _student_sampling(context: RunContext, spec: StudentSpec, student: Student) 
         prompts={prompt.prompt_id: prompt for prompt in context.splits["harvest"]},
         sampling=sampling_params(context, greedy=False),
         control=control_spec(context),
-        controller=controller,
+        controller=_judge(context) if replays_steering(spec.objective) else None,
         seed=context.config.seed,
         share=spec.objective.on_policy,
     )
+
+
+def _judge(context: RunContext) -> Steering:
+    """The steered teacher's controller.
+
+    Raises:
+        StageError: If it has to preview.
+    """
+    choice = context.steering.choice()
+    controller = controller_for(context, choice)
+    if previewing(controller) is not None:
+        raise StageError(
+            f"distill.objective.on_policy: the chosen controller ({choice.mode}) previews before it "
+            "acts, and cannot judge a finished completion in one pass; tune among value, similarity "
+            "and static"
+        )
+    return controller
 
 
 def early_stopping(
@@ -117,7 +161,7 @@ def early_stopping(
     if config.patience is None:
         return None
     choice = context.steering.choice()
-    plain = spec.objective.samples == "plain" or choice.mode == "none"
+    plain = spec.objective.samples != "steered" or choice.mode == "none"
     tune = context.stage("tune")
     answers = RolloutStore(tune).read(GREEDY) if plain else load_parts(tune, settings_label(choice))
     right = [item.rollout for item in answers if item.grade.correct]

@@ -59,7 +59,7 @@ def students_taught(run_dir: RunDir, config: RunConfig) -> tuple[str, ...]:
     asked = {"": config.distill.objective, **config.distill.also}
     has_teacher = not abstains(run_dir)
     return tuple(
-        name for name, objective in asked.items() if has_teacher or objective.samples == "plain"
+        name for name, objective in asked.items() if has_teacher or objective.samples != "steered"
     )
 
 
