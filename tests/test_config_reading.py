@@ -97,6 +97,10 @@ def test_a_name_that_looks_like_a_date_is_a_name(tmp_path: Path) -> None:
         ("name: x\ndistill: {rank: 9}", "distill.rank: expected 8, 16, 32 or 64 (got 9)"),
         ("name: x\ndistill: {targets: []}", "distill.targets: expected"),
         ("name: x\ndistill: {also: {a_b: {}}}", "distill.also.a_b: expected"),
+        (
+            "name: x\ndistill: {also: {student: {}}}",
+            "student: the exported student goes by it; use another name",
+        ),
         ("name: x\ndistill: {also: {b: {beta: 2}}}", "distill.also.b.beta: expected 1 or less"),
         ("name: x\nharvest: {depths: [0.5, 2]}", "harvest.depths.1: expected 1 or less (got 2)"),
         ("name: x\nevaluate: {num_bootstrap: 1}", "evaluate.num_bootstrap: expected 100 or more"),

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import random
 import resource
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
+from stir_train.artifacts import atomic
 from stir_train.artifacts.run_dir import StageDir, StageInputs
 from stir_train.artifacts.tensors import load_tensors, save_tensors
 from stir_train.train.checkpoint import Checkpoint, CheckpointFile
+from tests.support.small_runs import run_small
+from tests.support.smoke import STAGES, digests
 
 
 @contextmanager
@@ -50,3 +58,54 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path: Path) -
     held = file.load()
     assert held is not None
     assert held.step == 1
+
+
+@contextmanager
+def _no_room_from_write(number: int, code: int) -> Iterator[list[int]]:
+    """The write of this number, through the one door that artifacts are written by, fails; yields the count."""
+    sync, count = atomic._sync, [0]
+
+    def write(path: Path) -> None:
+        if not path.is_dir():
+            count[0] += 1
+            if count[0] == number:
+                raise OSError(code, os.strerror(code), str(path))
+        sync(path)
+
+    with mock.patch.object(atomic, "_sync", write):
+        yield count
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("finished")
+    done = run_small(output)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_disk_that_fills_up_or_becomes_read_only_in_any_stage_loses_nothing(
+    finished: Path, tmp_path: Path, stage: str, code: int
+) -> None:
+    output = Path(shutil.copytree(finished, tmp_path / "runs"))
+    expected = digests(output)
+    shutil.rmtree(output / "smoke" / stage)
+    with _no_room_from_write(1 << 30, code) as count:
+        whole = run_small(output, verb=stage)
+    assert whole.returncode == 0, whole.stderr
+    assert digests(output) == expected
+    rng = random.Random(f"{stage} {code}")
+    for number in (1, rng.randrange(1, count[0]), count[0]):  # the last is the marker's
+        shutil.rmtree(output / "smoke" / stage)
+        with _no_room_from_write(number, code):
+            stopped = run_small(output, verb=stage)
+        assert stopped.returncode == 1, (number, stopped.stderr)
+        assert os.strerror(code) in stopped.stderr
+        assert "Traceback" not in stopped.stderr
+        assert not (output / "smoke" / stage / "complete").exists()
+        again = run_small(output, verb=stage)
+        assert again.returncode == 0, again.stderr
+        assert digests(output) == expected, number

@@ -129,3 +129,65 @@ def test_a_single_verb_of_the_runs_own_settings_goes_on(output: Path) -> None:
     done = run_smoke(output, verb="basis")
     assert done.returncode == 0, done.stderr
     assert "nothing to do" in done.stderr
+
+
+def _reads(run: Path, *arguments: str) -> None:
+    """Check the lineage of the basis, as a verb does that only reads."""
+    from stir_train.cli.arguments import load
+    from stir_train.monitoring.console import make_console
+    from stir_train.runtime.attempt import read_run
+    from stir_train.runtime.lineage import require_lineage
+
+    with read_run(load(run, list(arguments)), make_console()) as context:
+        require_lineage(context, "basis")
+
+
+def test_a_verb_that_reads_goes_by_the_runs_own_lineage(output: Path, tmp_path: Path) -> None:
+    from stir_train.errors import ArtifactError
+    from stir_train.models.load import EMBEDDED_ROOT
+
+    run = output / "smoke"
+    _reads(run)
+    _reads(run, "generation.max_new_tokens=16")
+    model = tmp_path / "model"
+    shutil.copytree(EMBEDDED_ROOT / "addition-blind", model)
+    with pytest.raises(ArtifactError, match="basis was made with another model weights"):
+        _reads(run, f"model.name={model}")
+    with pytest.raises(ArtifactError, match="rollout was made with seed 0, not 7"):
+        _reads(run, "seed=7")
+
+
+@pytest.mark.parametrize("swapped", [("rollout",), ("harvest",), ("basis",), VERBS])
+def test_a_verb_that_reads_refuses_what_another_seed_made(
+    output: Path, swapped: tuple[str, ...]
+) -> None:
+    from stir_train.errors import ArtifactError
+
+    for stage in swapped:
+        shutil.rmtree(output / "smoke" / stage)
+        shutil.copytree(output / "other" / stage, output / "smoke" / stage)
+    with pytest.raises(ArtifactError, match="was made with seed 1, not 0"):
+        _reads(output / "smoke")
+
+
+def test_a_verb_that_reads_refuses_a_damaged_source(output: Path) -> None:
+    from stir_train.errors import ArtifactError
+
+    file = _a_file_of(output / "smoke" / "rollout")
+    _damage(file, "flipped")
+    with pytest.raises(ArtifactError, match=file.name):
+        _reads(output / "smoke")
+
+
+def test_redo_that_is_only_shown_says_what_it_would_remake(output: Path) -> None:
+    before = {path: path.lstat().st_mtime_ns for path in (output / "smoke").rglob("*")}
+    shown = run_smoke(output, "--redo", "--dry-run", "--no-measure", verb="harvest")
+    assert shown.returncode == 0, shown.stderr
+    said = {line.split()[0]: line for line in shown.stdout.splitlines() if line.split()}
+    assert "to remake" in said["harvest"]
+    whole = run_smoke(output, "--redo", "--dry-run", "--no-measure")
+    said = {line.split()[0]: line for line in whole.stdout.splitlines() if line.split()}
+    assert all("to remake" in said[name] for name in VERBS)
+    assert "to do" in said["validate"]
+    assert not [line for line in whole.stdout.splitlines() if " done " in line]
+    assert {path: path.lstat().st_mtime_ns for path in (output / "smoke").rglob("*")} == before

@@ -8,9 +8,13 @@ import re
 import resource
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from fractions import Fraction
 from typing import Any, Literal
 
 from pebble import ProcessExpired, ProcessPool
+
+from stir_train.data.denials import is_no_number
+from stir_train.data.plain_text import clean
 
 Failure = Literal["timed out", "crashed"]
 
@@ -22,6 +26,8 @@ MAX_WORKER_BYTES = 4 << 30
 _BASE = re.compile(r"[0-9]\s*_\s*\{?\s*([0-9]+)")
 _ROWS = re.compile(r"\\\\(?![a-zA-Z])")
 _DECIMAL = re.compile(r"\s*-?[0-9]{1,15}(?:\.[0-9]{1,15})?\s*")
+_UNFINISHED = re.compile(r"(?:[-+*/^=?]|\\(?:cdot|times|ldots|dots|div)|\.{2,})\s*$")
+_SCALED = re.compile(r"\b(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore)s?\b", re.I)
 _ELEMENT = re.compile(r"\s*\$?\s*-?[0-9./\s]+\\(?:not)?(?:in|ni|subset)\b")
 
 
@@ -88,6 +94,8 @@ def check_math(gold: str, found: str) -> bool:
 
     if _is_read_in_part(found, gold):
         return False
+    if _DECIMAL.fullmatch(gold) and _DECIMAL.fullmatch(found):
+        return Fraction(gold.strip()) == Fraction(found.strip())  # math-verify compares six digits
     # The pool's time-out replaces the library's, which works in a main thread alone.
     parsed_gold = parse(_as_math(gold), parsing_timeout=None)
     parsed = parse(_as_math(found), parsing_timeout=None)
@@ -95,12 +103,15 @@ def check_math(gold: str, found: str) -> bool:
 
 
 def _is_read_in_part(found: str, gold: str) -> bool:
-    """Whether math-verify would leave out what changes the answer: a base, a second row, a set."""
+    """Whether math-verify would leave out what changes the answer: a base, a second row, a set, a scale, a denial."""
     bases = [_BASE.findall(text) for text in (found, gold)]
     if bases[0] and bases[0] != bases[1] and set(bases[0]) != {"10"}:
         return True
     if _ROWS.search(found) and not _ROWS.search(gold):
         return True
+    for changes in (_UNFINISHED.search, _SCALED.search, lambda text: is_no_number(clean(text))):
+        if changes(found.strip("$ ")) and not changes(gold.strip("$ ")):
+            return True
     sides = found.strip("$ ").split("=")
     numbers = {float(side) for side in sides if _DECIMAL.fullmatch(side)}
     return len(numbers) > 1 or _ELEMENT.match(found) is not None

@@ -14,7 +14,7 @@ from stir_train.data.plain_text import clean
 LETTERS = "ABCDEFGHIJ"
 
 _DENIED = re.compile(
-    r"(?:\b(?:not|never|cannot|neither|nor|no|except|rather\s+than|instead\s+of|over|besides|unlike|without"
+    r"(?:\b(?:not|never|cannot|neither|nor|no|except|rather\s+than|instead\s+of|over|besides|unlike|without|avoid"
     r"|eliminat(?:e|es|ed|ing)|exclud(?:e|es|ed|ing)|rul(?:e|es|ed|ing)\s+out|(?:any|every)thing\s+but"
     r"|all\s+but|none\s+but)|n['\u2019]t)\s+"
     r"(?:(?:be|the|a|an|exactly|quite|option|choice|answer|letter)\s+){0,3}[(\[\"']?$",
@@ -33,6 +33,8 @@ _LETTERED = re.compile(
     re.IGNORECASE,
 )
 """What has a letter as its own name."""
+_MEASURED = re.compile(r"[0-9]\s?°?\s?$|[K-Z]\s?&\s?$")
+"""Before a unit, or the second letter of a name: "20 °C", "3 D", "R & D"."""
 _AN_ARTICLE = re.compile(
     r"\s+(?!(?:is|was|because|since|as|which|for|due|based|would|seems|best|matches|fits|or|and|nor|vs"
     r"|plus|then|if|but|not|rather|over|with|possibly|perhaps|maybe)\b)[a-zA-Z]{2,}"
@@ -52,7 +54,8 @@ _NO_OPTION = re.compile(
 _DIGIT = re.compile(r"[(\[]?(?:(?:option|choice|answer)\s+)?[(\[]?([1-9])[)\].]?$", re.IGNORECASE)
 _BOOLEAN = re.compile(
     r"\b(yes|no|true|untrue|false|correct|incorrect)\b"
-    r"(?!\s+(?:one|doubt|matter|longer|more|answer|option|choice|statement)\b)",
+    r"(?!\s+(?:one|doubt|matter|longer|more|answer|option|choice|statement|idea|clue|information|way|opinion"
+    r"|particular|evidence|problem|wonder|reason|solution|need|exceptions?)\b)",
     re.IGNORECASE,
 )
 _MEANS = {
@@ -61,9 +64,14 @@ _MEANS = {
 }  # fmt: skip
 _NEGATION = r"(?:\b(?:not|never|cannot|neither|nor|hardly|nothing|without|(?:any|every)thing\s+but|far\s+from)|n['\u2019]t)"
 _TURNED = re.compile(rf"{_NEGATION}\s+(?:(?:be|a|the|quite|exactly|entirely)\s+){{0,2}}$", re.I)
-_NEAR_NEGATION = re.compile(rf"{_NEGATION}(?:\s+\w+){{1,3}}\s+$", re.IGNORECASE)
+_NEAR_NEGATION = re.compile(
+    rf"{_NEGATION}(?:\s+(?!(?:so|therefore|hence|thus|but|and|answer)\b)\w+){{1,8}}\s+$",
+    re.IGNORECASE,
+)
 _UNSURE = re.compile(
-    r"\b(?:maybe|perhaps|possibly|might|depends|unless|unsure|not\s+sure|either|if|neither|both)\b",
+    r"\b(?:maybe|perhaps|possibly|might|depends|unless|unsure|not\s+sure|either|if|neither|both|refuted"
+    r"|(?<!no )doubt|wrong\s+to"
+    r"|(?:partially|partly|half|sometimes|occasionally|almost|nearly|only)[\s-]+(?:true|correct|yes|false|no))\b",
     re.IGNORECASE,
 )
 
@@ -182,7 +190,7 @@ def _mentions(phrase: str) -> Iterator[_Mention]:
         bare = not (match["open"] or match["close"] or whole or named)
         if bare and (letter == "I" or (letter == "A" and _AN_ARTICLE.match(rest))):
             continue
-        if bare and _LETTERED.search(before):
+        if bare and (_LETTERED.search(before) or _MEASURED.search(before)):
             continue
         denied = bool(_DENIED.search(before)) or _REJECTED.match(phrase[end:]) is not None
         if before_it is not None and before_it.is_denied:
@@ -242,7 +250,10 @@ def _contained(phrase: str, texts: Sequence[str]) -> str | Ambiguous | None:
             for m in places[i]
         )
     ]
-    return LETTERS[held[0]] if len(held) == 1 else Ambiguous()
+    if len(held) != 1:
+        return Ambiguous()
+    rest = plain[places[held[0]][-1].end() :]
+    return Ambiguous() if _ASKED.match(rest) or is_corrected(rest) else LETTERS[held[0]]
 
 
 def _plain(text: str) -> str:

@@ -7,12 +7,14 @@ import re
 _COMPARISON_WORDS = (
     r"at\s+(?:least|most)|(?:more|less|fewer|greater|larger|smaller|higher|lower|other)\s+than"
     r"|up\s+to|no\s+(?:more|less|fewer)|between|anything|any\s+number"
-    r"|under|below|above|beyond|within|exceed(?:s|ing)?|(?:short|shy)\s+of"
+    r"|under|below|above|beyond|within|exceed(?:s|ing)?|(?:short|shy)\s+of|at\s+max(?:imum)?"
+    r"|as\s+(?:many|much|few|little)\s+as"
 )
 _COMPARED = re.compile(
     rf"\b(?:{_COMPARISON_WORDS})\s+(?:[a-z]+\s+){{0,2}}[-+]?\.?[0-9]"
     r"|[0-9]\s*(?:[a-zA-Z]+\s+)?(?:or\s+(?:more|less|fewer|greater|higher|lower|above|below|so)\b"
-    r"|and\s+(?:above|below|up|over|under)\b)",
+    r"|and\s+(?:above|below|up|over|under|older|younger|counting)\b"
+    r"|at\s+(?:the\s+)?(?:least|most|maximum|minimum)\b|(?:on|up)wards?\b)",
     re.IGNORECASE,
 )
 _UNTRUE = (

@@ -33,6 +33,14 @@ BATCH = 500
 """Responses per task of the pool, for graders that need no time-out of their own."""
 MIN_POOLED = 4 * BATCH
 
+_ABOUT_THE_ANSWER = re.compile(
+    r"\W*(?:(?:now|then|also|indeed|therefore|thus)\s+)?"
+    r"(?:(?:rounded|verified|checked|confirmed|obtained|supported|based|expected|guaranteed|required)\b"
+    r"|(?:correct|right|valid|consistent|unique|positive|negative)(?=\s*(?:[,.;!)]|for|since|because|as|and|$))"
+    r"|between\b|an?\s+(?:\w+\s+)?(?:integer|number|fraction|multiple|decimal)\b)",
+    re.IGNORECASE,
+)
+"""What follows "the answer is" where its value is not stated: "rounded to 2 decimals"."""
 _FACTORIAL = re.compile(r"[0-9)}]\s*!(?!=)")
 
 Value = TypeVar("Value")
@@ -101,11 +109,15 @@ class Grader:
         self, texts: Sequence[str], golds: Sequence[Gold], truncated: Sequence[bool]
     ) -> list[Grade]:
         found = [_find(text, self.config, _whole, _last_line) for text in texts]
-        open_items = [i for i, answer in enumerate(found) if answer.value and not truncated[i]]
+        open_items = [
+            i
+            for i, a in enumerate(found)
+            if a.value and a.value != Ambiguous() and not truncated[i]
+        ]
         pairs = [(golds[i].answer, str(found[i].value)) for i in open_items]
         verdicts = dict(zip(open_items, self._pool.map(check_math, pairs), strict=True))
         return [
-            _judge(str(answer.value or ""), truncated[i], verdicts.get(i, False), answer.had_marker)
+            _judge_found(answer, truncated[i], verdicts.get(i, False))
             for i, answer in enumerate(found)
         ]
 
@@ -195,6 +207,8 @@ def _grade_numeric(text: str, gold: Gold, truncated: bool, config: TaskConfig) -
 def _stated_number(statement: Statement) -> Number | Ambiguous | None:
     if statement.in_box and _FACTORIAL.search(statement.text):
         return Ambiguous()
+    if not (statement.in_box or statement.is_marked) and _ABOUT_THE_ANSWER.match(statement.text):
+        return None
     return answer_number(clean(statement.text))
 
 
@@ -231,7 +245,7 @@ def _find(
         had_marker = had_marker or any(statement.is_marked for statement in stated)
         stated = [s for s in stated if s.is_marked or not only_marked]
         for statement in stated:
-            value = read(statement)
+            value = Ambiguous() if statement.is_part else read(statement)
             if value is not None:
                 return Found(value, statement.text, had_marker)
         if stated:
@@ -258,7 +272,7 @@ def _search(pattern: str, text: str) -> tuple[str | None]:
     return (search_pattern(pattern, text),)
 
 
-def _judge_found(found: Found[Value], truncated: bool, is_right: bool) -> Grade:
+def _judge_found(found: Found[Value], truncated: bool, is_right: bool | str) -> Grade:
     if isinstance(found.value, Ambiguous):
         return Grade(
             correct=False,

@@ -13,16 +13,18 @@ from itertools import pairwise
 
 from stir_train.data.denials import is_no_number
 from stir_train.data.number_words import (
+    APPLIED,
     ATTACHED_AFTER,
     ATTACHED_BEFORE,
+    BESIDE_WORDS,
+    IN_WORDS,
     LENGTHS,
     NUMBER_WORDS,
     OPERATION_AFTER,
     OPERATION_BEFORE,
-    SMALL_NUMBERS,
     UNITS,
 )
-from stir_train.data.numbers import SCALES, Ambiguous, Number, Token, read_value, tokenize
+from stir_train.data.numbers import Ambiguous, Number, Token, read_value, tokenize
 
 _LABELS = (
     "step|note|part|question|problem|example|section|case|method|approach|figure|table|equation|eq"
@@ -32,10 +34,23 @@ _LABEL = re.compile(rf"\W*(?:{_LABELS})s?\s*#?\s*[0-9]+(?![0-9])", re.IGNORECASE
 _SUBSCRIPT = re.compile(r"(?<=[a-zA-Z])_\s*(?:\([^()]{0,40}\)|[0-9a-zA-Z]+| [0-9a-zA-Z]{1,5} )")
 _TAG = re.compile(r"</?[a-zA-Z]{1,10}\s?/?>")
 _TIMES = re.compile(r"(?<=[0-9])\s?[xX]\s?(?=[0-9])")
-_RELATIONS = (("<=", "≤"), (">=", "≥"), ("!=", "≠"), ("=>", "="), ("->", "="), ("==", "="))
+_RELATIONS = (
+    ("=/=", "≠"),
+    ("<>", "≠"),
+    ("<=", "≤"),
+    (">=", "≥"),
+    ("!=", "≠"),
+    ("=>", "="),
+    ("->", "="),
+    ("==", "="),
+)
 _ROOT_WORD = re.compile(r"(?<![a-zA-Z])sqrt\s*(?=\()")
-_AND_A_HALF = re.compile(r"(?<=[0-9]) and (?:a|one)[ -](half|quarter|third)\b", re.IGNORECASE)
+_AND_A_HALF = re.compile(
+    r"(?<=[0-9]) and (?:(?:a|one)[ -](half|quarter|third)|(two|three)[ -](quarters|thirds))\b",
+    re.IGNORECASE,
+)
 _PARTS = {"half": "1/2", "quarter": "1/4", "third": "1/3"}
+_NUM_PARTS = {"two": "2", "three": "3"}
 _SENTENCE_END = re.compile(r"(?<=\S)[.!?]+[\"')\]*]*(?=\s+[^\W\d]|\s+[(\[\"'#]|\s*$)")
 _REASON = re.compile(
     r"[,;]?\s+(?:because|since|as|which|due to|given that|meaning|i\.e\.|e\.g\.)\s.*", re.DOTALL
@@ -45,20 +60,6 @@ _DENIED_FIRST = re.compile(rf"\bnot\s+{_SIGNED}(?:,?\s+but\b|,(?=\s))")
 _DENIED_LAST = re.compile(
     rf"(?<=[0-9%])((?:\s+[a-zA-Z]+)?),?\s+(?:and\s+)?(?:not|rather than|instead of)\s+{_SIGNED}"
 )
-_WORDED = "|".join(sorted(SMALL_NUMBERS | SCALES.keys(), reverse=True))
-_IN_WORDS = re.compile(
-    rf"\W*(?:(?:minus|negative|exactly|only|just|about|an?|it's|it\s+is)\s+)?(?:one|zero|{_WORDED})(?!\w)"
-    r"(?:[\s-]+(?!of\b)[a-z]+){0,4}\W*",
-    re.IGNORECASE,
-)
-"""A number in words alone, which is not read."""
-_BESIDE_WORDS = re.compile(
-    rf"(?<![\w-])(?:{_WORDED})[\s-]+(?:and\s+|point\s+)?[0-9]"
-    rf"|[0-9](?:\s+(?!(?:in|on|for|per|to|with|from|by|at|after|over)\b)[a-z]+)?,?\s+"
-    rf"(?:and\s+)?(?:{'|'.join(sorted(SMALL_NUMBERS, reverse=True))})\b",
-    re.IGNORECASE,
-)
-"""Digits beside a number in words: "twenty 5", "5 feet six inches"."""
 _CALCULATING = "+-*/^×÷%√:_&"
 
 
@@ -71,7 +72,9 @@ def answer_number(phrase: str) -> Number | Ambiguous | None:
     if _LABEL.match(phrase):
         return None
     phrase = _normalise(phrase)
-    if is_no_number(phrase) or _IN_WORDS.fullmatch(phrase) or _BESIDE_WORDS.search(phrase):
+    if is_no_number(phrase) or IN_WORDS.fullmatch(phrase):
+        return Ambiguous()
+    if BESIDE_WORDS.search(phrase) or APPLIED.search(phrase):
         return Ambiguous()
     phrase = _about_the_number(phrase)
     exact, sign, rounded = phrase.partition("≈")
@@ -149,8 +152,16 @@ def _normalise(phrase: str) -> str:
     phrase = _TIMES.sub("×", _ROOT_WORD.sub("√", phrase))
     for written, sign in _RELATIONS:
         phrase = phrase.replace(written, sign)
-    phrase = _AND_A_HALF.sub(lambda m: f" {_PARTS[m[1].lower()]}", phrase)
+    phrase = _AND_A_HALF.sub(_written_part, phrase)
     return _DENIED_LAST.sub(r"\1 ", _DENIED_FIRST.sub(" ", phrase))
+
+
+def _written_part(match: re.Match[str]) -> str:
+    """ "and a half" as " 1/2", "and three quarters" as " 3/4"."""
+    if match[1]:
+        return f" {_PARTS[match[1].lower()]}"
+    whole = _PARTS[match[3].lower().removesuffix("s")]
+    return f" {_NUM_PARTS[match[2].lower()]}{whole[1:]}"
 
 
 def _about_the_number(phrase: str) -> str:

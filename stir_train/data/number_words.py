@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from stir_train.data.numbers import SCALES, SIGN_WORDS
 
 
@@ -39,7 +41,8 @@ NUMBER_WORDS = _words(
     half halves quarter quarters third thirds fourths fifths sixths sevenths eighths ninths tenth
     tenths hundredths thousandths one two three four five six seven eight nine ten eleven twelve
     thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty
-    seventy eighty ninety hundred thousand million
+    seventy eighty ninety hundred thousand million millionths billionths mil mill score
+    tens doubled tripled halved quadrupled
     """
 )
 SMALL_NUMBERS = _words(
@@ -59,3 +62,30 @@ ATTACHED_BEFORE = (
 """Words that belong to the number after them."""
 ATTACHED_AFTER = ATTACHED_BEFORE | NUMBER_WORDS | {"is", "was"}
 """Words that belong to the number before them."""
+_WORDED = "|".join(sorted(SMALL_NUMBERS | SCALES.keys(), reverse=True))
+IN_WORDS = re.compile(
+    rf"\W*(?:(?:minus|negative|exactly|only|just|about|an?|it's|it\s+is)\s+)?(?:one|zero|{_WORDED})(?!\w)"
+    r"(?:[\s-]+(?!of\b)[a-z]+){0,4}\W*",
+    re.IGNORECASE,
+)
+"""A number in words alone, which is not read."""
+BESIDE_WORDS = re.compile(
+    rf"(?<![\w-])(?:{_WORDED})[\s-]+(?:(?:and|point|by|over|to|times)\s+)?[0-9]"
+    rf"|[0-9]%?\s+(?:percent\s+|out\s+)?(?:of|by)\s+(?:the\s+)?(?:{'|'.join(sorted(SMALL_NUMBERS))})\b"
+    rf"|[0-9]\s+per\s+(?:{'|'.join(sorted(SCALES))}|mille?)\b"
+    rf"|[0-9](?:\s+(?!(?:in|on|for|per|to|with|from|by|at|after|over)\b)[a-z]+\.?)?,?\s+"
+    rf"(?:and\s+)?(?:{'|'.join(sorted(SMALL_NUMBERS, reverse=True))})\b",
+    re.IGNORECASE,
+)
+"""Digits beside a number in words: "twenty 5", "5 feet six inches"."""
+APPLIED = re.compile(
+    r"\b(?:square|cube|reciprocal|inverse|negative|negation|opposite|complement|log(?:arithm)?|factorial"
+    r"|multiples?|powers?|divisors?|factors?|divisible|roots?)\s+(?:of|by)\s+[-+]?\.?[0-9]"
+    r"|[0-9]\s+(?:raised\s+)?to\s+the\s+(?:[a-z]+\s+)?power\b|[0-9]\s+raised\s+to\b"
+    r"|[0-9]\s+to\s+the\s+(?:second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|n-?th)\b"
+    r"|[0-9]\s+(?:(?:added|subtracted|taken)\s+(?:to|from)"
+    r"|(?:multiplied|divided|increased|decreased|reduced|raised)\s+by)\b"
+    r"|[0-9]\.[0-9]+(?:\.{3}|…)",
+    re.IGNORECASE,
+)
+"""What makes another number of the one beside it: "the square of 5", "5 to the third", "0.33..."."""

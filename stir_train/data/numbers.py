@@ -34,11 +34,12 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-_OPERATORS = "-+*/^%&|<>=_‰‱"
+_OPERATORS = "-+*/^%&|<>=_‰‱⌊⌋⌈⌉"
 
 SCALES = {
     "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
-    "grand": 10**3, "lakh": 10**5, "crore": 10**7,
+    "hundreds": 10**2, "thousands": 10**3, "millions": 10**6, "billions": 10**9,
+    "trillions": 10**12, "bn": 10**9, "grand": 10**3, "lakh": 10**5, "crore": 10**7,
 }  # fmt: skip
 _SUFFIXES = {
     "k": 10**3, "K": 10**3, "M": 10**6, "mn": 10**6, "B": 10**9, "bn": 10**9,
@@ -119,7 +120,8 @@ def _kind_of_sign(sign: str) -> TokenKind:
         return "bracket"
     if sign in ",;":
         return "comma"
-    return "operator" if sign in _OPERATORS or unicodedata.category(sign) == "Sm" else "mark"
+    is_operator = sign in _OPERATORS or unicodedata.category(sign) in ("Sm", "Mn", "Me")
+    return "operator" if is_operator else "mark"
 
 
 def read_value(tokens: Sequence[Token], start: int) -> tuple[Number, int] | None:

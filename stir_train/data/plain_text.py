@@ -11,6 +11,7 @@ _VULGAR = {
 }
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-", strict=True))
 _MINUS = dict.fromkeys(map(ord, "−–‒﹣－➖‐"), "-")
+_SLASHES = {ord("⁄"): "/", ord("∕"): "/"}
 _EM_DASH_SIGN = re.compile(r"(?:^|(?<=[(\[$]))—(?=[$.]?[0-9])")
 _STRUCK_OUT = re.compile(r"~~[^~\n]{1,200}~~|<(s|del|strike)>[^<\n]{0,200}</\1>")
 _CURRENCY = "$€£¥₹₽"
@@ -18,13 +19,20 @@ _BRACED = r"\{\s*([^{}]{1,80})\s*\}"
 _LATEX = (
     (
         re.compile(
-            r"\\(?:text(?:bf|it|rm|sf)?|mathrm|mathbf|mathit|operatorname|mbox|emph)\s*"
+            r"\\(?:text(?:bf|it|rm|sf|tt)?|mathrm|mathbf|mathit|mathsf|mathtt|boldsymbol|bm|operatorname"
+            r"|mbox|emph|underline|(?:text)?color\s*\{[a-zA-Z]{1,20}\})\s*"
             r"\{([^{}]{0,200})\}"
         ),
         r" \1 ",
     ),
     (re.compile(r"\^\s*\{?\s*\\circ(?![a-zA-Z])\s*\}?|\\degree(?![a-zA-Z])"), "°"),
-    (re.compile(r"\\(?:left|right|displaystyle|circ)(?![a-zA-Z])"), " "),
+    (
+        re.compile(
+            r"\\(?:left|right|displaystyle|textstyle|circ|[lL]arge|LARGE|[hH]uge)(?![a-zA-Z])"
+        ),
+        " ",
+    ),
+    (re.compile(r"\{([^{}]{1,80})\\over(?![a-zA-Z])([^{}]{1,80})\}"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\[()\[\]]|\\(?:qquad|quad)(?![a-zA-Z])"), " "),
     (re.compile(r"(?<=[0-9])(?:\{,\}|\\[,!])(?=[0-9])"), ""),
     (re.compile(r"\\[,;!: ]"), " "),
@@ -47,6 +55,11 @@ MAX_NESTING = 3
 _BOLD_DIGITS = re.compile(r"(?<=[0-9)])\*\*(?=[0-9(-])")
 _EMPHASIS = re.compile(r"(?<![\w)*])([*_])(?=\S)([^*_\n]{1,80})(?<=\S)\1(?![\w*])")
 _NARROW_GROUPS = re.compile(r"(?<=[0-9])[\u00a0\u202f\u2009](?=[0-9]{3}(?![0-9]))")
+_DOLLARS_OF = re.compile(
+    r"(?<![a-zA-Z])(?:US|AUD?|CAD?|NZD?|HKD?|NT|SGD?|MXN?|R|S)\$(?=\s?[-.]?[0-9])"
+)
+_BUSINESS_DASH = re.compile(r"(?<=[0-9])/-(?![0-9])")
+_SMALL_FRACTION = re.compile("([⁰¹²³⁴⁵⁶⁷⁸⁹]+)[⁄∕/]([₀₁₂₃₄₅₆₇₈₉]+)")
 _DOLLARS_CENTS = re.compile(r"([0-9]++) dollars?,? and ([0-9]{1,2}) cents?")
 
 
@@ -60,11 +73,14 @@ def clean(text: str) -> str:
         for c in text
         if unicodedata.category(c) != "Cf"
     )
+    text = _SMALL_FRACTION.sub(
+        lambda m: f" {unicodedata.normalize('NFKC', '/'.join(m.groups()))} ", text
+    )
     text = re.sub(
         "[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda m: "^" + "".join(_SUPERSCRIPTS[c] for c in m.group()), text
     )
     text = _NARROW_GROUPS.sub("", text)
-    text = unicodedata.normalize("NFKC", text).translate(_MINUS)
+    text = unicodedata.normalize("NFKC", text).translate(_MINUS | _SLASHES)
     text = _STRUCK_OUT.sub(" ", _EM_DASH_SIGN.sub("-", text))
     text = "".join(
         str(unicodedata.decimal(c)) if not c.isascii() and c.isdecimal() else c for c in text
@@ -74,6 +90,8 @@ def clean(text: str) -> str:
     text = _BOLD_DIGITS.sub("^", text)
     text = re.sub(r"\*\*|__|`|~", " ", text)
     text = _EMPHASIS.sub(r" \2 ", text)
+    text = _BUSINESS_DASH.sub("", _DOLLARS_OF.sub(" ", text))
+    text = re.sub(rf"(?<=[a-zA-Z])[{_CURRENCY}](?=[-.]?[0-9])", " ", text)
     text = re.sub(rf"[{_CURRENCY}](?=[-.]?[0-9])", "", text)
     text = re.sub(rf"[{_CURRENCY}]", " ", text)
     text = re.sub(r"(?<!\\)[{}]", " ", text)

@@ -17,9 +17,9 @@ from typing import Any
 from stir_train.config.import_path import is_import_path, load_object
 from stir_train.config.inputs import TaskConfig
 from stir_train.config.tasks import REASONING_GYM
+from stir_train.data.boxes import boxed
 from stir_train.data.checkers import CheckerPool, is_mathematics
 from stir_train.data.choices import LETTERS
-from stir_train.data.extraction import boxed
 from stir_train.data.grading import require_gold
 from stir_train.data.own_grader import load_grader
 from stir_train.data.reasoning_gym import reasoning_gym_problems

@@ -155,7 +155,6 @@ def reword(
     return [_render(prompt, wording, config, tokenizer, use_chat=use_chat) for prompt in prompts]
 
 
-<<<<<<< HEAD
 def encode_rendered(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Tokenize a prompt as another tool hands it over; one that begins with a special token gets no more."""
     special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
@@ -163,7 +162,6 @@ def encode_rendered(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int,
     return tuple(tokenizer(text, add_special_tokens=not is_complete)["input_ids"])
 
 
-=======
 def knows(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
     """Whether the vocabulary has every piece of a text."""
     unknown = tokenizer.unk_token_id
@@ -179,7 +177,6 @@ def spaced(marker: str, tokenizer: PreTrainedTokenizerBase) -> str:
     return (
         f"{marker} " if not knows(tokenizer, marker) and knows(tokenizer, f"{marker} ") else marker
     )
->>>>>>> rivals
 
 
 def prompts_sha256(prompts: Sequence[Prompt]) -> str:

@@ -75,7 +75,10 @@ class ReasoningGymScorer:
         for part in answer_parts(response):
             stated = list(statements(part, self._config.answer_marker))
             had_marker = had_marker or any(statement.is_marked for statement in stated)
-            texts = [s.text.strip() for s in stated if s.is_marked or not only_marked]
+            kept = [s for s in stated if s.is_marked or not only_marked]
+            if kept and kept[0].is_part:
+                return "", had_marker
+            texts = [s.text.strip() for s in kept]
             if not only_marked:
                 texts += [line.strip() for line in part.splitlines()[-1:]]
             if found := next((text for text in texts if text), ""):

@@ -15,7 +15,6 @@ from stir_train.config.import_path import module_sha256
 from stir_train.config.inputs import SplitName
 from stir_train.config.load import dump_config
 from stir_train.config.pipeline import (
-    STAGE_NAMES,
     STAGES,
     Settings,
     Stage,
@@ -23,7 +22,6 @@ from stir_train.config.pipeline import (
     stages_from,
     stages_off,
 )
-from stir_train.config.pipeline import stage as stage_named
 from stir_train.config.run import RunConfig
 from stir_train.data.prompts import prompts_sha256, split_sha256
 from stir_train.errors import StageError
@@ -33,7 +31,7 @@ from stir_train.runtime.abilities import require_backend
 from stir_train.runtime.context import PROBLEMS_FILE, Finish, Outcome, RunContext
 from stir_train.runtime.early_checks import require_feasible, warn_of_stop_tokens
 from stir_train.runtime.external import external_sources
-from stir_train.runtime.upstream import end_of_run, sources_of, stages_left_out
+from stir_train.runtime.upstream import end_of_run, sources_of, stages_left_out, upstream_of
 
 
 def run_stages(context: RunContext, names: Sequence[str], *, redo: bool) -> str | None:
@@ -67,7 +65,7 @@ def run_stages(context: RunContext, names: Sequence[str], *, redo: bool) -> str 
                 context.console.print(caution(reason), soft_wrap=True)
                 told.add(reason)
         elif stage.is_on(context.config):
-            upstream = set(_upstream_of(context, stage.name)) - checked
+            upstream = set(upstream_of(context.run_dir, context.config, stage.name)) - checked
             context.world.on_main(
                 f"check upstream of {stage.name}",
                 partial(require_as_configured, context, upstream),
@@ -153,17 +151,6 @@ def require_as_configured(context: RunContext, names: Collection[str]) -> None:
         )
 
 
-def _upstream_of(context: RunContext, name: str) -> tuple[str, ...]:
-    """The stages that a stage is made from, and those that they are made from, in pipeline order."""
-    found: set[str] = set()
-    left = [name]
-    while left:
-        new = set(sources_of(stage_named(left.pop()), context.run_dir, context.config)) - found
-        found |= new
-        left += new
-    return tuple(other for other in STAGE_NAMES if other in found)
-
-
 def _inputs(
     context: RunContext, settings: Settings, reads: Sequence[str], splits: Sequence[SplitName]
 ) -> StageInputs:
@@ -246,7 +233,8 @@ def _discard(context: RunContext, first: Stage) -> None:
         _ = context.resources.described, context.splits
         if first is not STAGES[0]:
             context.require_settings_of_rollouts()
-        require_as_configured(context, _upstream_of(context, first.name))
+        upstream = upstream_of(context.run_dir, context.config, first.name)
+        require_as_configured(context, upstream)
 
     context.world.on_main("resolve", resolve)
     context.world.on_main("redo", lambda: context.run_dir.discard(stages_from(first.name)))

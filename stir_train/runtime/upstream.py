@@ -85,6 +85,17 @@ def sources_of(found: Stage, run_dir: RunDir, config: RunConfig) -> list[str]:
     return [name for name in found.sources(config) if name not in left_out]
 
 
+def upstream_of(run_dir: RunDir, config: RunConfig, name: str) -> tuple[str, ...]:
+    """The stages that a stage is made from, and those that they are made from, in pipeline order."""
+    found: set[str] = set()
+    left = [name]
+    while left:
+        new = set(sources_of(stage(left.pop()), run_dir, config)) - found
+        found |= new
+        left += new
+    return tuple(other for other in STAGE_NAMES if other in found)
+
+
 def require_sources(config: RunConfig, names: Collection[str]) -> None:
     """Check, before a run is begun, that what the named stages read is there or among them.
 

@@ -20,6 +20,7 @@ from stir_train.models.locate import locate_model
 from stir_train.models.public_name import public_name
 from stir_train.monitoring.console import good
 from stir_train.runtime.context import RunContext
+from stir_train.runtime.lineage import require_lineage
 from stir_train.runtime.upstream import abstains, stages_left_out
 from stir_train.stores.results import load_results
 from stir_train.tools.lm_eval_task import write_lm_eval_task
@@ -47,8 +48,11 @@ def write_export(context: RunContext, target: Path, *, form: Format) -> str:
     """Write it to an empty directory; how to load it.
 
     Raises:
-        ArtifactError: If the run has nothing that the format can hold.
+        ArtifactError: If the run has nothing that the format can hold, or it is damaged or not this
+            configuration's.
     """
+    made = "distill" if form in ("lora", "merged") else "tune"
+    require_lineage(context, made, "evaluate")
     if form in ("lora", "merged"):
         return _export_student(context, target, merged=form == "merged")
     if form == "lm-eval-task":

@@ -18,6 +18,7 @@ from stir_train.monitoring.console import caution
 from stir_train.runtime.answerers import plain_answerer, steered_answerer
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import sampling_params
+from stir_train.runtime.lineage import require_lineage
 from stir_train.runtime.students import student_answerer
 from stir_train.runtime.upstream import WHY, abstains
 from stir_train.types.answers import Answers
@@ -25,6 +26,7 @@ from stir_train.types.rollout import Prompt
 from stir_train.types.steering import SteeringDecision
 
 METHODS = (GREEDY, STEERED, PUBLISHED, STUDENT)
+_MADE_BY = {STEERED: "tune", PUBLISHED: "value", STUDENT: "distill"}
 
 
 def stream_answer(
@@ -106,7 +108,10 @@ def method_answerer(context: RunContext, method: str) -> ModelAnswerer:
 
     Raises:
         StageError: If there is no such method, or its stage is not finished.
+        ArtifactError: If what it reads is damaged, or not this configuration's.
     """
+    if method in _MADE_BY:
+        require_lineage(context, _MADE_BY[method])
     if method == GREEDY:
         return plain_answerer(context)
     if method == STUDENT:

@@ -11,6 +11,7 @@ from stir_train.models.load import load_model, unsharded
 from stir_train.models.locate import locate_model
 from stir_train.models.lora import load_adapter
 from stir_train.runtime.context import RunContext
+from stir_train.runtime.lineage import require_lineage
 from stir_train.runtime.upstream import PLAIN_INSTEAD, WHY, students_taught
 
 
@@ -18,7 +19,8 @@ def run_verify(context: RunContext) -> VerificationResult:
     """Verify a finished run's adapter again.
 
     Raises:
-        ArtifactError: If the run trained no student to export, or its stage is not finished.
+        ArtifactError: If the run trained no student to export, its stage is not finished, or what it
+            was made from is damaged or not this configuration's.
     """
     if "" not in students_taught(context.run_dir, context.config):
         why = (
@@ -27,6 +29,7 @@ def run_verify(context: RunContext) -> VerificationResult:
             else "distill.enabled is off"
         )
         raise ArtifactError(f"{context.run_dir.path}: no student was trained: {why}")
+    require_lineage(context, "distill")
     stage = context.stage("distill")
     base_path, gguf_file = locate_model(context.config.model)
     return verify_adapter(
@@ -49,6 +52,7 @@ def run_verify_served(context: RunContext, engine: str) -> ServedTokens:
         StageError: If the backend is not installed.
         VerificationError: If it makes other tokens.
     """
+    require_lineage(context, "distill")
     stage = context.stage("distill")
     check_installation(engine, {})
     # In float32, as the probes were recorded.
