@@ -26,7 +26,7 @@ def test_a_vllm_server_samples_the_rollouts(
     model = save_widened(tmp_path / "wide")
     monkeypatch.setenv("STIR_TEST_KEY", KEY)
     ours = ("--served-model-name=wide", "--dtype=float32", f"--api-key={KEY}")
-    with serving_alone(model, *ours, "--max-model-len=384") as server:
+    with serving_alone(model, *ours, "--max-model-len=384", "--enforce-eager") as server:
         asked = f"{{server: '{server.url}', served_model: wide, key_variable: STIR_TEST_KEY}}"
         done = run_smoke(
             tmp_path, *SMALL, f"model.name={model}", f"external={asked}", verb="rollout"
