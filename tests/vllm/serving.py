@@ -1,4 +1,4 @@
-"""A server of `stir-train serve` in a process of its own, and what is asked of it."""
+"""Servers in processes of their own, of `stir-train serve` and of vLLM alone, and what is asked of them."""
 
 from __future__ import annotations
 
@@ -132,9 +132,25 @@ class Server:
 def serving(run: Path, *arguments: str) -> Iterator[Server]:
     """Start a server of a run on a free port; stop it as a terminal or a cluster does."""
     port = _free_port()
-    command = [sys.executable, "-W", "ignore", "-m", "stir_train", "serve", str(run)]
+    command = ["stir_train", "serve", str(run), "--port", str(port), "--", *SMALL, *arguments]
+    with _started(command, port) as server:
+        yield server
+
+
+@contextmanager
+def serving_alone(model: Path, *arguments: str) -> Iterator[Server]:
+    """Start vLLM's own server of a model on a free port; stop it likewise."""
+    port = _free_port()
+    command = ["vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port)]
+    with _started([*command, *SMALL, *arguments], port) as server:
+        yield server
+
+
+@contextmanager
+def _started(command: Sequence[str], port: int) -> Iterator[Server]:
+    """Run a module with its arguments until it listens to a port."""
     process = subprocess.Popen(
-        [*command, "--port", str(port), "--", *SMALL, *arguments],
+        [sys.executable, "-W", "ignore", "-m", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
