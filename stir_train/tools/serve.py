@@ -65,6 +65,8 @@ OURS: Mapping[str, str] = {
     "--tensor-parallel-size": "a pass is steered in one process",
     "--pipeline-parallel-size": "a pass is steered in one process",
     "--data-parallel-size": "a pass is steered in one process; start several servers instead",
+    "--api-server-count": "one process answers",
+    "--headless": "one process answers",
     "-tp": "a pass is steered in one process",
     "-pp": "a pass is steered in one process",
     "-dp": "a pass is steered in one process; start several servers instead",

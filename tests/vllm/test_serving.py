@@ -91,7 +91,7 @@ def ours(run: Path, control: ControlSpec) -> Ours:
 @pytest.fixture(scope="module")
 def server(run: Path) -> Iterator[Server]:
     """With a cache too small for all its rows, so that some are preempted."""
-    with serving(run, "--num-gpu-blocks-override=14", "--max-model-len=384") as started:
+    with serving(run, "--num-gpu-blocks-override=10", "--max-model-len=256") as started:
         yield started
 
 

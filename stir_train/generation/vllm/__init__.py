@@ -1,4 +1,4 @@
-"""Generation by vLLM, in this process: paged cache, continuous batching, our controllers in its passes.
+"""Generation by vLLM, in this process or in its server: our controllers in its passes.
 
-Only `session` and what it imports need vLLM; the rest is torch alone.
+Only `session`, `server` and `server_parts`, and what they import, need vLLM; the rest is torch alone.
 """
