@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,6 +55,8 @@ def serve(arguments: Sequence[str], attachment: Attachment | None) -> None:
     parsed = parser.parse_args(list(arguments))
     configure_logging_from_args(parsed)
     validate_parsed_serve_args(parsed)
+    # As in vLLM's own: a server that is told to stop while it starts ends the processes behind it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     asyncio.run(_serve(parsed, attachment))
 
 
