@@ -33,7 +33,8 @@ CHEAP = {
     # Not of the model: of the log-probabilities, for which a compiler would run at the first request.
     "TORCHDYNAMO_DISABLE": "1",
 }
-STOP_SECONDS, ANSWER_SECONDS = 300, 600
+STOP_SECONDS, ANSWER_SECONDS = 300, 1800
+"""Long, since a busy machine takes long to import vLLM three times."""
 
 
 @dataclass(frozen=True)
