@@ -157,6 +157,8 @@ def test_settings_in_pages_are_valid(block: Block, tmp_path: Path) -> None:
 def test_snippets_import_what_exists(block: Block) -> None:
     for node in ast.walk(ast.parse(block.text)):
         if isinstance(node, ast.ImportFrom) and node.module:
+            if block.not_run and not node.module.startswith("stir_train"):
+                continue  # needs what is not installed here
             module = importlib.import_module(node.module)
             for alias in node.names:
                 assert hasattr(module, alias.name), f"{node.module}.{alias.name}"

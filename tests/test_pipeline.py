@@ -71,14 +71,19 @@ def test_wandb_holds_what_is_promised(finished: Path) -> None:
         for item in record.summary.update:
             summary["/".join(item.nested_key) or item.key] = item.value_json
     promised = (
-        "rollout/correct_rate rollout/truncated_rate rollout/tokens_per_second "
-        "rollout/queue_depth rollout/eta_seconds rollout/state_norm harvest/num_contrasts basis/logdet/4 "
-        "basis/spectrum/4 basis/coverage/kept validate/mean_uplift value/block_4/loss "
-        "value/auroc_block_4 value/ece_block_4 tune/intervention_rate steer/strength steer/gain_over_null "
-        "distill/loss distill/loss/sequence distill/loss/logits distill/grad_norm distill/learning_rate distill/memory_gib distill/eta_seconds evaluate/greedy/accuracy "
-        "evaluate/stir/tokens_mean evaluate/methods/path report/page/path"
+        "rollout/correct_rate rollout/truncated_rate rollout/tokens_per_second rollout/queue_depth "
+        "rollout/eta_seconds rollout/state_norm harvest/num_contrasts basis/4/logdet "
+        "basis/4/spectrum basis/coverage/kept validate/round-1/mean_uplift value/block-4/loss "
+        "steer/strength steer/gain_over_null distill/loss distill/loss/sequence distill/loss/logits "
+        "distill/grad_norm distill/learning_rate distill/memory_gib distill/eta_seconds "
+        "evaluate/greedy/correct_rate evaluate/stir/intervention_rate evaluate/methods/path report/page/path"
     )
     assert set(promised.split()) <= history
+    assert not [name for name in history if name.startswith("tune/") and "." in name]
+    reached = (
+        "value/auroc_block_4 value/ece_block_4 evaluate/stir/tokens_mean headline/stir/accuracy"
+    )
+    assert set(reached.split()) <= set(summary)
     assert {"seed", "git_sha", "rollout"} <= set(settings)
     for stage in STAGES:
         recorded = json.loads(summary[f"{stage}/sha256"])
@@ -89,6 +94,10 @@ def test_results_are_complete_and_consistent(finished: Path) -> None:
     results = read_results(finished / "smoke")
     assert results.num_items == 24
     assert results.test_openings == 1
+    null = results.find("control-empty-basis")
+    assert null is not None
+    assert null.reused_tokens_mean == 0, "the control is decoded whole, to show what it shows"
+    assert results.share_reused > 0
     rows = {row.name: row.metrics for row in results.methods}
     assert rows["control-empty-basis"].delta_accuracy_ci95 == (0.0, 0.0)
     assert rows["control-empty-basis"].tokens_mean == rows["greedy"].tokens_mean

@@ -144,7 +144,7 @@ def _reads(run: Path, *arguments: str) -> None:
 
 def test_a_verb_that_reads_goes_by_the_runs_own_lineage(output: Path, tmp_path: Path) -> None:
     from stir_train.errors import ArtifactError
-    from stir_train.models.load import EMBEDDED_ROOT
+    from stir_train.models.locate import EMBEDDED_ROOT
 
     run = output / "smoke"
     _reads(run)

@@ -165,9 +165,10 @@ class StageDir:
             self.require_complete()
         return [name for name in self._file_names() if (self.path / name).is_file()]
 
-    def recorded_names(self) -> list[str]:
-        """Names of the files that were written whole, whatever became of them since."""
-        return self._file_names()
+    def known_names(self) -> list[str]:
+        """Names of files that were written whole, whatever became of them since, and of those found there."""
+        found = {str(f.relative_to(self.path)) for f in self.path.rglob("*") if f.is_file()}
+        return sorted({*self._file_names(), *(n for n in found if not n.startswith(CHECKSUMS))})
 
     def verified(self, name: str) -> Path:
         """Path of a file of a stage, finished or still being made, its checksum verified.

@@ -25,41 +25,13 @@ from stir_train.data.number_words import (
     UNITS,
 )
 from stir_train.data.numbers import Ambiguous, Number, Token, read_value, tokenize
+from stir_train.data.phrase_text import about_the_number, normalise
 
 _LABELS = (
     "step|note|part|question|problem|example|section|case|method|approach|figure|table|equation|eq"
     "|chapter|page|solution|exercise|hint|remark|stage|phase|appendix|footnote|line"
 )
 _LABEL = re.compile(rf"\W*(?:{_LABELS})s?\s*#?\s*[0-9]+(?![0-9])", re.IGNORECASE)
-_SUBSCRIPT = re.compile(r"(?<=[a-zA-Z])_\s*(?:\([^()]{0,40}\)|[0-9a-zA-Z]+| [0-9a-zA-Z]{1,5} )")
-_TAG = re.compile(r"</?[a-zA-Z]{1,10}\s?/?>")
-_TIMES = re.compile(r"(?<=[0-9])\s?[xX]\s?(?=[0-9])")
-_RELATIONS = (
-    ("=/=", "≠"),
-    ("<>", "≠"),
-    ("<=", "≤"),
-    (">=", "≥"),
-    ("!=", "≠"),
-    ("=>", "="),
-    ("->", "="),
-    ("==", "="),
-)
-_ROOT_WORD = re.compile(r"(?<![a-zA-Z])sqrt\s*(?=\()")
-_AND_A_HALF = re.compile(
-    r"(?<=[0-9]) and (?:(?:a|one)[ -](half|quarter|third)|(two|three)[ -](quarters|thirds))\b",
-    re.IGNORECASE,
-)
-_PARTS = {"half": "1/2", "quarter": "1/4", "third": "1/3"}
-_NUM_PARTS = {"two": "2", "three": "3"}
-_SENTENCE_END = re.compile(r"(?<=\S)[.!?]+[\"')\]*]*(?=\s+[^\W\d]|\s+[(\[\"'#]|\s*$)")
-_REASON = re.compile(
-    r"[,;]?\s+(?:because|since|as|which|due to|given that|meaning|i\.e\.|e\.g\.)\s.*", re.DOTALL
-)
-_SIGNED = r"[-+]?[0-9][0-9.,/]*+"
-_DENIED_FIRST = re.compile(rf"\bnot\s+{_SIGNED}(?:,?\s+but\b|,(?=\s))")
-_DENIED_LAST = re.compile(
-    rf"(?<=[0-9%])((?:\s+[a-zA-Z]+)?),?\s+(?:and\s+)?(?:not|rather than|instead of)\s+{_SIGNED}"
-)
 _CALCULATING = "+-*/^×÷%√:_&"
 
 
@@ -71,12 +43,12 @@ def answer_number(phrase: str) -> Number | Ambiguous | None:
     """
     if _LABEL.match(phrase):
         return None
-    phrase = _normalise(phrase)
+    phrase = normalise(phrase)
     if is_no_number(phrase) or IN_WORDS.fullmatch(phrase):
         return Ambiguous()
     if BESIDE_WORDS.search(phrase) or APPLIED.search(phrase):
         return Ambiguous()
-    phrase = _about_the_number(phrase)
+    phrase = about_the_number(phrase)
     exact, sign, rounded = phrase.partition("≈")
     tokens = tokenize(exact)
     if sign and not any(token.kind == "number" for token in tokens):
@@ -87,7 +59,7 @@ def answer_number(phrase: str) -> Number | Ambiguous | None:
 def last_number(text: str) -> Number | Ambiguous | None:
     """The number that a cleaned text without a statement ends with: the last of its last line with one."""
     for line in reversed(text.splitlines()):
-        tokens = tokenize(_normalise(line))
+        tokens = tokenize(normalise(line))
         numbers = [i for i, token in enumerate(tokens) if token.kind == "number"]
         if numbers:
             run = _run_around(tokens, numbers[-1])
@@ -144,40 +116,6 @@ def _opening_of(tokens: Sequence[Token], start: int, end: int) -> int | None:
         elif depth == 0 and at < start:
             return None
     return None
-
-
-def _normalise(phrase: str) -> str:
-    """Settle how a root, a product, a subscript and a half are written."""
-    phrase = _SUBSCRIPT.sub("'", _TAG.sub(" ", phrase))
-    phrase = _TIMES.sub("×", _ROOT_WORD.sub("√", phrase))
-    for written, sign in _RELATIONS:
-        phrase = phrase.replace(written, sign)
-    phrase = _AND_A_HALF.sub(_written_part, phrase)
-    return _DENIED_LAST.sub(r"\1 ", _DENIED_FIRST.sub(" ", phrase))
-
-
-def _written_part(match: re.Match[str]) -> str:
-    """ "and a half" as " 1/2", "and three quarters" as " 3/4"."""
-    if match[1]:
-        return f" {_PARTS[match[1].lower()]}"
-    whole = _PARTS[match[3].lower().removesuffix("s")]
-    return f" {_NUM_PARTS[match[2].lower()]}{whole[1:]}"
-
-
-def _about_the_number(phrase: str) -> str:
-    """The first sentence that holds a digit, without a reason given after it."""
-    start = 0
-    for match in _SENTENCE_END.finditer(phrase):
-        if re.search("[0-9]", phrase[start : match.start()]):
-            phrase = phrase[start : match.start()]
-            break
-        start = match.end()
-    else:
-        phrase = phrase[start:] if re.search("[0-9]", phrase[start:]) else phrase
-    reason = _REASON.search(phrase)
-    if reason and re.search("[0-9]", phrase[: reason.start()]):
-        phrase = phrase[: reason.start()]
-    return phrase
 
 
 def _read_equation(tokens: Sequence[Token]) -> Number | Ambiguous | None:

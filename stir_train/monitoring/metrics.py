@@ -210,7 +210,8 @@ class WandbSink:
         series: str = "",
     ) -> None:
         """Send numbers under ``stage/series/name``, a section a stage; words go to the run's summary."""
-        prefix = f"{stage}/{series}" if series else stage
+        # A dot in a name is a step down into it, for wandb, and its axis would not be found.
+        prefix = f"{stage}/{series.replace('.', '_')}" if series else stage
         axis = f"{prefix}/step"
         sent: dict[str, Scalar] = {}
         for key, value in values.items():

@@ -72,7 +72,7 @@ def missing_keys(stage: StageDir, files: Mapping[str, str]) -> list[str]:
     before must be too.
     """
     beside: dict[str, list[str]] = {}
-    for name in stage.recorded_names():
+    for name in stage.known_names():
         if found := _BESIDE_ROLLOUTS.fullmatch(name):
             table = f"{found['set']}rollouts-{found['number']}.parquet"
             beside.setdefault(table, []).append(name)

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import openai
 import pytest
 import torch
 
@@ -103,6 +102,8 @@ def _require_same(theirs: Answer, ours: Rollout) -> None:
 
 
 def test_models_are_called_after_the_run(server: Server) -> None:
+    import openai
+
     with openai.OpenAI(base_url=server.url, api_key="none") as client:
         assert {model.id for model in client.models.list()} == {BASE, STUDENT}
 
@@ -169,6 +170,8 @@ def test_by_the_openai_client_and_by_curl(
         ours.loaded.decode(ours.completed(prompt, strength).token_ids) for strength in (0, 1)
     )
     said = [{"role": "user", "content": prompt.text}]
+    import openai
+
     with openai.OpenAI(base_url=server.url, api_key="none") as client:
         for extra, expected in (({}, steered), ({"steering_strength": 0}, plain)):
             more = {"vllm_xargs": extra}

@@ -7,7 +7,7 @@ model. `Attachment` is what all three are told, as JSON; the controllers live in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from stir_train.config.base import FrozenConfig
 from stir_train.generation.backend import ControlSpec
@@ -37,6 +37,7 @@ class Attachment(FrozenConfig):
     """Whether requests of one strength have the same prompts steered the same, so that they may share them."""
 
 
+@runtime_checkable
 class ServedSteering(Protocol):
     """The controllers of a server."""
 
