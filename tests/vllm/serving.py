@@ -170,6 +170,8 @@ def _started(command: Sequence[str], port: int) -> Iterator[Server]:
         _end_group(process)
         process.wait()
         listener.join()
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 def _end_group(process: subprocess.Popen[str]) -> None:
