@@ -18,12 +18,13 @@ from stir_train.baselines.registry import load_baseline
 from stir_train.config.inputs import ModelConfig
 from stir_train.config.learning import DistillConfig
 from stir_train.errors import ArtifactError
-from stir_train.export.adapter import ADAPTER_FILES, adapter_of, save_adapter
+from stir_train.export.adapter import save_adapter
 from stir_train.models.describe import describe_model
 from stir_train.models.lora import make_whole_student
 from stir_train.runtime.answerers import baseline_answerer, parameters_file
 from stir_train.runtime.context import PROBLEMS_FILE, RunContext
 from stir_train.runtime.students import merge_adapter
+from stir_train.stores.adapters import ADAPTER_FILES, adapter_of
 
 MODEL = ModelConfig(name="embedded/addition")
 

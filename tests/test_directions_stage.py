@@ -23,6 +23,7 @@ from stir_train.config.run import RunConfig
 from stir_train.config.steering import VectorAction, VectorSteering
 from stir_train.directions.grid import vector_grid
 from stir_train.errors import ConfigError
+from stir_train.generation.controller import controllers_of
 from stir_train.generation.fixed import FixedVector
 from stir_train.models.load import load_model
 from stir_train.recipes import directions as recipe
@@ -172,6 +173,31 @@ def test_the_chosen_vector_is_what_is_exported(finished: Path, tmp_path: Path) -
     assert asked.returncode == 0, asked.stderr
     fields = GGUFReader(tmp_path / "gguf" / "control-vector.gguf").fields
     assert fields["general.description"].contents() in card
+
+
+def test_a_vector_run_is_published_with_its_directions(finished: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from stir_train.steering.loaded import load_run
+
+    folder = tmp_path / "run"
+    done = _run(finished, "--format", "run", "--to", str(folder), verb="export")
+    assert done.returncode == 0, done.stderr
+    assert "no licence" in done.stderr
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md",
+        "directions.safetensors",
+        "steering.json",
+    }
+    run = load_run(folder)
+    assert run.adapter is None
+    tokenizer = AutoTokenizer.from_pretrained(run.base_model)
+    model = AutoModelForCausalLM.from_pretrained(run.base_model)
+    (vector,) = controllers_of(
+        run.artifacts(model, tokenizer).controller(run.choice, device=model.device)
+    )
+    assert isinstance(vector, FixedVector)
+    assert (vector.place, vector.strength) == ("every_token", HELD)
 
 
 def test_a_vector_that_was_not_evaluated_is_not_exported(finished: Path, tmp_path: Path) -> None:

@@ -19,12 +19,13 @@ from stir_train.distill.samples import IGNORED, BatchConfig, choose_samples, seq
 from stir_train.distributed.engine import PlainEngine
 from stir_train.distributed.world import alone
 from stir_train.errors import ModelError, VerificationError
-from stir_train.export.adapter import ADAPTER_DIRECTORY, PROBES_FILE, save_adapter, save_probes
+from stir_train.export.adapter import PROBES_FILE, save_adapter, save_probes
 from stir_train.export.card import hub_id
 from stir_train.export.verify import verify_adapter
 from stir_train.models.load import load_model
 from stir_train.models.locate import resolve_model_path
 from stir_train.models.lora import add_lora, base_of, load_adapter, make_whole_student
+from stir_train.stores.adapters import ADAPTER_DIRECTORY
 from tests.support import bases
 from tests.support.forked import forked_checks
 

@@ -40,7 +40,10 @@ class Hub:
 def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     made = Hub()
 
-    def write_export(_context: object, target: Path, *, form: str) -> str:
+    def write_export(
+        _context: object, target: Path, *, form: str, source: str, licence: str | None
+    ) -> str:
+        assert source == "me/mine"
         target.mkdir()
         (target / "README.md").write_text(form)
         (target / "adapter_model.safetensors").write_bytes(b"12345")

@@ -20,6 +20,13 @@ from stir_train.cli.arguments import (
 )
 
 app = typer.Typer()
+Licence = Annotated[
+    str | None,
+    typer.Option(
+        "--license",
+        help="Of a run, as hubs abbreviate it (apache-2.0); by default the base's, if its card is at hand.",
+    ),
+]
 
 
 @app.command()
@@ -61,19 +68,20 @@ def export(
     overrides: Overrides = None,
     to: Annotated[Path, typer.Option(help="Directory to write.")] = Path("export"),
     form: Annotated[
-        Literal["lora", "merged", "gguf", "lm-eval", "lm-eval-task"],
+        Literal["run", "lora", "merged", "gguf", "lm-eval", "lm-eval-task"],
         typer.Option(
             "--format",
-            help="The adapter; full merged weights; a chosen vector that was measured at every token, for "
+            help="What `load_run` opens: what steers, and the adapter; the adapter alone; full merged weights; a chosen vector that was measured at every token, for "
             "llama.cpp or lm-eval; or the test split as a task of lm-eval.",
         ),
     ] = "lora",
+    licence: Licence = None,
 ) -> None:
-    """Write a finished run's adapter, merged weights or chosen vector where another tool loads it."""
+    """Write what steers, a finished run's adapter, merged weights or chosen vector where others load it."""
     with reading(config, overrides or []) as context:
         from stir_train.tools.export import run_export
 
-        run_export(context, to, form=form)
+        run_export(context, to, form=form, licence=licence)
 
 
 @app.command()
@@ -84,9 +92,10 @@ def push(
     ],
     overrides: Overrides = None,
     form: Annotated[
-        Literal["lora", "merged", "gguf", "lm-eval"],
+        Literal["run", "lora", "merged", "gguf", "lm-eval"],
         typer.Option("--format", help="As of `export`."),
-    ] = "lora",
+    ] = "run",
+    licence: Licence = None,
     private: Annotated[
         bool, typer.Option("--private", help="Of a repository that is made.")
     ] = False,
@@ -94,11 +103,11 @@ def push(
         bool, typer.Option("--dry-run", help="Show what would be uploaded; upload nothing.")
     ] = False,
 ) -> None:
-    """Upload what `export` writes, with its card, to a repository on the Hugging Face hub."""
+    """Upload what steers and the student, or another of `export`'s formats, with its card, to the hub."""
     with reading(config, overrides or []) as context:
         from stir_train.tools.push import run_push
 
-        run_push(context, repository, form=form, private=private, dry_run=dry_run)
+        run_push(context, repository, form=form, private=private, dry_run=dry_run, licence=licence)
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

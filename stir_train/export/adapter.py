@@ -19,9 +19,8 @@ from stir_train.artifacts.tensors import save_tensors
 from stir_train.errors import VerificationError
 from stir_train.models.load import LoadedModel
 from stir_train.models.lora import known_deprecations
+from stir_train.stores.adapters import ADAPTER_DIRECTORY, ADAPTER_FILES
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-ADAPTER_DIRECTORY = "lora"
 PROBES_FILE = "probes.safetensors"
 NUM_GREEDY = 16
 """Greedy tokens recorded after each probe."""
@@ -47,17 +46,6 @@ def save_adapter(model: PeftModel, stage: StageDir, *, prefix: str = "") -> None
         for name in ADAPTER_FILES:
             with stage.writing(f"{prefix}{ADAPTER_DIRECTORY}/{name}") as path:
                 shutil.copyfile(Path(scratch) / name, path)
-
-
-def adapter_of(stage: StageDir, *, prefix: str = "") -> Path:
-    """The adapter's directory in a finished stage, both its files verified.
-
-    Raises:
-        ArtifactError: If the stage is unfinished, or one of them is missing or altered.
-    """
-    for name in ADAPTER_FILES:
-        stage.file(f"{prefix}{ADAPTER_DIRECTORY}/{name}")
-    return stage.path / prefix / ADAPTER_DIRECTORY
 
 
 @torch.no_grad()

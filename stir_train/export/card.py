@@ -106,11 +106,11 @@ class VectorCard:
     @property
     def measured(self) -> str:
         """The measured row in a sentence."""
-        points = _change(self.row, self.row.delta_accuracy, self.row.delta_accuracy_ci95)
-        tokens = _change(self.row, self.row.delta_tokens_fraction, self.row.delta_tokens_ci95)
+        points = change(self.row, self.row.delta_accuracy, self.row.delta_accuracy_ci95)
+        tokens = change(self.row, self.row.delta_tokens_fraction, self.row.delta_tokens_ci95)
         return (
             f"Measured so on {self.num_items} held-out problems of {self.task}, greedy decoding: accuracy "
-            f"{_percent(self.row.accuracy)} % against {_percent(self.greedy.accuracy)} % without it "
+            f"{percent(self.row.accuracy)} % against {percent(self.greedy.accuracy)} % without it "
             f"({points} points), {self.row.tokens_mean:.1f} tokens ({tokens} %)."
         )
 
@@ -159,7 +159,7 @@ def hub_id(config: ModelConfig) -> str:
 
 def render_card(card: Card) -> str:
     """The card as Markdown."""
-    return _environment().from_string(TEMPLATE).render(card=card, percent=_percent, change=_change)
+    return _environment().from_string(TEMPLATE).render(card=card, percent=percent, change=change)
 
 
 def render_vector_card(card: VectorCard) -> str:
@@ -172,11 +172,13 @@ def _environment() -> Environment:
     return Environment(undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=True)
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """A fraction in per cent, one decimal."""
     return f"{100 * value:.1f}"
 
 
-def _change(row: MethodMetrics, value: float, interval: Interval) -> str:
+def change(row: MethodMetrics, value: float, interval: Interval) -> str:
+    """A difference from greedy decoding in per cent with its interval; empty for greedy decoding itself."""
     if row.name == "greedy":
         return ""
     low, high = interval

@@ -12,8 +12,8 @@ from typing import Any
 from safetensors import safe_open
 
 from stir_train.errors import VerificationError
-from stir_train.export.adapter import ADAPTER_FILES
 from stir_train.models.lora_targets import SERVED_KEY, UNSERVED
+from stir_train.stores.adapters import ADAPTER_FILES
 
 SCRIPT = Path(__file__).with_name("fresh_check.py")
 TIMEOUT_SECONDS = 600

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from huggingface_hub import try_to_load_from_cache
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from stir_train.artifacts.atomic import file_sha256, write_json
@@ -177,6 +178,29 @@ def weights_sha256(path: str, commit: str, *, gguf_file: str | None = None) -> s
         for file, found in zip(files, pool.map(_cached_sha256, files), strict=True):
             digest.update(f"{file.name}:{found}".encode())
     return digest.hexdigest()
+
+
+def weights_by_content(path: str, revision: str | None, *, gguf_file: str | None = None) -> str:
+    """The hash that a model has as a local directory, also where it is a hub id whose files are in the cache.
+
+    So a copy in a directory and the same commit of the hub are known as one model.
+
+    Args:
+        path: Directory or hub id.
+        revision: Of the hub id.
+        gguf_file: As of `weights_sha256`.
+
+    Returns:
+        The hash; empty if its files are not at hand.
+    """
+    folder = Path(path) if Path(path).is_dir() else cached_snapshot(path, revision)
+    return "" if folder is None else weights_sha256(str(folder), "", gguf_file=gguf_file)
+
+
+def cached_snapshot(hub_id: str, revision: str | None) -> Path | None:
+    """Where the hub's cache has a commit of a model, in a folder called by the commit; None if it has not."""
+    held = try_to_load_from_cache(hub_id, "config.json", revision=revision)
+    return Path(held).parent if isinstance(held, str) else None
 
 
 def weight_files(directory: Path) -> list[Path]:

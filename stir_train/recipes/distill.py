@@ -13,7 +13,7 @@ from stir_train.config.deepspeed import deepspeed_config
 from stir_train.distill.objective import DistillLoss
 from stir_train.distill.plan import StudentSpec, mean_tokens, plan_students
 from stir_train.distributed.engine import TrainEngine, open_engine, peak_memory_gib
-from stir_train.export.adapter import ADAPTER_DIRECTORY, PROBES_FILE, save_adapter, save_probes
+from stir_train.export.adapter import PROBES_FILE, save_adapter, save_probes
 from stir_train.export.verify import verify_adapter
 from stir_train.models.locate import locate_model
 from stir_train.models.lora import Student, make_student, make_whole_student
@@ -21,6 +21,7 @@ from stir_train.monitoring.metrics import Pace
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.runtime.teaching import early_stopping, samples_of, student_batches
 from stir_train.runtime.upstream import students_taught
+from stir_train.stores.adapters import ADAPTER_DIRECTORY
 from stir_train.stores.reports import load_record, save_record
 from stir_train.train.loop import FitPlan, FitResult, StepRecord, fit, warmup_then_cosine
 from stir_train.types.reports import StudentFigures

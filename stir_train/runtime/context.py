@@ -35,6 +35,7 @@ from stir_train.runtime.problems import read_problems
 from stir_train.runtime.resources import Resources
 from stir_train.steering.artifacts import SteeringArtifacts
 from stir_train.stores.steering import SteeringStore
+from stir_train.stores.steering_files import RunFiles
 from stir_train.train.checkpoint import CheckpointFile
 from stir_train.types.rollout import Prompt
 
@@ -138,7 +139,8 @@ class RunContext:
             ArtifactError: If the run's rollouts had another task or other control points.
         """
         self.require_settings_of_rollouts()
-        return SteeringArtifacts(SteeringStore(self.run_dir, self.resources.described.identity))
+        store = SteeringStore(RunFiles(self.run_dir), self.resources.described.identity)
+        return SteeringArtifacts(store)
 
     @contextmanager
     def progress(self, title: str, total: int, unit: str) -> Iterator[Meter]:

@@ -13,12 +13,13 @@ from stir_train.answering.model import ModelAnswerer
 from stir_train.artifacts.atomic import file_sha256, write_json
 from stir_train.distill.plan import student_prefix
 from stir_train.errors import ArtifactError
-from stir_train.export.adapter import ADAPTER_FILES, adapter_of, save_merged
+from stir_train.export.adapter import save_merged
 from stir_train.models.load import LoadedModel, load_model, unsharded
 from stir_train.models.lora import load_adapter
 from stir_train.runtime.answerers import other_model_answerer
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.upstream import students_taught
+from stir_train.stores.adapters import ADAPTER_FILES, adapter_of
 from stir_train.stores.reports import load_record
 
 MERGED_FILE = "merged-from.json"

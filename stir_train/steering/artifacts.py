@@ -16,7 +16,8 @@ from stir_train.steering.interface import (
     ControllerInputs,
     make_controller,
 )
-from stir_train.stores.steering import SteeringStore, open_steering
+from stir_train.stores.steering import SteeringStore
+from stir_train.stores.steering_files import run_files
 from stir_train.types.directions import DirectionSet
 from stir_train.types.steering import ControlBasis
 
@@ -84,4 +85,4 @@ def open_run_artifacts(path: Path, identity: ModelIdentity) -> SteeringArtifacts
     Raises:
         ArtifactError: If there is no such directory.
     """
-    return SteeringArtifacts(open_steering(path, identity))
+    return SteeringArtifacts(SteeringStore(run_files(path), identity))

@@ -36,8 +36,7 @@ from stir_train.generation.controller import (
 from stir_train.generation.decisions import records_of
 from stir_train.generation.holds import Holds
 from stir_train.models.blocks import find_blocks
-from stir_train.models.identity import identify_model
-from stir_train.steering.artifacts import open_run_artifacts
+from stir_train.steering.loaded import LoadedRun, load_run
 from stir_train.types.places import PROMPT_END
 from stir_train.types.steering import SteeringDecision
 
@@ -46,16 +45,17 @@ from stir_train.types.steering import SteeringDecision
 def steering(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    run_dir: str | Path,
+    run: str | Path | LoadedRun,
     *,
     settings: SteeringConfig | None = None,
 ) -> Iterator[list[SteeringDecision]]:
-    """Steer every ``generate`` inside the context with a finished run's control basis.
+    """Steer every ``generate`` inside the context with a finished run's controller.
 
     Args:
         model: The model the run was made with, loaded by the user.
         tokenizer: Its tokenizer.
-        run_dir: A run directory with finished basis, value and tune stages.
+        run: What `load_run` opened or takes: a tuned run's directory, a folder of ``export --format run``, or
+            the repository that ``push`` made.
         settings: Instead of the run's frozen choice.
 
     Yields:
@@ -64,10 +64,10 @@ def steering(
     Raises:
         StageError: If the settings need previews; inside the context, for a ``generate`` that cannot be
             followed (`attached`).
-        ArtifactError: If the run was made for another model.
+        ArtifactError: If there is no such run, it is damaged, or it was made for another model.
     """
-    path = Path(run_dir)
-    artifacts = open_run_artifacts(path, identify_model(model, tokenizer))
+    opened = run if isinstance(run, LoadedRun) else load_run(run)
+    artifacts = opened.artifacts(model, tokenizer)
     chosen = artifacts.choice() if settings is None else settings
     points = artifacts.control_points()
     controller = artifacts.controller(chosen, device=model.device)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stir_train.artifacts.atomic import json_sha256
-from stir_train.artifacts.run_dir import RunDir, StageDir
+from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tensors import load_tensors, save_tensors
 from stir_train.config.stages import ControlPointConfig, UtilityConfig
 from stir_train.config.steering import SteeringConfig
@@ -14,12 +14,9 @@ from stir_train.errors import ArtifactError
 from stir_train.models.identity import ModelIdentity
 from stir_train.models.value_head import ValueHead
 from stir_train.stores.directions import DIRECTIONS_FILE, load_directions
-from stir_train.stores.reports import load_report
+from stir_train.stores.steering_files import BASIS_FILE, SteeringFiles
 from stir_train.types.directions import DirectionSet
-from stir_train.types.results import TuneReport
 from stir_train.types.steering import ControlBasis
-
-BASIS_FILE = "basis.safetensors"
 
 
 def head_file(block: int) -> str:
@@ -30,47 +27,43 @@ def head_file(block: int) -> str:
 class SteeringStore:
     """What a finished run offers to steer with; every reader checks the model."""
 
-    def __init__(self, run_dir: RunDir, identity: ModelIdentity) -> None:
-        self._run_dir = run_dir
+    def __init__(self, files: SteeringFiles, identity: ModelIdentity) -> None:
+        self._files = files
         self.identity = identity
 
     def control_points(self) -> ControlPointConfig:
         """Where the run's rollouts had their control points."""
-        settings = self._stage("rollout").settings()
-        return ControlPointConfig.model_validate(settings["control_points"])
+        return self._files.control_points()
 
     def basis(self) -> ControlBasis:
         """The control basis, as validation left it."""
-        basis, metadata = load_basis(self._stage("validate"))
+        tensors, metadata = load_tensors(self._files.file(BASIS_FILE))
         self._require_same_model(metadata)
-        return basis
+        return ControlBasis(**tensors)
 
     def head(self, block: int) -> ValueHead:
         """A block's value head, frozen."""
-        head, metadata = load_head(self._stage("value").file(head_file(block)))
+        head, metadata = load_head(self._files.file(head_file(block)))
         self._require_same_model(metadata)
         return head
 
     def directions(self) -> DirectionSet:
         """The reward-gradient directions, unit vectors on the CPU."""
-        return load_directions(self._stage("directions").file(DIRECTIONS_FILE), self.identity)
+        return load_directions(self._files.file(DIRECTIONS_FILE), self.identity)
 
     def choice(self) -> SteeringConfig:
         """The settings that tuning froze, their depths always given."""
-        return load_report(self._stage("tune"), TuneReport).chosen
+        return self._files.choice()
 
     def utility(self) -> UtilityConfig:
         """What an answer was worth when the run's basis was validated."""
-        return UtilityConfig.model_validate(self._stage("validate").settings()["utility"])
-
-    def _stage(self, name: str) -> StageDir:
-        return self._run_dir.stage(name)
+        return self._files.utility()
 
     def _require_same_model(self, metadata: Mapping[str, str]) -> None:
         expected = self.identity.fingerprint()
         if metadata["model_fingerprint"] != expected:
             raise ArtifactError(
-                f"{self._run_dir.path} was made for model {metadata['model']!r} "
+                f"{self._files.path} was made for model {metadata['model']!r} "
                 f"({metadata['model_fingerprint'][:12]}...), not for {self.identity.name!r} "
                 f"({expected[:12]}...): other weights, tokenizer or width"
             )
@@ -116,14 +109,3 @@ def load_head(path: Path) -> tuple[ValueHead, dict[str, str]]:
     )
     head.load_state_dict(tensors)
     return head.eval().requires_grad_(requires_grad=False), metadata
-
-
-def open_steering(path: Path, identity: ModelIdentity) -> SteeringStore:
-    """What the run in a directory offers to steer with.
-
-    Raises:
-        ArtifactError: If there is no such directory.
-    """
-    if not path.is_dir():
-        raise ArtifactError(f"{path} is no run directory")
-    return SteeringStore(RunDir(path), identity)

@@ -12,7 +12,7 @@ from stir_train.config.learning import ObjectiveConfig
 from stir_train.config.pipeline import lineage_of, stage
 from stir_train.config.steering import VectorSteering
 from stir_train.errors import ArtifactError
-from stir_train.export.adapter import ADAPTER_FILES, adapter_of, save_merged
+from stir_train.export.adapter import save_merged
 from stir_train.export.card import Card, VectorCard, hub_id, render_card, render_vector_card
 from stir_train.export.vector import save_gguf_vector, save_lm_eval_vector
 from stir_train.models.load import load_model, unsharded
@@ -22,35 +22,52 @@ from stir_train.monitoring.console import good
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.lineage import require_lineage
 from stir_train.runtime.upstream import abstains, stages_left_out
+from stir_train.stores.adapters import ADAPTER_FILES, adapter_of
 from stir_train.stores.results import load_results
 from stir_train.tools.lm_eval_task import write_lm_eval_task
+from stir_train.tools.publish import CARD_FILE, write_run
 from stir_train.tools.verify import run_verify
 from stir_train.types.directions import estimated_at
 from stir_train.types.results import MethodMetrics
 
-Format = Literal["lora", "merged", "gguf", "lm-eval", "lm-eval-task"]
-CARD_FILE, GGUF_FILE, LM_EVAL_FILE = "README.md", "control-vector.gguf", "steer.pt"
+Format = Literal["run", "lora", "merged", "gguf", "lm-eval", "lm-eval-task"]
+PATH_OF_FOLDER = "PATH/TO/THIS/FOLDER"
+GGUF_FILE, LM_EVAL_FILE = "control-vector.gguf", "steer.pt"
 
 
-def run_export(context: RunContext, target: Path, *, form: Format) -> None:
-    """Write the adapter (verified again), its merged weights, the chosen vector, or the test split.
+def run_export(
+    context: RunContext, target: Path, *, form: Format, licence: str | None = None
+) -> None:
+    """Write what steers and the student, the student alone or merged, the chosen vector, or the test split.
 
     Raises:
         ArtifactError: If the target holds files already, or the run has nothing that the format can hold.
     """
     if target.exists() and any(target.iterdir()):
         raise ArtifactError(f"{target} is not empty; choose another directory with --to")
-    how = write_export(context, target, form=form)
+    how = write_export(context, target, form=form, source=PATH_OF_FOLDER, licence=licence)
     context.console.print(good(f"wrote {target}; load it with {how}"), soft_wrap=True)
 
 
-def write_export(context: RunContext, target: Path, *, form: Format) -> str:
+def write_export(
+    context: RunContext, target: Path, *, form: Format, source: str, licence: str | None = None
+) -> str:
     """Write it to an empty directory; how to load it.
+
+    Args:
+        context: The run.
+        target: The directory.
+        form: What is written.
+        source: What the card of a ``run`` says to load it by.
+        licence: Of a ``run``, as hubs abbreviate it; None takes the base's own where it is known.
 
     Raises:
         ArtifactError: If the run has nothing that the format can hold, or it is damaged or not this
             configuration's.
     """
+    if form == "run":
+        write_run(context, target, source=source, licence=licence)
+        return f"stir_train.steering.loaded.load_run({str(target)!r})"
     made = "distill" if form in ("lora", "merged") else "tune"
     require_lineage(context, made, "evaluate")
     if form in ("lora", "merged"):

@@ -8,12 +8,12 @@ from stir_train.config.pipeline import stages_off
 from stir_train.evals.report import PAGE
 from stir_train.evals.tables import tables
 from stir_train.evals.verdict import run_verdict
-from stir_train.export.adapter import ADAPTER_DIRECTORY
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.upstream import end_of_run
+from stir_train.stores.adapters import ADAPTER_DIRECTORY
 from stir_train.stores.reports import load_report
 from stir_train.stores.results import RESULTS_FILE, load_results
-from stir_train.stores.steering import BASIS_FILE
+from stir_train.stores.steering_files import BASIS_FILE
 from stir_train.types.results import TuneReport
 
 

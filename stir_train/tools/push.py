@@ -16,7 +16,13 @@ from stir_train.tools.export import Format, write_export
 
 
 def run_push(
-    context: RunContext, repository: str, *, form: Format, private: bool, dry_run: bool
+    context: RunContext,
+    repository: str,
+    *,
+    form: Format,
+    private: bool,
+    dry_run: bool,
+    licence: str | None = None,
 ) -> None:
     """Export to a temporary directory, which verifies an adapter again, and upload that as one commit.
 
@@ -26,6 +32,7 @@ def run_push(
         form: What is exported.
         private: Of a repository that is made.
         dry_run: Only say what would be uploaded.
+        licence: As of `write_export`.
 
     Raises:
         ConfigError: If the hub takes no such name.
@@ -37,7 +44,7 @@ def run_push(
         raise ConfigError(f"{repository}: expected a repository OWNER/NAME: {error}") from error
     with TemporaryDirectory() as folder:
         target = Path(folder) / "export"
-        write_export(context, target, form=form)
+        write_export(context, target, form=form, source=repository, licence=licence)
         files = sorted(path for path in target.rglob("*") if path.is_file())
         for path in files:
             size = path.stat().st_size

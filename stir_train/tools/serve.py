@@ -17,7 +17,6 @@ from stir_train.config.import_path import load_object
 from stir_train.config.steering import SteeringConfig
 from stir_train.distributed.environment import environment
 from stir_train.errors import ConfigError, ModelError, StageError
-from stir_train.export.adapter import adapter_of
 from stir_train.generation.backend import Ability, abilities_for, require_abilities
 from stir_train.generation.controller import controllers_of
 from stir_train.generation.open import abilities_of, check_installation
@@ -30,6 +29,7 @@ from stir_train.runtime.answerers import steering_needs
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.upstream import WHY, students_taught
 from stir_train.steering.served import OPENER, RunSteering, ServedRun
+from stir_train.stores.adapters import adapter_of
 
 SERVERS = {"vllm": "stir_train.generation.vllm.server:serve"}
 """Import path of what serves, by the backend whose server it is."""

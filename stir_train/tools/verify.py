@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stir_train.errors import ArtifactError
-from stir_train.export.adapter import PROBES_FILE, adapter_of
+from stir_train.export.adapter import PROBES_FILE
 from stir_train.export.served import ServedTokens, verify_served
 from stir_train.export.verify import VerificationResult, verify_adapter
 from stir_train.generation.open import Limits, check_installation, open_backend
@@ -13,6 +13,7 @@ from stir_train.models.lora import load_adapter
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.lineage import require_lineage
 from stir_train.runtime.upstream import PLAIN_INSTEAD, WHY, students_taught
+from stir_train.stores.adapters import adapter_of
 
 
 def run_verify(context: RunContext) -> VerificationResult:

@@ -12,13 +12,14 @@ from stir_train.artifacts.run_dir import StageDir, StageInputs
 from stir_train.config.inputs import ModelConfig
 from stir_train.config.learning import DistillConfig
 from stir_train.errors import VerificationError
-from stir_train.export.adapter import ADAPTER_DIRECTORY, PROBES_FILE, save_adapter, save_probes
+from stir_train.export.adapter import PROBES_FILE, save_adapter, save_probes
 from stir_train.export.served import verify_served
 from stir_train.generation.backend import GenerationRequest, SamplingParams
 from stir_train.generation.transformers.engine import DecodeEngine
 from stir_train.generation.vllm.engine import VLLMEngine
 from stir_train.models.load import LoadedModel, load_model
 from stir_train.models.lora import add_lora, load_adapter
+from stir_train.stores.adapters import ADAPTER_DIRECTORY
 from tests.vllm.conftest import Pair
 from tests.vllm.models import save_widened
 from tests.vllm.test_same_tokens import steering_named
