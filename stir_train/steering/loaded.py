@@ -32,15 +32,28 @@ class LoadedRun:
 
     Attributes:
         files: Of the run, verified.
-        base_model: What ``from_pretrained`` loads the base by; a bare name where it is on no hub.
-        choice: The controller that tuning chose; mode ``none`` never acts.
-        adapter: Directory of the student for ``PeftModel.from_pretrained``; None where there is none.
     """
 
     files: SteeringFiles
-    base_model: str
-    choice: SteeringConfig
-    adapter: Path | None
+
+    @property
+    def base_model(self) -> str:
+        """What ``from_pretrained`` loads the base by; a bare name where it is on no hub."""
+        return self.files.base_model()
+
+    @property
+    def choice(self) -> SteeringConfig:
+        """The controller that tuning chose; mode ``none`` never acts.
+
+        Raises:
+            ArtifactError: If the run is not tuned yet.
+        """
+        return self.files.choice()
+
+    @property
+    def adapter(self) -> Path | None:
+        """Directory of the student for ``PeftModel.from_pretrained``; None where there is none."""
+        return self.files.adapter()
 
     def prompt_ids(
         self, questions: Sequence[str], tokenizer: PreTrainedTokenizerBase
@@ -87,7 +100,7 @@ def load_run(source: str | Path, *, revision: str | None = None) -> LoadedRun:
         folder = _downloaded(str(source), revision)
     files: SteeringFiles
     files = open_published(folder) if (folder / PUBLISHED_FILE).is_file() else run_files(folder)
-    return LoadedRun(files, files.base_model(), files.choice(), files.adapter())
+    return LoadedRun(files)
 
 
 def _downloaded(source: str, revision: str | None) -> Path:
