@@ -269,6 +269,28 @@ def test_sharding_must_fit_the_site_and_lowers_the_estimate(tmp_path: Path) -> N
     assert split.hours == pytest.approx(whole.hours)
 
 
+def test_a_dry_run_with_a_site_shows_a_line_a_job_and_scripts_only_if_asked(
+    tmp_path: Path,
+) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text("{nodes: 2, gpus_per_node: 4, array: 3, stages: {evaluate: {time: 30}}}")
+    plan = ("run", str(SMOKE), f"output_dir={tmp_path / 'runs'}", "--dry-run", "--site", str(site))
+    shown = stir_train(*plan)
+    assert shown.returncode == 0, shown.stderr
+    lines = [line.split() for line in shown.stdout.splitlines()]
+    assert ["rollout-array", "x", "3", "1", "4", "1", "04:00:00", "-"] in lines
+    assert ["rollout", "1", "4", "4", "04:00:00", "rollout-array"] in lines
+    assert any(line[:1] + line[4:5] == ["evaluate", "30"] for line in lines)
+    assert "#SBATCH" not in shown.stdout
+    whole = stir_train(*plan, "--show-scripts")
+    assert whole.stdout.startswith(shown.stdout)
+    assert "#SBATCH --job-name=evaluate" in whole.stdout
+    assert not (tmp_path / "runs").exists()
+    refused = stir_train(*plan[:4], "--show-scripts")
+    assert refused.returncode == 1
+    assert "--dry-run with --site" in refused.stderr
+
+
 def test_nothing_that_submits_imports_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from stir_train.cli import main\n"
@@ -276,7 +298,8 @@ def test_nothing_that_submits_imports_torch(tmp_path: Path) -> None:
         "finally: assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
     )
     site = str(ROOT / "slurm" / "sites" / "local.yaml")
-    arguments = ["run", str(SMOKE), f"output_dir={tmp_path}", "--site", site, "--dry-run"]
+    arguments = ["run", str(SMOKE), f"output_dir={tmp_path}", "--site", site]
+    arguments += ["--dry-run", "--show-scripts"]
     shown = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
     )
@@ -304,12 +327,12 @@ def test_a_wrong_config_never_reaches_the_queue(
     for name in ("sbatch", "scontrol", "scancel"):
         (commands / name).write_text(f"#!/bin/sh\ntouch {mark}\n")
         (commands / name).chmod(0o755)
-    stir_train = shutil.which("stir-train", path=str(Path(sys.executable).parent))
-    assert stir_train is not None
+    program = shutil.which("stir-train", path=str(Path(sys.executable).parent))
+    assert program is not None
     site = ROOT / "slurm" / "sites" / "local.yaml"
     asked = subprocess.run(
         [
-            *(stir_train, "run", str(SMOKE), f"output_dir={tmp_path}", override),
+            *(program, "run", str(SMOKE), f"output_dir={tmp_path}", override),
             *("--submit", "--site", str(site)),
         ],
         env={"PATH": f"{commands}:/usr/bin:/bin"},

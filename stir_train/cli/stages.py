@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,8 +48,12 @@ Submit = Annotated[
 Site = Annotated[
     Path | None,
     typer.Option(
-        help="Site file for --submit (slurm/sites/*.yaml); with --dry-run, shows scripts."
+        help="Site file for --submit (slurm/sites/*.yaml); with --dry-run, shows the jobs."
     ),
+]
+ShowScripts = Annotated[
+    bool,
+    typer.Option("--show-scripts", help="With --dry-run and --site: print the sbatch scripts too."),
 ]
 Worker = Annotated[
     bool,
@@ -69,6 +74,7 @@ def _stage_command(name: str) -> Callable[..., None]:
         redo: Redo = False,
         submit: Submit = False,
         site: Site = None,
+        show_scripts: ShowScripts = False,
         worker: Worker = False,
     ) -> None:
         if worker and name not in WORKERS:
@@ -77,9 +83,11 @@ def _stage_command(name: str) -> Callable[..., None]:
             )
         if worker and redo:
             fail("--worker --redo: one of several workers would discard what the others make")
+        _require_plan(show_scripts=show_scripts, dry_run=dry_run, site=site)
         if submit or site is not None:
             _refuse_redo(redo=redo)
-            _submit([name], config, overrides or [], site, dry_run=dry_run)
+            shown = _Shown(dry_run, show_scripts)
+            _submit([name], config, overrides or [], site, shown)
             return
         if dry_run:
             _show_plan(load(config, overrides or []), [name], redo=redo, measures=not no_measure)
@@ -102,6 +110,7 @@ def run(
     redo: Redo = False,
     submit: Submit = False,
     site: Site = None,
+    show_scripts: ShowScripts = False,
     only: Annotated[
         str | None, typer.Option(help="Only these stages, as in harvest,basis.")
     ] = None,
@@ -111,9 +120,10 @@ def run(
     unknown = sorted(set(names) - set(STAGE_NAMES))
     if unknown:
         fail(f"--only: no stage {', '.join(unknown)}; stages: {', '.join(STAGE_NAMES)}")
+    _require_plan(show_scripts=show_scripts, dry_run=dry_run, site=site)
     if submit or site is not None:
         _refuse_redo(redo=redo)
-        _submit(names, config, overrides or [], site, dry_run=dry_run)
+        _submit(names, config, overrides or [], site, _Shown(dry_run, show_scripts))
         return
     if dry_run:
         _show_plan(load(config, overrides or []), names, redo=redo, measures=not no_measure)
@@ -200,8 +210,23 @@ def _refuse_redo(*, redo: bool) -> None:
         )
 
 
+def _require_plan(*, show_scripts: bool, dry_run: bool, site: Path | None) -> None:
+    if show_scripts and not (dry_run and site is not None):
+        fail(
+            "--show-scripts: it is for --dry-run with --site SITE, which says what scripts ask for"
+        )
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """Whether a chain is only shown, and with its scripts."""
+
+    dry_run: bool
+    scripts: bool
+
+
 def _submit(
-    names: list[str], path: Path, overrides: list[str], site_file: Path | None, *, dry_run: bool
+    names: list[str], path: Path, overrides: list[str], site_file: Path | None, shown: _Shown
 ) -> None:
     """Check everything that can be checked here, then queue the chain; or show what would be."""
     from stir_train.artifacts.run_dir import RunDir
@@ -210,6 +235,7 @@ def _submit(
     from stir_train.launch.jobs import plan_jobs
     from stir_train.launch.preflight import preflight
     from stir_train.launch.site import SiteConfig
+    from stir_train.launch.summary import jobs_table
     from stir_train.monitoring.console import caution
     from stir_train.runtime.problems import require_problems
 
@@ -219,9 +245,10 @@ def _submit(
     jobs = plan_jobs(config, site, names)
     scripts = slurm.scripts_of(config, site, jobs)
     out = console()
-    if dry_run:
+    if shown.dry_run:
         _show_plan(config, names, redo=False, measures=False)
-        for script, text in scripts[1:]:
+        answers().print(jobs_table(jobs, site), width=PLAN_WIDTH)
+        for script, text in scripts[1:] if shown.scripts else ():
             print(f"# {script}\n{text}")
     for note in found.notes:
         out.print(caution(note), soft_wrap=True)
@@ -234,7 +261,7 @@ def _submit(
             soft_wrap=True,
         )
     found.require()
-    if dry_run:
+    if shown.dry_run:
         return
     if not jobs:
         out.print("every stage is done: nothing to queue")
