@@ -11,6 +11,7 @@ import pytest
 
 from stir_train import __version__
 from stir_train.artifacts.run_dir import RunDir, StageInputs
+from stir_train.types.rollout import Prompt
 from tests.support.commands import stir_train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -274,3 +275,19 @@ def test_offline_wandb_writes_one_run_whose_id_is_kept(tmp_path: Path) -> None:
     assert all(identity in path.name for path in offline)
     content = b"".join(p.read_bytes() for path in offline for p in path.glob("*.wandb"))
     assert b"rollout/correct_rate" in content
+
+
+def test_a_prompt_is_answered_as_typed_also_where_latex_looks_like_a_newline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Prompt] = []
+
+    def answer(_context: object, prompt: Prompt, *_rest: object) -> None:
+        asked.append(prompt)
+
+    monkeypatch.setattr("stir_train.tools.trace._answer", answer)
+    typed = r"Let $a \neq b$.\nabla" + "\n"
+    _, run = _run_of(tmp_path)
+    done = stir_train("generate", str(run), "--prompt", typed)
+    assert done.returncode == 0, done.stderr
+    assert [(prompt.question, prompt.text) for prompt in asked] == [(typed, typed)]
