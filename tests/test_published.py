@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from stir_train.artifacts.tables import load_table
 from stir_train.errors import ArtifactError
+from stir_train.export.run_card import RunCard, render_run_card
 from stir_train.models.identity import cached_snapshot, weights_by_content
 from stir_train.models.locate import EMBEDDED_ROOT
 from stir_train.steering.attach import steering
 from stir_train.steering.loaded import LoadedRun, load_run
 from stir_train.stores.published import PUBLISHED_FILE
+from stir_train.tools.publish import licence_of
 from stir_train.types.rollout import GradedRollout
 from tests.support.commands import stir_train
 from tests.support.hub_stub import COMMIT, HubStub, hub_stub
@@ -105,6 +109,63 @@ def test_the_cards_snippet_runs(folder: Path, capsys: pytest.CaptureFixture[str]
     code = code.replace("PATH/TO/THIS/FOLDER", str(folder))
     exec(code.replace("QUESTION", "a3, b4, c1, d9: ones sum, exam\\n"), {})
     assert "Answer: 7." in capsys.readouterr().out
+
+
+CARD = RunCard(
+    name="mine",
+    source="me/mine",
+    base_model="them/base-7b",
+    hub_id="them/base-7b",
+    commit=COMMIT,
+    licence="apache-2.0",
+    task="gsm8k",
+    mode="value",
+    is_attachable=True,
+    has_student=False,
+    plain_student=False,
+    max_new_tokens=512,
+    lineage={},
+)
+
+
+def _code(card: RunCard) -> str:
+    code = render_run_card(card).partition("```python\n")[2].partition("```")[0]
+    ast.parse(code)
+    return code
+
+
+def test_the_card_pins_the_base_and_promises_nothing_that_the_controller_cannot_do() -> None:
+    text = render_run_card(CARD)
+    assert text.startswith("---\nbase_model: them/base-7b\nlicense: apache-2.0\n")
+    assert "None: the run was not evaluated" in text
+    assert f'commit = "{COMMIT}"' in _code(CARD)
+    assert _code(CARD).count("revision=commit") == 2
+    previewing = replace(CARD, mode="preview", is_attachable=False)
+    assert "with steering" not in _code(previewing)
+    assert "decides after previews" in render_run_card(previewing)
+    nameless = replace(CARD, base_model="my-base", hub_id="", commit="", licence="")
+    assert 'base = "PATH/TO/my-base"' in _code(nameless)
+    assert "revision" not in _code(nameless)
+    assert "No licence was named" in render_run_card(nameless)
+    abstains = replace(CARD, mode="none", has_student=True, plain_student=True)
+    assert "abstained" in render_run_card(abstains)
+    assert "the base's own answers" in " ".join(render_run_card(abstains).split())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("---\nlicense: mit\ntags: [x]\n---\n# Base\n", "mit"),
+        ("---\ntags: [x]\n---\nlicense: mit\n", ""),
+        ("license: mit\n", ""),
+    ],
+)
+def test_the_bases_licence_is_read_from_its_cards_front_matter(
+    tmp_path: Path, text: str, expected: str
+) -> None:
+    assert licence_of(tmp_path) == ""
+    (tmp_path / "README.md").write_text(text)
+    assert licence_of(tmp_path) == expected
 
 
 @pytest.mark.parametrize("name", ["basis.safetensors", "adapter_model.safetensors"])

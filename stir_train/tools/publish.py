@@ -126,22 +126,25 @@ def _copy_adapter(source: Path, target: Path, model: str) -> None:
     write_json(target / config, {**held, "base_model_name_or_path": model})
 
 
-def _licence(context: RunContext, named: str | None) -> str:
-    """What was named, else what the card beside the base's files says."""
-    if named is not None:
-        return named
-    folder = Path(locate_model(context.config.model)[0])
+def licence_of(folder: Path) -> str:
+    """What the card beside a model's files says in its front matter; empty if nothing."""
     card = folder / CARD_FILE
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     front = text.split("\n---", 1)[0] if text.startswith("---") else ""
     found = _LICENCE.search(front)
-    if found is None:
+    return "" if found is None else found[1]
+
+
+def _licence(context: RunContext, named: str | None) -> str:
+    """What was named, else what the card of the base says."""
+    path = locate_model(context.config.model)[0]
+    licence = licence_of(Path(path)) if named is None else named
+    if not licence:
         context.console.print(
-            caution("no licence: the base's card is not at hand; name one with --license"),
+            caution("no licence: no card beside the base's weights names one; --license does"),
             soft_wrap=True,
         )
-        return ""
-    return found[1]
+    return licence
 
 
 def _commit_of(config: ModelConfig) -> str:
