@@ -13,6 +13,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from stir_train.artifacts.tables import load_table
+from stir_train.config.steering import (
+    CustomSteering,
+    ValueSteering,
+    VectorAction,
+    VectorSteering,
+)
 from stir_train.errors import ArtifactError
 from stir_train.export.run_card import RunCard, render_run_card
 from stir_train.models.identity import cached_snapshot, weights_by_content
@@ -20,6 +26,7 @@ from stir_train.models.locate import EMBEDDED_ROOT
 from stir_train.steering.attach import steering
 from stir_train.steering.loaded import LoadedRun, load_run
 from stir_train.stores.published import PUBLISHED_FILE
+from stir_train.stores.steering_files import RunFiles
 from stir_train.tools.publish import licence_of
 from stir_train.types.rollout import GradedRollout
 from tests.support.commands import stir_train
@@ -109,6 +116,18 @@ def test_the_cards_snippet_runs(folder: Path, capsys: pytest.CaptureFixture[str]
     code = code.replace("PATH/TO/THIS/FOLDER", str(folder))
     exec(code.replace("QUESTION", "a3, b4, c1, d9: ones sum, exam\\n"), {})
     assert "Answer: 7." in capsys.readouterr().out
+
+
+def test_code_of_your_own_is_not_published(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = CustomSteering(controller="mine:MyController", depth=0.6)
+    monkeypatch.setattr(RunFiles, "choice", lambda _self: own)
+    to = tmp_path / "run"
+    shown = stir_train("export", str(finished / "smoke"), "--format", "run", "--to", str(to))
+    assert shown.returncode == 1
+    assert "mine:MyController, is code of your own" in " ".join(shown.stderr.split())
+    assert not to.exists()
 
 
 CARD = RunCard(
@@ -202,8 +221,6 @@ def test_a_manifest_that_reaches_out_is_refused(
 
 
 def test_another_model_and_another_mode_are_refused(folder: Path, tmp_path: Path) -> None:
-    from stir_train.config.steering import ValueSteering, VectorAction, VectorSteering
-
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     vector = VectorSteering(actions=(VectorAction(place="segment", depth=0.8, strength=1),))
     with pytest.raises(ArtifactError, match="holds no directions"):
