@@ -22,8 +22,6 @@ COLORS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#4b
 INK, SOFT, GRID = "#000000", "#9ca3af", "#e5e7eb"
 PAGE_COLORS = {INK: "var(--ink)", SOFT: "var(--soft)", GRID: "var(--line)"}
 """What a page sets by its variables, so that figures follow it into the dark."""
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "stir-train", "font.family": "sans-serif"}
-"""Text stays text, and the same figure the same bytes."""
 
 
 def points_yield(points: Sequence[PointYield]) -> Markup:
@@ -160,7 +158,8 @@ def new_figure(width: float = 4.6, height: float = 3.0) -> tuple[Figure, Axes]:
 def svg(figure: Figure) -> Markup:
     """The figure as an element of a page, which must set `PAGE_COLORS`; it refers to nothing outside itself."""
     stream = io.StringIO()
-    with matplotlib.rc_context(STYLE):
+    # Text stays text, and the same figure the same bytes.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "stir-train"}):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
     drawn = stream.getvalue()
