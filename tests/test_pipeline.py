@@ -21,6 +21,7 @@ from stir_train.errors import StageError
 from stir_train.monitoring.console import make_console
 from stir_train.runtime.attempt import read_run
 from stir_train.stores.interventions import InterventionStore
+from stir_train.stores.metric_log import read_metric_log
 from stir_train.stores.rollouts import RolloutStore
 from stir_train.tools.compare import read_results
 from stir_train.tools.serve import Address, plan_server
@@ -113,7 +114,16 @@ def test_results_are_complete_and_consistent(finished: Path) -> None:
     page = (finished / "smoke" / "report" / "report.html").read_text()
     assert "http://" not in page
     assert "https://" not in page
-    assert page.count("data:image/png;base64,") >= 8
+    assert page.count("<svg") >= 10
+    made = page[page.index("How it was made") :]
+    for shown in ("Distillation", "Sample answers", "lora-student: "):
+        assert shown in page
+    assert "Attempt 1:" in made or "Attempts 1, " in made
+    logs = read_metric_log(finished / "smoke" / "metrics.jsonl")
+    for stage in STAGES:
+        assert logs[stage].wall_seconds is not None
+    assert logs["rollout"].num_tokens > 0
+    assert len(logs["distill"].curves("loss")[""]) == 2, "the first step and the last"
 
 
 @pytest.fixture(scope="module")

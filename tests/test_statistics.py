@@ -11,6 +11,7 @@ from stir_train.evals.intervals import (
     bootstrap_interval,
     describe_change,
     describe_interval,
+    describe_method,
     mcnemar_p,
     ratio_change_interval,
 )
@@ -100,3 +101,19 @@ def test_the_verdict_is_on_accuracy_first_and_then_on_length() -> None:
     assert describe_change(nothing, down) == "shorter"
     assert describe_change((0.0, 0.0), up) == "longer"
     assert describe_change(nothing, nothing) == "no effect"
+
+
+def test_an_end_that_is_shown_as_zero_is_zero() -> None:
+    nothing = (-0.01, 0.01)
+    assert describe_change(nothing, (-0.1, -0.0004)) == "no effect"
+    assert describe_change(nothing, (-0.1, -0.0006)) == "shorter"
+    assert describe_change((0.0004, 0.02), nothing) == "no effect"
+    assert describe_interval(0.0006, 0.02) == "gain"
+
+
+def test_a_control_gains_without_something() -> None:
+    nothing, up, down = (-0.01, 0.01), (0.02, 0.05), (-0.05, -0.02)
+    assert describe_method("stir", up, down) == "gain"
+    assert describe_method("control-shuffled-keys", up, down) == "gain without keys"
+    assert describe_method("control-random-2", up, nothing) == "gain without vectors"
+    assert describe_method("control-random-vectors", nothing, down) == "shorter"

@@ -11,13 +11,14 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stir_train.artifacts.atomic import write_json
 
-PROCESS_FILE, PROGRESS_FILE = "process.json", "progress.json"
+PROCESS_FILE, PROGRESS_FILE, PROVENANCE_FILE = "process.json", "progress.json", "provenance.json"
 RECENT_SECONDS = 600.0
 """A process on another host that said nothing for longer is taken to be gone."""
 
@@ -71,6 +72,43 @@ class RunningProcess:
 
     process: ProcessRecord
     progress: ProgressRecord | None
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Code and hardware that worked on a run.
+
+    Attributes:
+        git_sha: The commit; empty where the code is no checkout.
+        python: Its version.
+        libraries: Their versions by name.
+        machine: The processor's architecture.
+        cores: CPU cores that the first process could use.
+        accelerators: Their names.
+    """
+
+    git_sha: str
+    python: str
+    libraries: Mapping[str, str]
+    machine: str
+    cores: int
+    accelerators: Sequence[str] = ()
+
+
+def makers_of(run: Path) -> list[tuple[Maker, list[int]]]:
+    """What made a run, each with the numbers of its attempts, in order."""
+    found: list[tuple[Maker, list[int]]] = []
+    known = {part.name for part in dataclasses.fields(Maker)}
+    for attempt in sorted((run / "logs").glob("attempt_*"), key=_number):
+        held = _read(attempt / PROVENANCE_FILE)
+        if held is None:  # it ended before it had written any
+            continue
+        maker = Maker(**{name: value for name, value in held.items() if name in known})
+        if found and found[-1][0] == maker:
+            found[-1][1].append(_number(attempt))
+        else:
+            found.append((maker, [_number(attempt)]))
+    return found
 
 
 def save_process(attempt: Path, record: ProcessRecord) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
+
+from markupsafe import Markup
 
 from stir_train.evals.frontier import frontier
-from stir_train.evals.intervals import describe_interval
 from stir_train.evals.report import page_environment
 from stir_train.types.results import MethodMetrics, Results
 
@@ -18,7 +18,7 @@ class ComparedRun:
 
     name: str
     results: Results
-    figure: str
+    figure: Markup
 
 
 def render_comparison(results: Mapping[str, Results]) -> str:
@@ -33,17 +33,8 @@ def render_comparison(results: Mapping[str, Results]) -> str:
     ]
     methods = dict.fromkeys(row.name for run in runs for row in run.results.methods)
     by_method = {method: [_figures(run.results, method) for run in runs] for method in methods}
-    template = resources.files("stir_train.evals").joinpath("comparison.html.j2")
-    return (
-        page_environment()
-        .from_string(template.read_text("utf-8"))
-        .render(
-            runs=runs,
-            by_method=by_method,
-            warnings=warnings_of(results),
-            verdict=lambda interval: describe_interval(*interval),
-        )
-    )
+    template = page_environment().get_template("comparison.html.j2")
+    return template.render(runs=runs, by_method=by_method, warnings=warnings_of(results))
 
 
 def warnings_of(results: Mapping[str, Results]) -> list[str]:

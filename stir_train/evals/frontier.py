@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
-from matplotlib.transforms import Bbox
+from matplotlib.transforms import Bbox, BboxBase
 
-from stir_train.evals.plots import GRID, new_figure, png
+from stir_train.evals.plots import GRID, INK, SOFT, new_figure, svg
 from stir_train.types.results import MethodMetrics
 
 Row = MethodMetrics
@@ -25,9 +26,9 @@ class Kind(NamedTuple):
     marker: str
 
 
-VARIANTS = Kind("variant", "one thing changed", "#9ca3af", "s")
+VARIANTS = Kind("variant", "one thing changed", SOFT, "s")
 KINDS: tuple[Kind, ...] = (
-    Kind("greedy", "greedy", "#111827", "D"),
+    Kind("greedy", "greedy", INK, "D"),
     Kind("stir", "STIR", "#2563eb", "o"),
     Kind("lora", "students", "#059669", "o"),
     Kind("control", "controls", "#dc2626", "v"),
@@ -48,13 +49,13 @@ PLACES = (
 )
 
 
-def frontier(methods: Sequence[Row]) -> str:
-    """Accuracy against tokens per problem with 95 % intervals, as an inline PNG.
+def frontier(methods: Sequence[Row]) -> Markup:
+    """Accuracy against tokens per problem with 95 % intervals, as an inline SVG.
 
     The line joins the methods that no other equals at less, changed choices left out; they and
     greedy decoding are named first, and others where there is room.
     """
-    figure, axes = new_figure(8.6, 5.2)
+    figure, axes = new_figure(7.2, 4.6)
     kinds = {row.name: _kind(row.name) for row in methods}
     for order, kind in enumerate(reversed(KINDS), start=2):  # ours on top
         members = [row for row in methods if kinds[row.name] == kind]
@@ -84,8 +85,9 @@ def frontier(methods: Sequence[Row]) -> str:
     )
     first = [row for row in methods if row.name in ("greedy", "stir")]
     figure.draw_without_rendering()  # where things stand is known from here on
-    _name(axes, [*first, *best, *methods], line=best)
-    return png(figure)
+    lines = [*_along_steps(axes, best), *_along_intervals(axes, methods)]
+    _name(axes, [*first, *best, *methods], lines=lines)
+    return svg(figure)
 
 
 def undominated(methods: Sequence[Row]) -> list[Row]:
@@ -109,6 +111,16 @@ def _along_steps(axes: Axes, rows: Sequence[Row]) -> list[Bbox]:
     for (x, y), (next_x, next_y) in pairwise(points):
         boxes.append(Bbox.from_extents(x, y - 1, next_x, y + 1))
         boxes.append(Bbox.from_extents(next_x - 1, y, next_x + 1, next_y))
+    return boxes
+
+
+def _along_intervals(axes: Axes, rows: Sequence[Row]) -> list[Bbox]:
+    """Thin boxes around the intervals of accuracy."""
+    boxes = []
+    for row in rows:
+        ends = [(row.tokens_mean, 100 * end) for end in row.accuracy_ci95]
+        (x, low), (_, high) = axes.transData.transform(ends)
+        boxes.append(Bbox.from_extents(x - 2, low - 1, x + 2, high + 1))
     return boxes
 
 
@@ -136,12 +148,16 @@ def _draw(axes: Axes, rows: Sequence[Row], kind: Kind, order: int) -> None:
     )
 
 
-def _name(axes: Axes, rows: Sequence[Row], *, line: Sequence[Row]) -> None:
+def _is_inside(box: Bbox, outer: BboxBase) -> bool:
+    return all(outer.contains(x, y) for x, y in box.corners())
+
+
+def _name(axes: Axes, rows: Sequence[Row], *, lines: Sequence[Bbox]) -> None:
     """Name points in this order, each once, where its label covers no other, no point and no line."""
     places = {row.name: (row.tokens_mean, 100 * row.accuracy) for row in rows}
     points = axes.transData.transform(list(places.values()))
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in points]
-    taken += _along_steps(axes, line)
+    taken += lines
     named: set[tuple[float, float]] = set()
     for name, place in places.items():
         if place in named:
@@ -154,10 +170,10 @@ def _name(axes: Axes, rows: Sequence[Row], *, line: Sequence[Row]) -> None:
                 textcoords="offset points",
                 ha=horizontal,
                 va=vertical,
-                fontsize=7,
+                fontsize=8,
             )
             box = label.get_window_extent()
-            if not any(box.overlaps(other) for other in taken) and axes.bbox.containsx(box.x1):
+            if not any(box.overlaps(other) for other in taken) and _is_inside(box, axes.bbox):
                 taken.append(box)
                 named.add(place)
                 break

@@ -10,6 +10,15 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 LEVEL = 0.95
+SHOWN_DIGITS = 3
+"""Of a fraction: tenths of a percent, or of a point."""
+CONTROLS_LACK = {
+    "control-empty-basis": "basis",
+    "control-random": "vectors",
+    "control-shuffled-keys": "keys",
+    "control-shuffled-rewards": "rewards",
+}
+"""What of the method a control lacks, by what its name starts with."""
 _BLOCK = 500
 
 
@@ -43,10 +52,13 @@ def mcnemar_p(wins: int, losses: int) -> float:
 
 
 def describe_interval(low: float, high: float) -> str:
-    """Whether an interval clears zero: ``gain``, ``loss`` or ``no effect``."""
-    if low > 0:
+    """Whether an interval of fractions clears zero as it is shown: ``gain``, ``loss`` or ``no effect``.
+
+    Figures are shown in tenths of a percent: an end that rounds to zero there is zero.
+    """
+    if round(low, SHOWN_DIGITS) > 0:
         return "gain"
-    return "loss" if high < 0 else "no effect"
+    return "loss" if round(high, SHOWN_DIGITS) < 0 else "no effect"
 
 
 def describe_change(
@@ -60,6 +72,17 @@ def describe_change(
     if word != "no effect":
         return word
     return {"gain": "longer", "loss": "shorter"}.get(describe_interval(*tokens), word)
+
+
+def describe_method(
+    name: str,
+    accuracy: tuple[float, float] | list[float],
+    tokens: tuple[float, float] | list[float],
+) -> str:
+    """The verdict on a named method; a control's gain says without what, as in ``gain without keys``."""
+    word = describe_change(accuracy, tokens)
+    lacking = next((what for start, what in CONTROLS_LACK.items() if name.startswith(start)), "")
+    return f"{word} without {lacking}" if lacking and word == "gain" else word
 
 
 def _resampled_means(

@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from itertools import pairwise
 
-from jinja2 import Environment, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from stir_train.artifacts.attempts import Maker
 from stir_train.evals import plots
 from stir_train.evals.frontier import frontier
-from stir_train.evals.intervals import describe_change
+from stir_train.evals.intervals import describe_method
 from stir_train.evals.phrases import PhraseChange, examples_of, phrase_changes
 from stir_train.evals.strength import strength_curves
+from stir_train.evals.tables import verdict
+from stir_train.monitoring.console import duration
+from stir_train.stores.metric_log import StageLog
 from stir_train.types.reports import (
     BasisReport,
     DirectionsReport,
@@ -28,6 +31,7 @@ from stir_train.types.steering import SteeringDecision
 
 NUM_EXAMPLES = 4
 NUM_EXPLAINED = 3
+NUM_SAMPLES = 3
 PAGE = "report.html"
 
 
@@ -39,6 +43,20 @@ class Example:
     answer: str
     baseline: str
     steered: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A problem and what several methods answer.
+
+    Attributes:
+        question, answer: The problem and its gold answer.
+        answers: By method, the text and whether it is right.
+    """
+
+    question: str
+    answer: str
+    answers: Mapping[str, tuple[str, bool]]
 
 
 @dataclass(frozen=True)
@@ -66,6 +84,7 @@ class Evaluation:
         decisions: The steered method's decisions on the test items.
         changes: What the steered method says otherwise.
         wins, losses: Items that steering mended, and that it broke.
+        samples: The first items, whatever became of them.
     """
 
     results: Results
@@ -74,6 +93,7 @@ class Evaluation:
     changes: Changes
     wins: Sequence[Example]
     losses: Sequence[Example]
+    samples: Sequence[Sample]
 
 
 @dataclass(frozen=True)
@@ -88,6 +108,8 @@ class ReportData:
         directions, basis, validation, value: The stages' own reports; None for one that is left out.
         summaries: Stage name to summary figures.
         lineage: Stage name to fingerprint.
+        logs: Stage name to what was logged while it was made, for those of which there is any.
+        makers: Code and hardware that worked on it, with the numbers of their attempts.
         config: The settings that the stages were made with, as YAML.
     """
 
@@ -102,14 +124,14 @@ class ReportData:
     value: ValueReport | None
     summaries: Mapping[str, Mapping[str, float | str]]
     lineage: Mapping[str, str]
+    logs: Mapping[str, StageLog]
+    makers: Sequence[tuple[Maker, Sequence[int]]]
     config: str
 
 
 def render_report(data: ReportData) -> str:
     """Render the page; it needs no other file and no network."""
-    environment = page_environment()
-    template = resources.files("stir_train.evals").joinpath("report.html.j2").read_text("utf-8")
-    figures = {}
+    figures: dict[str, Markup] = {}
     if data.evaluation is not None:
         figures["frontier"] = frontier([row.metrics for row in data.evaluation.results.methods])
         figures["interventions"] = plots.interventions(_by_point(data.evaluation.decisions))
@@ -123,17 +145,18 @@ def render_report(data: ReportData) -> str:
         tried = strength_curves(data.evaluation.tune.trials, data.directions.passing)
         if tried:
             figures["strengths"] = plots.strengths(tried)
+    losses = data.logs["distill"].curves("loss") if "distill" in data.logs else {}
+    if losses:
+        named = {series.rpartition("/")[2] or "student": curve for series, curve in losses.items()}
+        figures["loss"] = plots.curves(named, "step", "loss")
     if data.value is not None:
         blocks = data.value.blocks
         figures["reliability"] = plots.reliability({b: r.reliability for b, r in blocks.items()})
-    return environment.from_string(template).render(
-        data=data,
-        figures=figures,
-        verdict=describe_change,
-    )
+    template = page_environment().get_template("report.html.j2")
+    return template.render(data=data, figures=figures, verdict=verdict)
 
 
-def _basis_figures(basis: BasisReport) -> dict[str, str]:
+def _basis_figures(basis: BasisReport) -> dict[str, Markup]:
     """What the contrasts look like, and how the basis grows."""
     return {
         "yield": plots.points_yield(basis.points),
@@ -143,7 +166,9 @@ def _basis_figures(basis: BasisReport) -> dict[str, str]:
         ),
         "cosines": plots.cosines(basis.blocks),
         "logdet": plots.curves(
-            {f"block {b}": v for b, v in basis.logdet.items()}, "entries picked", "log det"
+            {f"block {b}": dict(enumerate(v, start=1)) for b, v in basis.logdet.items()},
+            "entries picked",
+            "log det",
         ),
     }
 
@@ -151,13 +176,20 @@ def _basis_figures(basis: BasisReport) -> dict[str, str]:
 def page_environment() -> Environment:
     """Templates of pages: everything escaped, nothing missing, figures as people write them."""
     environment = Environment(
-        autoescape=select_autoescape(["html"], default_for_string=True), undefined=StrictUndefined
+        loader=PackageLoader("stir_train.evals", "."), autoescape=True, undefined=StrictUndefined
     )
     environment.filters["with_code"] = _with_code
     environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
     environment.filters["interval"] = lambda ends: f"[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
+    environment.filters["duration"] = duration
+    environment.filters["change_interval"] = lambda ends: (
+        f"[{100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]"
+    )
+    environment.filters["accuracy_class"] = lambda row: describe_method(
+        row.name, row.delta_accuracy_ci95, (0.0, 0.0)
+    ).replace(" ", "-")
     environment.filters["signed_percent"] = lambda value: f"{100 * value:+.1f} %"
-    environment.filters["signed_points"] = lambda value: f"{100 * value:+.1f}"
+    environment.filters["signed_points"] = lambda value: f"{100 * value:+.1f} points"
     return environment
 
 
@@ -190,6 +222,26 @@ def build_examples(
             question, answer = questions[plain.rollout.prompt_id]
             kept.append(Example(question, answer, plain.text, _pieces(changed, decode)))
     return wins, losses
+
+
+def build_samples(
+    answers: Mapping[str, Sequence[GradedRollout]], questions: Mapping[str, tuple[str, str]]
+) -> list[Sample]:
+    """The first items as every method answers them.
+
+    Args:
+        answers: By method, to the same items; not empty.
+        questions: As in `build_examples`.
+    """
+    samples = []
+    for row in list(zip(*answers.values(), strict=True))[:NUM_SAMPLES]:
+        question, answer = questions[row[0].rollout.prompt_id]
+        said = {
+            name: (graded.text, graded.grade.correct)
+            for name, graded in zip(answers, row, strict=True)
+        }
+        samples.append(Sample(question, answer, said))
+    return samples
 
 
 def build_changes(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.box import SIMPLE
 from rich.table import Table
 
-from stir_train.evals.intervals import describe_change
+from stir_train.evals.intervals import describe_method
 from stir_train.types.reports import DirectionsReport
 from stir_train.types.results import Interval, MethodMetrics, OutOfDomainResults, Results
 
@@ -156,7 +156,7 @@ def change(value: float, interval: Interval) -> str:
 
 def verdict(figures: MethodMetrics) -> str:
     """The word on a method's difference from greedy decoding."""
-    return describe_change(figures.delta_accuracy_ci95, figures.delta_tokens_ci95)
+    return describe_method(figures.name, figures.delta_accuracy_ci95, figures.delta_tokens_ci95)
 
 
 def _points(figures: MethodMetrics) -> str:

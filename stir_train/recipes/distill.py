@@ -92,7 +92,7 @@ def _fit(
             if math.isnan(record.grad_norm):  # done before this process began
                 return
             eta_seconds = pace.eta_seconds(spec.num_steps - record.step)
-            if record.step == 1 or record.step % LOG_EVERY == 0:
+            if record.step in (1, spec.num_steps) or record.step % LOG_EVERY == 0:
                 figures = {
                     "loss": record.loss,
                     **{f"loss/{term}": value for term, value in record.terms.items()},

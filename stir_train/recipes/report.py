@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stir_train.answering.methods import GREEDY, STEERED
+from stir_train.answering.methods import GREEDY, STEERED, student_label
+from stir_train.artifacts.attempts import makers_of
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.config.load import dump_yaml
 from stir_train.config.pipeline import STAGES, stages_off
@@ -14,11 +15,13 @@ from stir_train.evals.report import (
     ReportData,
     build_changes,
     build_examples,
+    build_samples,
     render_report,
 )
 from stir_train.evals.verdict import run_verdict
 from stir_train.runtime.context import Finish, Outcome, RunContext
-from stir_train.runtime.upstream import end_of_run, stages_left_out
+from stir_train.runtime.upstream import end_of_run, stages_left_out, students_taught
+from stir_train.stores.metric_log import read_metric_log
 from stir_train.stores.reports import Record, load_report
 from stir_train.stores.results import load_results
 from stir_train.stores.rollouts import RolloutStore
@@ -60,6 +63,8 @@ def _write(context: RunContext, stage: StageDir) -> Outcome:
             value=_read(context, "value", ValueReport),
             summaries={name: context.stage(name).summary() for name in stages},
             lineage={name: context.stage(name).fingerprint() for name in stages},
+            logs=read_metric_log(context.run_dir.metrics_file),
+            makers=makers_of(context.run_dir.path),
             config=_settings(context, stages),
         )
     )
@@ -84,6 +89,9 @@ def _evaluation(context: RunContext) -> Evaluation:
     answered_as = GREEDY if row is not None and row.never_acts else STEERED
     greedy, steered = rollouts.read(GREEDY), rollouts.read(answered_as)
     questions = {p.prompt_id: (p.question, p.answer) for p in context.splits["test"]}
+    answers = {GREEDY: greedy, answered_as: steered}
+    for name in students_taught(context.run_dir, context.config):
+        answers[student_label(name)] = rollouts.read(student_label(name))
     wins, losses = build_examples(greedy, steered, questions, context.resources.described.decode)
     return Evaluation(
         results=results,
@@ -92,6 +100,7 @@ def _evaluation(context: RunContext) -> Evaluation:
         changes=build_changes(greedy, steered, questions),
         wins=wins,
         losses=losses,
+        samples=build_samples(answers, questions),
     )
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 from stir_train.artifacts.atomic import write_json, write_text
-from stir_train.artifacts.attempts import ProcessRecord, save_process
+from stir_train.artifacts.attempts import PROVENANCE_FILE, ProcessRecord, save_process
 from stir_train.artifacts.run_dir import CONFIG_FILE, FAILURE_FILE, METRICS_FILE, RunDir
 from stir_train.config.base import imported_by
 from stir_train.config.import_path import load_object
@@ -143,7 +143,7 @@ def _open_attempt(
     """Lock the run and open an attempt; its directory's name under the run's."""
     stack.enter_context(run_dir.locked(shared=is_worker))
     attempt = run_dir.new_attempt()
-    write_json(attempt / "provenance.json", provenance(argv))
+    write_json(attempt / PROVENANCE_FILE, provenance(argv))
     stack.callback(_note_end, attempt, _note_begin(attempt))
     write_text(attempt / CONFIG_FILE, dump_config(config))
     if not (run_dir.path / CONFIG_FILE).is_file():  # later ones replace it once a stage takes them
@@ -228,19 +228,21 @@ def provenance(argv: Sequence[str]) -> dict[str, object]:
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         "machine": platform.machine(),
         "cores": usable_cores(),
+        "accelerators": _lines_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader"),
         "executable": sys.executable,
     }
 
 
 def _git_sha() -> str:
+    return "".join(_lines_of("git", "rev-parse", "HEAD"))
+
+
+def _lines_of(*command: str) -> list[str]:
+    """What a command prints; nothing where it fails or there is no such command."""
     try:
         completed = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=False,
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
         )
     except FileNotFoundError:
-        return ""
-    return completed.stdout.strip()
+        return []
+    return completed.stdout.splitlines() if completed.returncode == 0 else []

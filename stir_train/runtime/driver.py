@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 from stir_train.artifacts.atomic import write_text
@@ -81,6 +82,7 @@ def run_stages(context: RunContext, names: Sequence[str], *, redo: bool) -> str 
 
 def run_stage(context: RunContext, stage: Stage) -> None:
     """Make what a stage lacks, unless it is done. Collective."""
+    began = time.monotonic()
     directory = begin(
         context,
         stage.name,
@@ -94,7 +96,7 @@ def run_stage(context: RunContext, stage: Stage) -> None:
     module, _, function = stage.run.partition(":")
     done: Finish = getattr(importlib.import_module(module), function)(context, directory)
     if not context.is_worker:
-        finish(context, directory, done)
+        finish(context, directory, done, began=began)
 
 
 def begin(
@@ -131,9 +133,24 @@ def begin(
     return directory
 
 
-def finish(context: RunContext, directory: StageDir, done: Finish) -> None:
-    """Mark a stage complete, log its figures, tell the user. Collective; rank 0 does it."""
-    context.world.on_main(f"finish {directory.name}", lambda: _finish(context, directory, done()))
+def finish(
+    context: RunContext, directory: StageDir, done: Finish, *, began: float | None = None
+) -> None:
+    """Mark a stage complete, log its figures, tell the user. Collective; rank 0 does it.
+
+    Args:
+        context: The run.
+        directory: The stage.
+        done: Writes its last files.
+        began: When this attempt began it, by `time.monotonic`, if its time is to be logged.
+    """
+
+    def make() -> None:
+        outcome = done()
+        seconds = {} if began is None else {"wall_seconds": round(time.monotonic() - began, 3)}
+        _finish(context, directory, outcome, seconds)
+
+    context.world.on_main(f"finish {directory.name}", make)
 
 
 def require_as_configured(context: RunContext, names: Collection[str]) -> None:
@@ -210,11 +227,14 @@ def _imported(context: RunContext, settings: Settings, *, steers: bool) -> dict[
     }
 
 
-def _finish(context: RunContext, directory: StageDir, outcome: Outcome) -> None:
+def _finish(
+    context: RunContext, directory: StageDir, outcome: Outcome, seconds: Mapping[str, float]
+) -> None:
     directory.finish(outcome.summary, ends_run=outcome.ends_run)
     context.run_dir.forget_progress(directory.name)
     scalars = {k: v for k, v in outcome.summary.items() if isinstance(v, int | float | str)}
-    context.metrics.summary(directory.name, scalars | {"sha256": directory.fingerprint()})
+    made = {**scalars, **seconds, "sha256": directory.fingerprint()}
+    context.metrics.summary(directory.name, made)
     context.console.print(good(f"{directory.name}: {outcome.sentence}"))
 
 

@@ -1,0 +1,127 @@
+"""The page of a run: what it says, and that it stands alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+from stir_train.artifacts.attempts import makers_of
+from stir_train.config.steering import StaticSteering
+from stir_train.evals.report import Changes, Evaluation, ReportData, Sample, render_report
+from stir_train.stores.metric_log import read_metric_log
+from stir_train.types.results import SteeringTrial, TuneReport
+from tests.support.results import metrics, results
+
+SETTINGS = StaticSteering(strength=2.0)
+
+
+def _trial(utility: float, num_problems: int) -> SteeringTrial:
+    figures = metrics("stir", delta_utility=utility, delta_utility_ci95=(utility, utility))
+    return SteeringTrial(SETTINGS, figures, num_problems)
+
+
+def _data(**changes: object) -> ReportData:
+    tune = TuneReport(SETTINGS, 20, (_trial(0.1, 10), _trial(0.2, 20), _trial(0.3, 20)))
+    evaluation = Evaluation(
+        results=results("greedy", "stir", "control-random-vectors"),
+        tune=tune,
+        decisions=[],
+        changes=Changes(0, [], {}),
+        wins=[],
+        losses=[],
+        samples=[Sample("1 < 2?", "yes", {"greedy": ("no", False), "stir": ("yes", True)})],
+    )
+    plain = ReportData(
+        title="tiny",
+        model="model",
+        task="task",
+        verdict=["It gains."],
+        evaluation=evaluation,
+        directions=None,
+        basis=None,
+        validation=None,
+        value=None,
+        summaries={"rollout": {"tokens": 3}},
+        lineage={"rollout": "ab" * 32},
+        logs={},
+        makers=[],
+        config="name: tiny",
+    )
+    return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def test_every_section_is_in_the_contents_once() -> None:
+    page = render_report(_data())
+    links = re.findall(r'<a href="#([^"]+)">([^<]+)</a>', page)
+    assert links == re.findall(r'<h2 id="([^"]+)">([^<]+)</h2>', page)
+    assert len(links) > 4
+    assert "http" not in page
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_a_control_wears_no_green_gain() -> None:
+    page = render_report(_data())
+    assert page.count('<td class="gain">gain</td>') == 1
+    assert "<td>gain without vectors</td>" in page
+
+
+def test_settings_are_sorted_by_what_is_shown() -> None:
+    page = render_report(_data())
+    table = page[page.index("Settings tried") :]
+    shown = [table.index(figure) for figure in ("+0.300<br>", "+0.200<br>", "+0.100<br>")]
+    assert shown == sorted(shown)
+
+
+def test_sample_answers_are_escaped_and_marked() -> None:
+    page = render_report(_data())
+    assert "1 &lt; 2?" in page
+    assert "greedy: wrong" in page
+    assert "stir: right" in page
+
+
+def test_figures_are_text_in_the_colours_of_the_page() -> None:
+    figures = re.findall(r"<svg.*?</svg>", render_report(_data()), flags=re.DOTALL)
+    assert len(figures) == 2
+    assert ">accuracy (%)</text>" in figures[0]
+    for figure in figures:
+        assert "var(--ink)" in figure
+        assert "#000000" not in figure
+        assert "<image" not in figure
+        names = re.findall(r' id="([^"]+)"', figure)
+        assert len(names) == len(set(names))
+        assert set(re.findall(r'href="#([^"]+)"', figure)) <= set(names)
+
+
+def test_the_log_of_a_stage_is_of_its_last_making(tmp_path: Path) -> None:
+    lines = [
+        {"stage": "rollout", "step": 1, "tokens": 5},
+        {"stage": "rollout", "step": 2, "tokens": 5},
+        {"stage": "rollout", "sha256": "a", "wall_seconds": 9.0},
+        {"stage": "rollout", "step": 1, "tokens": 7},
+        {"stage": "rollout", "sha256": "b", "wall_seconds": 3.5},
+        {"stage": "distill", "step": 1, "loss": 2.0},
+        {"stage": "distill", "step": 20, "loss": 1.0},
+        {"stage": "distill", "step": 20, "loss": 0.5},  # by the attempt that went on
+        {"stage": "distill", "series": "also/rejection", "step": 1, "loss": 3.0},
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"stage": "dis')
+    logs = read_metric_log(path)
+    assert (logs["rollout"].num_tokens, logs["rollout"].wall_seconds) == (7, 3.5)
+    assert logs["distill"].wall_seconds is None
+    assert logs["distill"].curves("loss") == {"": {1: 2.0, 20: 0.5}, "also/rejection": {1: 3.0}}
+
+
+def test_attempts_of_the_same_code_and_hardware_are_named_together(tmp_path: Path) -> None:
+    held = {"python": "3.11", "libraries": {"torch": "2"}, "machine": "x", "cores": 2, "argv": []}
+    for number, commit in enumerate(("a", "a", "b"), start=1):
+        attempt = tmp_path / "logs" / f"attempt_{number}"
+        attempt.mkdir(parents=True)
+        (attempt / "provenance.json").write_text(json.dumps({**held, "git_sha": commit}))
+    made = makers_of(tmp_path)
+    assert [(maker.git_sha, attempts) for maker, attempts in made] == [("a", [1, 2]), ("b", [3])]
+    page = render_report(_data(makers=made))
+    assert "Attempts 1, 2: commit <code>a</code>" in page
+    assert "Attempt 3: commit <code>b</code>" in page
