@@ -34,6 +34,7 @@ COURSES = {
         "splits={num_harvest: 12, num_tune: 6, num_test: 6}",
         "validation={num_rounds: 1, trials_per_round: 40, strengths: [3.0], selection_problems: 4}",
         "value.num_steps=20",
+        "tune.enabled=false",  # six problems choose nothing
         "evaluate.num_bootstrap=100",
         "distill.num_steps=4",
         "distill.num_samples=1",

@@ -10,6 +10,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from unittest import mock
 
@@ -85,8 +86,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("stage", "code"), zip(STAGES, cycle([errno.ENOSPC, errno.EROFS])))
 def test_a_disk_that_fills_up_or_becomes_read_only_in_any_stage_loses_nothing(
     finished: Path, tmp_path: Path, stage: str, code: int
 ) -> None:
