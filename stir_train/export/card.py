@@ -5,12 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import DictLoader, Environment, StrictUndefined
 
 from stir_train.config.inputs import ModelConfig
 from stir_train.models.locate import EMBEDDED_PREFIX
 from stir_train.models.public_name import public_name
 from stir_train.types.results import Interval, MethodMetrics
+
+PARTS = {
+    "results": """\
+| method | accuracy | points gained | tokens | tokens, % |
+|---|---:|---:|---:|---:|
+{% for row in card.methods -%}
+| {{ row.name }} | {{ percent(row.accuracy) }} | {{ change(row, row.delta_accuracy, row.delta_accuracy_ci95) }} | {{ "%.1f" | format(row.tokens_mean) }} | {{ change(row, row.delta_tokens_fraction, row.delta_tokens_ci95) }} |
+{% endfor %}""",
+    "limits": """\
+Measured on `{{ card.task }}` only. Other tasks, other prompt formats and sampling were not; check them before you rely on this.""",
+    "lineage": """\
+{% for stage, sha256 in card.lineage.items() -%}
+- {{ stage }}: `{{ sha256[:16] }}`
+{% endfor %}""",
+}
+"""What every card says alike, to be included by name."""
 
 TEMPLATE = """\
 ---
@@ -34,11 +50,7 @@ steered.
 {% if card.methods %}
 {{ card.num_items }} problems that no setting was chosen on, greedy decoding; 95 % paired bootstrap intervals against the base.
 
-| method | accuracy | points gained | tokens | tokens, % |
-|---|---:|---:|---:|---:|
-{% for row in card.methods -%}
-| {{ row.name }} | {{ percent(row.accuracy) }} | {{ change(row, row.delta_accuracy, row.delta_accuracy_ci95) }} | {{ "%.1f" | format(row.tokens_mean) }} | {{ change(row, row.delta_tokens_fraction, row.delta_tokens_ci95) }} |
-{% endfor %}
+{% include "results" %}
 `greedy` is the base, {% if not card.abstains %}`stir` the steered base, {% endif %}`lora-student` this.
 {% if card.test_openings > 1 %}
 The test split was opened for {{ card.test_openings }} choices; the intervals are honest for the first alone.
@@ -48,15 +60,13 @@ None: the run was not evaluated when this was exported.
 {% endif %}
 ## Limits
 
-Measured on `{{ card.task }}` only. Other tasks, other prompt formats and sampling were not; check them before you rely on this.
+{% include "limits" %}
 
 ## What it was made from
 
 Objective: {{ card.objective }}. Trained on {{ card.num_samples }} completions, {{ card.num_tokens }} tokens. Fingerprints of the stages:
 
-{% for stage, sha256 in card.lineage.items() -%}
-- {{ stage }}: `{{ sha256[:16] }}`
-{% endfor %}
+{% include "lineage" %}
 """
 
 
@@ -72,9 +82,7 @@ coefficient 1. {{ card.measured }}
 
 Made from the stages:
 
-{% for stage, sha256 in card.lineage.items() -%}
-- {{ stage }}: `{{ sha256[:16] }}`
-{% endfor %}
+{% include "lineage" %}
 """
 
 
@@ -106,11 +114,11 @@ class VectorCard:
     @property
     def measured(self) -> str:
         """The measured row in a sentence."""
-        points = change(self.row, self.row.delta_accuracy, self.row.delta_accuracy_ci95)
-        tokens = change(self.row, self.row.delta_tokens_fraction, self.row.delta_tokens_ci95)
+        points = _change(self.row, self.row.delta_accuracy, self.row.delta_accuracy_ci95)
+        tokens = _change(self.row, self.row.delta_tokens_fraction, self.row.delta_tokens_ci95)
         return (
             f"Measured so on {self.num_items} held-out problems of {self.task}, greedy decoding: accuracy "
-            f"{percent(self.row.accuracy)} % against {percent(self.greedy.accuracy)} % without it "
+            f"{_percent(self.row.accuracy)} % against {_percent(self.greedy.accuracy)} % without it "
             f"({points} points), {self.row.tokens_mean:.1f} tokens ({tokens} %)."
         )
 
@@ -159,25 +167,29 @@ def hub_id(config: ModelConfig) -> str:
 
 def render_card(card: Card) -> str:
     """The card as Markdown."""
-    return _environment().from_string(TEMPLATE).render(card=card, percent=percent, change=change)
+    return card_environment().from_string(TEMPLATE).render(card=card)
 
 
 def render_vector_card(card: VectorCard) -> str:
     """The card of a vector as Markdown."""
-    return _environment().from_string(VECTOR_TEMPLATE).render(card=card)
+    return card_environment().from_string(VECTOR_TEMPLATE).render(card=card)
 
 
-def _environment() -> Environment:
-    """For Markdown, of our own figures."""
-    return Environment(undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=True)
+def card_environment() -> Environment:
+    """For Markdown of our own figures, with the parts and the formats that cards share."""
+    environment = Environment(
+        loader=DictLoader(PARTS), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    environment.globals |= {"percent": _percent, "change": _change}
+    return environment
 
 
-def percent(value: float) -> str:
+def _percent(value: float) -> str:
     """A fraction in per cent, one decimal."""
     return f"{100 * value:.1f}"
 
 
-def change(row: MethodMetrics, value: float, interval: Interval) -> str:
+def _change(row: MethodMetrics, value: float, interval: Interval) -> str:
     """A difference from greedy decoding in per cent with its interval; empty for greedy decoding itself."""
     if row.name == "greedy":
         return ""

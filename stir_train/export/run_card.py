@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, StrictUndefined
-
-from stir_train.export.card import change, percent
+from stir_train.export.card import card_environment
 from stir_train.models.locate import EMBEDDED_PREFIX
 from stir_train.types.results import MethodMetrics
 
@@ -67,11 +65,7 @@ the run's were, which `prompt_ids` does.
 {{ card.num_items }} problems of `{{ card.task }}` that no setting was chosen on, greedy decoding; 95 % paired bootstrap intervals
 against the base.
 
-| method | accuracy | points gained | tokens | tokens, % |
-|---|---:|---:|---:|---:|
-{% for row in card.methods -%}
-| {{ row.name }} | {{ percent(row.accuracy) }} | {{ change(row, row.delta_accuracy, row.delta_accuracy_ci95) }} | {{ "%.1f" | format(row.tokens_mean) }} | {{ change(row, row.delta_tokens_fraction, row.delta_tokens_ci95) }} |
-{% endfor %}
+{% include "results" %}
 `greedy` is the base{% if card.mode != "none" %}, `stir` the steered base{% endif %}{% if card.has_student %}, `lora-student` the student{% endif %}.
 {% if card.test_openings > 1 %}
 The test split was opened for {{ card.test_openings }} choices; the intervals are honest for the first alone.
@@ -81,7 +75,7 @@ None: the run was not evaluated when this was published.
 {% endif %}
 ## Limits and licence
 
-Measured on `{{ card.task }}` only. Other tasks, other prompt formats and sampling were not; check them before you rely on this.
+{% include "limits" %}
 {% if card.licence %}
 Licence: `{{ card.licence }}`; the base's own licence holds for the base, and for what its licence says of derived models.
 {% else %}
@@ -89,9 +83,7 @@ No licence was named by who published this; ask them before you use it.
 {% endif %}
 ## What it was made from
 
-{% for stage, sha256 in card.lineage.items() -%}
-- {{ stage }}: `{{ sha256[:16] }}`
-{% endfor %}
+{% include "lineage" %}
 """
 
 
@@ -141,11 +133,12 @@ class RunCard:
 
 def render_run_card(card: RunCard) -> str:
     """The card as Markdown."""
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
-    return environment.from_string(TEMPLATE).render(
-        card=card,
-        percent=percent,
-        change=change,
-        base="run.base_model" if card.is_findable else f'"PATH/TO/{card.base_model}"',
-        pinned=", revision=commit" if card.commit else "",
+    return (
+        card_environment()
+        .from_string(TEMPLATE)
+        .render(
+            card=card,
+            base="run.base_model" if card.is_findable else f'"PATH/TO/{card.base_model}"',
+            pinned=", revision=commit" if card.commit else "",
+        )
     )
