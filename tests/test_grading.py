@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import closing
 from fractions import Fraction
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from stir_train.data.number_phrases import answer_number
 from stir_train.data.numbers import Number
 from stir_train.data.plain_text import clean
 from stir_train.errors import DataError
+from stir_train.tools.grade import grade_file
 from stir_train.types.rollout import Gold, Grade
 from tests.support.commands import stir_train
 
@@ -283,7 +285,7 @@ def test_the_command_grades_a_file_line_by_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stdout == ""
     for number, complaint in enumerate(
-        ["no answer", "not JSON", "response is not text", "not a JSON"], 1
+        ["no answer", "not JSON", "the response is not text", "not a JSON"], 1
     ):
         assert f"responses.jsonl:{number}: {complaint}" in done.stderr
     custom = stir_train("grade", str(file), "grader=regex")
@@ -305,3 +307,25 @@ def test_every_option_is_picked_by_its_own_text() -> None:
         assert picked_option(option, options) == "ABCDEF"[i]
         assert picked_option(f"({'ABCDEF'[i]}) {option}", options) == "ABCDEF"[i]
     assert clean("a\u200bb") == "ab"
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"answer": [5]}, "the gold answer is a list, not text"),
+        ({"answer": {"value": 5}}, "the gold answer is a dict, not text"),
+        ({"answer": True}, "the gold answer is true, not text"),
+        ({"answer": float("nan")}, "the gold answer is a float, not text"),
+        ({"truncated": "false"}, "truncated is neither true nor false"),
+        ({"response": None}, "the response is not text"),
+        ({"choices": [1]}, "the option is not text"),
+        ({"source": "\ud800"}, "the source holds half a character"),
+    ],
+)
+def test_a_line_of_responses_that_would_have_to_be_guessed_at_is_refused(
+    tmp_path: Path, changed: dict[str, object], why: str
+) -> None:
+    path = tmp_path / "responses.jsonl"
+    path.write_text(json.dumps({"response": "Answer: 5", "answer": "5", **changed}))
+    with pytest.raises(DataError, match=why):
+        grade_file(TaskConfig(grader="numeric"), path, StringIO(), num_workers=1)

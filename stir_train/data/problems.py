@@ -153,14 +153,23 @@ def _problem_of(row: SourceRow | tuple[str, SourceProblem], config: TaskConfig) 
         ("kind", problem.kind),
         *(("option", choice) for choice in problem.choices),
     ):
-        if not isinstance(text, str):
-            raise DataError(f"the {name} is not text but {type(text).__name__}")
-        if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
-            raise DataError(f"the {name} holds half a character (a lone surrogate): {text!a:.80}")
+        require_text(name, text)
         if "\0" in text:
             raise DataError(f"the {name} holds a NUL character: {text!a:.80}")
     require_gold(Gold(problem.answer, problem.choices, problem.question), config)
     return problem
+
+
+def require_text(name: str, text: Any) -> None:
+    """Refuse what is no text, or none that can be written.
+
+    Raises:
+        DataError: Calling it by its name.
+    """
+    if not isinstance(text, str):
+        raise DataError(f"the {name} is not text but {type(text).__name__}")
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+        raise DataError(f"the {name} holds half a character (a lone surrogate): {text!a:.80}")
 
 
 def _read_row(config: TaskConfig, row: Mapping[str, Any]) -> SourceProblem:
@@ -168,7 +177,7 @@ def _read_row(config: TaskConfig, row: Mapping[str, Any]) -> SourceProblem:
     if not isinstance(stem, str) or isinstance(stem, NumberText) or not stem.strip():
         raise DataError(f"the question is empty or not text: {stem!r:.80}")
     held = _column(row, config.answer_fields, "answer_fields")
-    answer = _gold_answer(_as_written(held, config).strip(), config)
+    answer = _gold_answer(gold_as_written(held, config).strip(), config)
     question = stem
     choices: tuple[str, ...] = ()
     if config.choices_fields:
@@ -184,8 +193,12 @@ def _read_row(config: TaskConfig, row: Mapping[str, Any]) -> SourceProblem:
     )
 
 
-def _as_written(held: Any, config: TaskConfig) -> str:
-    """A gold answer as text; only what has one way of being written is turned into it."""
+def gold_as_written(held: Any, config: TaskConfig) -> str:
+    """A gold answer as text; only what has one way of being written is turned into it.
+
+    Raises:
+        DataError: If it is a list, an object, not a number, or true or false for another grader than ``boolean``.
+    """
     if isinstance(held, bool):
         if config.grader != "boolean":
             raise DataError(f"the gold answer is {str(held).lower()}, not text; write it as text")

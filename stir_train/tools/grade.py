@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from stir_train.config.inputs import TaskConfig
 from stir_train.data.grading import Grader, require_gold
+from stir_train.data.problems import gold_as_written, require_text
 from stir_train.errors import DataError
 from stir_train.types.rollout import Gold
 
@@ -94,13 +95,19 @@ def _parse(line: bytes, task: TaskConfig) -> ResponseLine:
     if missing:
         raise DataError(f"no {' and no '.join(sorted(missing))}; keys: {', '.join(values)}")
     response, choices = values["response"], values.get("choices", [])
-    if not isinstance(response, str):
-        raise DataError(f"response is not text but {type(response).__name__}")
-    if not isinstance(choices, list) or not all(isinstance(text, str) for text in choices):
+    truncated = values.get("truncated", False)
+    if not isinstance(choices, list):
         raise DataError("choices is not a list of texts")
-    gold = Gold(str(values["answer"]), tuple(choices), str(values.get("question", "")))
+    if not isinstance(truncated, bool):
+        raise DataError(f"truncated is neither true nor false: {truncated!r:.80}")
+    answer, question = gold_as_written(values["answer"], task), values.get("question", "")
+    texts = [("response", response), ("gold answer", answer), ("question", question)]
+    texts += [(key, value) for key, value in values.items() if isinstance(value, str)]
+    for name, text in (*texts, *(("option", choice) for choice in choices)):
+        require_text(name, text)
+    gold = Gold(answer, tuple(choices), question)
     require_gold(gold, task)
-    return ResponseLine(values, response, gold, bool(values.get("truncated", False)))
+    return ResponseLine(values, response, gold, truncated)
 
 
 def _batches(lines: Iterable[ResponseLine]) -> Iterator[Sequence[ResponseLine]]:
