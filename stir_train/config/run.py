@@ -216,6 +216,9 @@ class RunConfig(FrozenConfig):
         num_settings = len(self.tried_settings)
         if "vector" in self.tune.modes:
             norms = [len(strengths) for strengths in self.tune.vectors.values()]
+            num_settings += isinstance(
+                self.steering, VectorSteering
+            )  # the given ones are tried too
             num_settings += sum(norms) + sum(a * b for a, b in combinations(norms, 2))
         return num_settings
 
