@@ -86,7 +86,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "code"), zip(STAGES, cycle([errno.ENOSPC, errno.EROFS])))
+@pytest.mark.parametrize(("stage", "code"), list(zip(STAGES, cycle([errno.ENOSPC, errno.EROFS]))))
 def test_a_disk_that_fills_up_or_becomes_read_only_in_any_stage_loses_nothing(
     finished: Path, tmp_path: Path, stage: str, code: int
 ) -> None:
