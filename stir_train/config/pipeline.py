@@ -164,6 +164,13 @@ def _samples_of_students(config: RunConfig) -> dict[str, str]:
     return {name: objective.samples for name, objective in asked.items()}
 
 
+def _report_settings(config: RunConfig) -> Settings:
+    return {
+        "stages": [found.name for found in STAGES if found.is_on(config)],
+        "students": _samples_of_students(config),
+    }
+
+
 def _needs_basis(config: RunConfig) -> bool:
     return config.needs_basis
 
@@ -296,7 +303,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "report",
         "Write the run's HTML report.",
-        lambda config: {"stages": [found.name for found in STAGES if found.is_on(config)]},
+        _report_settings,
         plans.report,
         reads=(*BEFORE_EVALUATION, "evaluate"),
         decodes=False,
