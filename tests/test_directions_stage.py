@@ -35,25 +35,15 @@ from stir_train.stores.rollouts import RolloutStore
 from stir_train.tools.compare import read_results
 from stir_train.types.reports import DirectionEstimate, DirectionsReport
 from tests.support.ranks import outputs, run_ranks
-from tests.support.smoke import SMOKE, run_smoke, smoke_arguments
+from tests.support.smoke import ONE_VECTOR, SMOKE, run_smoke, smoke_arguments
 
-SETTINGS = (
-    "splits={num_harvest: 64, num_tune: 48, num_test: 24}",
-    "rollout.temperature=1.0",
-    "harvest.depths=[0.8]",
-    "tune={modes: [vector], vectors: {every_token: [0.1], prompt_end: [0.025]}, max_accuracy_loss: 1, "
-    "num_halvings: 0}",
-    "utility.token_price=5",
-    "distill.enabled=false",
-)
-"""A norm that changes answers of a model of this size, and a price at which that is a gain."""
 HELD = 27.9
-"""A tenth of the typical norm of a state there."""
+"""The norm that such a run chooses: a tenth of the typical norm of a state there."""
 WITHOUT = ("harvest", "basis", "validate", "value")
 
 
 def _run(output: Path, *more: str, verb: str = "run") -> subprocess.CompletedProcess[str]:
-    return run_smoke(output, *SETTINGS, *more, verb=verb)
+    return run_smoke(output, *ONE_VECTOR, *more, verb=verb)
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +261,7 @@ def test_a_second_step_goes_from_where_the_first_came_to(finished: Path, tmp_pat
 @pytest.mark.slow
 def test_two_ranks_make_what_one_process_makes(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "smoke" / "rollout", tmp_path / "smoke" / "rollout")
-    arguments = smoke_arguments(tmp_path, *SETTINGS, verb="directions")
+    arguments = smoke_arguments(tmp_path, *ONE_VECTOR, verb="directions")
     log = tmp_path / "log"
     assert run_ranks(2, ["-m", "stir_train", *arguments], log) == [0, 0], outputs(2, log)
     made = _digests(tmp_path / "smoke" / "directions")

@@ -13,9 +13,10 @@ import yaml
 
 from stir_train.artifacts.run_dir import RunDir
 from stir_train.errors import StirError
+from stir_train.models.locate import resolve_model_path
 from stir_train.stores.rollouts import RolloutStore
 from tests.support.commands import stir_train
-from tests.support.smoke import run_smoke
+from tests.support.smoke import ONE_VECTOR, run_smoke
 
 needs_lm_eval = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None,
@@ -103,6 +104,36 @@ def test_every_item_is_answered_and_scored_as_in_our_evaluation(
     assert scores["acc,none"] == sum(answer.grade.correct for answer in graded) / len(graded)
     if method == "stir":
         assert any(answer.rollout.impulses for answer in graded)
+
+
+@needs_lm_eval
+def test_an_exported_vector_answers_in_their_steered_model_as_in_our_evaluation(
+    tmp_path: Path,
+) -> None:
+    done = run_smoke(tmp_path, *ONE_VECTOR)
+    assert done.returncode == 0, done.stderr
+    run, items = tmp_path / "smoke", tmp_path / "items"
+    for form, to in (("lm-eval", tmp_path / "vector"), ("lm-eval-task", items)):
+        done = stir_train("export", str(run), "--format", form, "--to", str(to))
+        assert done.returncode == 0, done.stderr
+    model = f"pretrained={resolve_model_path('embedded/addition')},dtype=float32"
+    done = stir_train(
+        *("lm-eval", "run", "--model", "steered", "--device", "cpu", "--batch_size", "24"),
+        *("--model_args", f"{model},steer_path={tmp_path / 'vector' / 'steer.pt'}"),
+        *("--tasks", "stir-smoke", "--include_path", str(items)),
+        *("--output_path", str(tmp_path / "out"), "--log_samples"),
+    )
+    assert done.returncode == 0, done.stderr
+    (file,) = (tmp_path / "out").rglob("samples_*.jsonl")
+    answered = {
+        sample["doc"]["prompt_id"]: sample["resps"][0][0]
+        for sample in map(json.loads, file.read_text().splitlines())
+    }
+    steered, plain = (
+        RolloutStore(RunDir(run).stage("evaluate")).read(name) for name in ("stir", "greedy")
+    )
+    assert answered == {item.rollout.prompt_id: item.text for item in steered}
+    assert [item.text for item in steered] != [item.text for item in plain]
 
 
 @needs_lm_eval

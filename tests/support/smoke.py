@@ -25,6 +25,17 @@ STAGES = [
     "evaluate",
     "report",
 ]
+ONE_VECTOR = (
+    "splits={num_harvest: 64, num_tune: 48, num_test: 24}",
+    "rollout.temperature=1.0",
+    "harvest.depths=[0.8]",
+    "tune={modes: [vector], vectors: {every_token: [0.1], prompt_end: [0.025]}, max_accuracy_loss: 1, "
+    "num_halvings: 0}",
+    "utility.token_price=5",
+    "distill.enabled=false",
+)
+"""Settings of a run that steers by one vector held at every token: a norm that changes answers of a model of
+this size, and a price at which that is a gain."""
 PYTHON = [sys.executable, "-W", "ignore", "-m", "stir_train"]
 
 
