@@ -38,11 +38,26 @@ BY_VECTORS = (
     "utility.token_price=5",
     "distill.enabled=false",
 )
+BY_GRADIENTS = (
+    "splits={num_harvest: 24, num_tune: 12, num_test: 12}",
+    "rollout.temperature=1.0",
+    "basis.directions=reward_gradient",
+    "directions={num_permutations: 19, significance: 0.99}",
+    "validation={trials_per_round: 50, selection_problems: 8}",
+    "value.num_steps=100",
+    "tune={modes: [value, vector], vectors: {every_token: [0.1]}, doubts: [1.0], strengths: [3.0], "
+    "max_accuracy_loss: 1}",
+    "utility.token_price=5",
+    "evaluate.controls=false",
+    "distill.enabled=false",
+)
 """Between them they take every way of a stage that reads settings of its own."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [OVER_A_BASIS, BY_VECTORS], ids=["basis", "vectors"])
+@pytest.mark.parametrize(
+    "settings", [OVER_A_BASIS, BY_VECTORS, BY_GRADIENTS], ids=["basis", "vectors", "gradients"]
+)
 def test_no_stage_reads_a_setting_or_a_stage_that_it_does_not_declare(
     tmp_path: Path, settings: tuple[str, ...]
 ) -> None:

@@ -25,8 +25,10 @@ from stir_train.errors import ArtifactError, StageError
 from stir_train.stores.directions import (
     load_directions,
     load_gradients,
+    load_points,
     save_directions,
     save_gradients,
+    save_points,
 )
 from stir_train.types.directions import PLACES, RolloutGradients
 from tests.support import tiny_models
@@ -183,10 +185,14 @@ def test_files_hold_everything_and_know_their_model(stage: StageDir) -> None:
         found.samples,
         found.blocks,
     )
-    assert same.points is not None
+    assert same.points is None
     assert found.points is not None
-    assert same.points.labels == found.points.labels
-    assert torch.equal(same.points.over_segment, found.points.over_segment)
+    save_points(stage, "points.safetensors", found.points, found.blocks, loaded.identity)
+    points, blocks = load_points(stage.path / "points.safetensors", loaded.identity)
+    assert blocks == found.blocks
+    assert points.labels == found.points.labels
+    for name in ("states", "at_point", "over_segment"):
+        assert torch.equal(getattr(points, name), getattr(found.points, name))
     gradients, advantages = synthetic(0, planted=1.0)
     directions = estimate_directions(gradients, advantages, seed=0).directions
     save_directions(stage, "directions.safetensors", directions, loaded.identity)
@@ -197,6 +203,7 @@ def test_files_hold_everything_and_know_their_model(stage: StageDir) -> None:
     readers: list[tuple[Callable[..., object], str]] = [
         (load_directions, "directions.safetensors"),
         (load_gradients, "gradients.safetensors"),
+        (load_points, "points.safetensors"),
     ]
     for read, name in readers:
         with pytest.raises(ArtifactError, match="was made for model"):

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import pytest
+
 from stir_train.answering.methods import settings_label
 from stir_train.config.run import RunConfig
 from stir_train.config.stages import TuneConfig
-from stir_train.config.steering import JudgedSteering, ValueSteering
+from stir_train.config.steering import (
+    JudgedSteering,
+    SteeringConfig,
+    ValueSteering,
+    VectorAction,
+    VectorSteering,
+)
 from stir_train.evals.choice import choose
 from stir_train.evals.metrics import compare_to_baseline
-from stir_train.types.results import SteeringTrial
+from stir_train.evals.verdict import describe_passed_over
+from stir_train.types.results import PassedOver, SteeringTrial
 from stir_train.types.rollout import Grade, GradedRollout, Rollout
 from stir_train.types.utility import Utility
 
@@ -46,14 +57,75 @@ def test_the_most_useful_setting_without_a_likely_loss_is_chosen() -> None:
     assert short_but_worse.metrics.utility > safe.metrics.utility
     everything = [safe, short_but_worse, useless]
     base = ValueSteering(depth=0.6)
-    assert choose(everything, base, max_accuracy_loss=0.01) == safe.settings
-    assert choose(everything, base, max_accuracy_loss=0.05) == short_but_worse.settings
-    assert choose([useless], base, max_accuracy_loss=0.01).mode == "none"
+
+    def chosen(trials: list[SteeringTrial], max_accuracy_loss: float) -> SteeringConfig:
+        found, passed_over = choose(
+            trials, base, max_accuracy_loss=max_accuracy_loss, against=_never_asked
+        )
+        assert passed_over is None
+        return found
+
+    assert chosen(everything, 0.01) == safe.settings
+    assert chosen(everything, 0.05) == short_but_worse.settings
+    assert chosen([useless], 0.01).mode == "none"
     # One loss in 300 could be one in a hundred, not more; three could.
     one = _trial(4.0, [False] + [True] * 199 + [False] * 100, 40, greedy)
     three = _trial(5.0, [False] * 3 + [True] * 197 + [False] * 100, 40, greedy)
     assert one.is_gain(0.01)
     assert not three.is_gain(0.01)
+
+
+def _never_asked(_one: SteeringTrial, _other: SteeringTrial) -> PassedOver:
+    raise AssertionError("there is no fixed vector to compare with")
+
+
+@pytest.mark.parametrize(
+    ("num_more", "is_deployed"), [(3, False), (30, True)], ids=["not clearly", "clearly"]
+)
+def test_a_controller_that_decides_must_beat_the_best_fixed_vector_by_the_interval(
+    num_more: int, is_deployed: bool
+) -> None:
+    greedy = [True] * 100 + [False] * 100
+    held, more = [True] * 150 + [False] * 50, [True] * (150 + num_more) + [False] * (50 - num_more)
+    vector = VectorSteering(actions=(VectorAction(place="every_token", depth=0.6, strength=1.0),))
+    fixed = dataclasses.replace(_trial(1.0, held, 50, greedy), settings=vector)
+    weak = dataclasses.replace(
+        _trial(1.0, [True] * 140 + [False] * 60, 50, greedy),
+        settings=vector.model_copy(update={"actions": vector.actions * 2}),
+    )
+    decides = _trial(2.0, more, 50, greedy)
+    asked = []
+
+    def against(one: SteeringTrial, other: SteeringTrial) -> PassedOver:
+        asked.append((one, other))
+        found = compare_to_baseline(
+            "decides",
+            _answers(more, 50),
+            _answers(held, 50),
+            num_resamples=2000,
+            utility=Utility(0.5, BUDGET),
+        )
+        return PassedOver(
+            name=found.name,
+            settings=one.settings,
+            delta_accuracy=found.delta_accuracy,
+            delta_accuracy_ci95=found.delta_accuracy_ci95,
+            delta_tokens_fraction=found.delta_tokens_fraction,
+            delta_utility=found.delta_utility,
+            delta_utility_ci95=found.delta_utility_ci95,
+        )
+
+    chosen, passed_over = choose(
+        [weak, fixed, decides], ValueSteering(depth=0.6), max_accuracy_loss=0.01, against=against
+    )
+    assert asked == [(decides, fixed)]
+    assert chosen == (decides.settings if is_deployed else fixed.settings)
+    assert (passed_over is None) == is_deployed
+    if passed_over is not None:
+        assert passed_over.settings == decides.settings
+        said = describe_passed_over(passed_over)
+        assert said.startswith("A fixed vector is deployed. decides is not clearly better")
+        assert "+1.5 [" in said
 
 
 def test_every_setting_of_a_grid_is_tried_once_under_a_name_of_its_own() -> None:

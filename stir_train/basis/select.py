@@ -37,11 +37,15 @@ def select_basis(
     of its share of them, a block and kind at a time, and gets the same basis, whatever the number of
     ranks.
 
+    Reward gradients say what makes an answer right (at a price for tokens), so of entries that steer along
+    them none comes from short against long.
+
     Raises:
         StageError: If there is no contrast to select from.
     """
     saves_tokens = torch.cat([shard.saves_tokens for shard in shards])
-    if not len(saves_tokens):
+    kinds = (False, True) if config.directions == "difference" else (False,)
+    if not any(bool((saves_tokens == saves).any()) for saves in kinds):
         raise StageError(
             "the harvest found no control point with both right and wrong rollouts: the model "
             "always or never solves these problems. Use harder or easier problems, more samples "
@@ -49,7 +53,7 @@ def select_basis(
         )
     selections = []
     for block in shards[0].blocks:
-        for saves in (False, True):
+        for saves in kinds:
             if bool((saves_tokens == saves).any()):
                 selections.append(_select_kind(shards, (block, saves), config, seed, world))
     return selections

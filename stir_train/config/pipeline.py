@@ -25,6 +25,10 @@ def _always(_config: RunConfig) -> bool:
     return True
 
 
+def _nothing(_config: RunConfig) -> tuple[str, ...]:
+    return ()
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage of the pipeline.
@@ -37,6 +41,7 @@ class Stage:
             control points, which must be the rollouts'. ``tests/test_declared_settings.py`` checks it.
         plan: What it would do under a configuration, with counts, for ``--dry-run``.
         reads: Stages that it reads, of which those that are off are left out.
+        unread: Of these, the ones that it has no use for under a configuration.
         splits: Splits of the problems that it opens.
         decodes: Whether it runs the model.
         is_on: Whether a configuration asks for it.
@@ -50,6 +55,7 @@ class Stage:
     own_settings: Callable[[RunConfig], Settings]
     plan: Callable[[RunConfig], str]
     reads: tuple[str, ...] = ()
+    unread: Callable[[RunConfig], tuple[str, ...]] = _nothing
     splits: tuple[SplitName, ...] = ()
     decodes: bool = True
     is_on: Callable[[RunConfig], bool] = _always
@@ -77,7 +83,10 @@ class Stage:
 
     def sources(self, config: RunConfig) -> tuple[str, ...]:
         """The stages that it reads under a configuration, in pipeline order."""
-        return tuple(name for name in self.reads if stage(name).is_on(config))
+        unread = self.unread(config)
+        return tuple(
+            name for name in self.reads if name not in unread and stage(name).is_on(config)
+        )
 
 
 def _answering(config: RunConfig) -> Settings:
@@ -103,6 +112,17 @@ def _rollout_settings(config: RunConfig) -> Settings:
         "task": config.task,
         "control_points": config.control_points,
     }
+
+
+def _directions_settings(config: RunConfig) -> Settings:
+    keeps_points = {"keeps_points": True} if config.steers_along_gradients else {}
+    return {**_steering(config), "directions": config.directions, **keeps_points}
+
+
+def _basis_settings(config: RunConfig) -> Settings:
+    if not config.steers_along_gradients:
+        return {"basis": config.basis}
+    return {**_answering(config), "basis": config.basis, "directions": config.directions}
 
 
 def _validate_settings(config: RunConfig) -> Settings:
@@ -206,11 +226,11 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "directions",
         "Differentiate rollouts for directions to steer in, and test whether there are any.",
-        lambda config: {**_steering(config), "directions": config.directions},
+        _directions_settings,
         plans.directions,
         reads=("rollout",),
         splits=("harvest",),
-        is_on=lambda config: config.uses_directions,
+        is_on=lambda config: config.makes_directions,
         uses_every_node=True,
     ),
     Stage(
@@ -225,9 +245,10 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "basis",
         "Select the control basis and diagnose the contrasts.",
-        lambda config: {"basis": config.basis},
+        _basis_settings,
         plans.basis,
-        reads=("harvest",),
+        reads=("directions", "harvest"),
+        unread=lambda config: () if config.steers_along_gradients else ("directions",),
         decodes=False,
         job="harvest",
         is_on=_needs_basis,

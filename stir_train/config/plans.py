@@ -26,7 +26,7 @@ def directions(config: RunConfig) -> str:
     steps = f"; then {later} x {num_rollouts} rollouts under what was found" if later else ""
     return (
         "gradients of rollouts of problems with unequal rewards, at depths "
-        f"{depths} and {', '.join(config.directions.places)}; "
+        f"{depths} and {', '.join(config.direction_places)}; "
         f"{config.directions.num_permutations} permutations{steps}"
     )
 
@@ -40,8 +40,12 @@ def harvest(config: RunConfig) -> str:
 
 
 def basis(config: RunConfig) -> str:
-    """How entries are selected, and how many a block."""
-    return f"{config.basis.selection} selection of up to {config.basis.size} entries a block"
+    """How entries are selected, how many a block, and what they add."""
+    added = "reward gradients" if config.steers_along_gradients else "differences of means"
+    return (
+        f"{config.basis.selection} selection of up to {config.basis.size} entries a block, which add "
+        f"{added}"
+    )
 
 
 def validate(config: RunConfig) -> str:

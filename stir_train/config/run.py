@@ -176,6 +176,14 @@ class RunConfig(FrozenConfig):
                     f"steering.actions: no directions at depths {unknown}; directions.depths (or "
                     f"harvest.depths) are {list(self.direction_depths)}"
                 )
+        if self.steers_along_gradients and (
+            missing := sorted(set(self.harvest.depths) - set(self.direction_depths))
+        ):
+            raise ValueError(
+                f"directions.depths: basis.directions=reward_gradient differentiates every harvested block, "
+                f"and depths {missing} of harvest.depths are not among them; add them, or leave "
+                "directions.depths empty"
+            )
         if "vector" in self.tune.modes and not set(self.tune.vectors) & set(self.directions.places):
             raise ValueError(
                 f"tune.vectors: no direction is estimated at {', '.join(self.tune.vectors)}; "
@@ -207,6 +215,12 @@ class RunConfig(FrozenConfig):
     def direction_depths(self) -> tuple[float, ...]:
         """Depths of the blocks that get directions."""
         return self.directions.depths or self.harvest.depths
+
+    @property
+    def direction_places(self) -> tuple[Place, ...]:
+        """Where directions are estimated: the named places, and control points for a basis of gradients."""
+        for_basis: tuple[Place, ...] = ("control_point",) * self.steers_along_gradients
+        return tuple(dict.fromkeys((*self.directions.places, *for_basis)))
 
     @property
     def num_tried_settings(self) -> int:
@@ -272,6 +286,16 @@ class RunConfig(FrozenConfig):
     def uses_directions(self) -> bool:
         """Whether some mode in use steers by reward-gradient directions."""
         return "vector" in self.modes_in_use
+
+    @property
+    def steers_along_gradients(self) -> bool:
+        """Whether there is a control basis, and its entries steer along reward gradients."""
+        return self.needs_basis and self.basis.directions == "reward_gradient"
+
+    @property
+    def makes_directions(self) -> bool:
+        """Whether recorded rollouts are differentiated."""
+        return self.uses_directions or self.steers_along_gradients
 
     @property
     def num_controls(self) -> int:

@@ -108,6 +108,9 @@ class HarvestConfig(FrozenConfig):
 class BasisConfig(FrozenConfig):
     """Selecting a compact, diverse control basis."""
 
+    directions: Literal["difference", "reward_gradient"] = "difference"
+    """What an entry adds: right minus wrong mean states, as published, or the reward gradient at control
+    points whose states are nearest to the entry's key."""
     size: PositiveInt = 256
     """Entries per captured block (the paper's B), corrections and anchors together."""
     diversity: NonNegativeFloat = 0.5

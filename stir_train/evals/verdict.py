@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stir_train.evals.intervals import describe_interval
 from stir_train.evals.lengths import MUCH_CUT_OFF
-from stir_train.types.results import Interval, MethodMetrics, Results, TuneReport
+from stir_train.types.results import Interval, MethodMetrics, PassedOver, Results, TuneReport
 
 GREEDY, STEERED, STUDENT = "greedy", "stir", "lora-student"
 
@@ -41,6 +41,16 @@ def describe_abstention(tune: TuneReport) -> str:
         f"decoding on the {tune.num_problems} problems of the tune split. The nearest, {nearest.name}, gains "
         f"{_hundredths(nearest.delta_accuracy, nearest.delta_accuracy_ci95)} points and a utility of "
         f"{nearest.delta_utility:+.3f} {_interval(nearest.delta_utility_ci95, 1, 3)}. {after}"
+    )
+
+
+def describe_passed_over(passed_over: PassedOver) -> str:
+    """That a fixed vector is deployed, since a controller is not clearly better."""
+    accuracy = _hundredths(passed_over.delta_accuracy, passed_over.delta_accuracy_ci95)
+    return (
+        f"A fixed vector is deployed. {passed_over.name} is not clearly better: against it {accuracy} points, "
+        f"{100 * passed_over.delta_tokens_fraction:+.1f} % tokens, and a utility of "
+        f"{passed_over.delta_utility:+.3f} {_interval(passed_over.delta_utility_ci95, 1, 3)}."
     )
 
 

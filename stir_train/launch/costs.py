@@ -164,6 +164,9 @@ def _cost(
     disk = tokens * TOKEN_BYTES
     if name in ("rollout", "validate"):
         disk += _state_bytes(name, config, shape)
+    if name == "directions" and config.steers_along_gradients:
+        # States, and two gradients at each of them, of the rollouts that are differentiated.
+        disk += 3 * MIXED_SHARE * _state_bytes("rollout", config, shape)
     if name == "distill" and trained:
         disk += config.distill.rank * shape.num_layers * shape.num_linear * STATE_BYTES
         disk += (1 + len(config.distill.also)) * bound.weights_gib * GIB  # the merged model
@@ -213,7 +216,7 @@ def _halving(num_problems: int, num_settings: int, config: RunConfig) -> Iterato
 def _trained_tokens(name: str, config: RunConfig, rates: Rates) -> float:
     """Tokens that go forward and backward through the model."""
     length = rates.prompt_tokens + rates.mean_answer_tokens
-    if name == "directions" and config.uses_directions:
+    if name == "directions" and config.makes_directions:
         num_rollouts = config.splits.num_harvest * config.rollout.num_samples
         return MIXED_SHARE * num_rollouts * length
     if name == "distill" and config.distill.enabled:

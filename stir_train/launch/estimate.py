@@ -159,7 +159,7 @@ def estimate(config: RunConfig, shape: ModelShape, *, num_ranks: int, on_gpu: bo
         disk_gib=(3 * state_bytes + tokens * TOKEN_BYTES + lora * 4) / GIB,
         generate_gib=(generation + rows * shape.vocab_size * 4) / GIB + OVERHEAD_GIB,
         train_gib=(training + lora * ADAM_BYTES + activations) / GIB + OVERHEAD_GIB,
-        gradient_gib=_gradient_gib(config, shape) if config.uses_directions else 0.0,
+        gradient_gib=_gradient_gib(config, shape) if config.makes_directions else 0.0,
         weights_gib=weights / GIB,
         num_replicas=replicas,
     )

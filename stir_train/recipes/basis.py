@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from stir_train.artifacts.run_dir import StageDir
@@ -9,10 +11,11 @@ from stir_train.basis.diagnostics import diagnose, points_yield, warnings_of
 from stir_train.basis.select import BlockSelection, select_basis
 from stir_train.monitoring.console import caution
 from stir_train.runtime.context import Finish, Outcome, RunContext
+from stir_train.runtime.directions import along_gradients
 from stir_train.stores.contrasts import ContrastStore
 from stir_train.stores.reports import save_report
 from stir_train.stores.steering import save_basis
-from stir_train.types.reports import BasisReport, BlockDiagnostics, PointYield
+from stir_train.types.reports import BasisReport, BlockDiagnostics, CellSummary, PointYield
 from stir_train.types.steering import ControlBasis
 
 DIAGNOSED_CONTRASTS = 20_000
@@ -32,6 +35,9 @@ def run(context: RunContext, stage: StageDir) -> Finish:
 def _finish(context: RunContext, stage: StageDir, selections: list[BlockSelection]) -> Outcome:
     candidates = ContrastStore(context.stage("harvest")).head(DIAGNOSED_CONTRASTS)
     basis = ControlBasis.concatenate([selection.basis for selection in selections])
+    cells: tuple[CellSummary, ...] = ()
+    if context.config.steers_along_gradients:
+        basis, cells = along_gradients(context, basis)
     save_basis(stage, basis, context.resources.described.identity)
     diagnostics: list[BlockDiagnostics] = []
     norms: dict[int, tuple[float, ...]] = {}
@@ -49,6 +55,7 @@ def _finish(context: RunContext, stage: StageDir, selections: list[BlockSelectio
         norms=norms,
         logdet={_selection_name(s): s.selection.logdet for s in selections},
         objective={_selection_name(s): s.selection.objective for s in selections},
+        cells=cells,
     )
     save_report(stage, report)
     _log_basis(context, selections, coverage)
@@ -56,7 +63,19 @@ def _finish(context: RunContext, stage: StageDir, selections: list[BlockSelectio
         context.console.print(caution(f"basis: {warning}"))
     return Outcome(
         {"num_entries": len(basis), "num_corrections": int((~basis.is_anchor).sum())},
-        f"{len(basis)} entries over blocks {', '.join(map(str, candidates.blocks))}",
+        f"{len(basis)} entries over blocks {', '.join(map(str, candidates.blocks))}{_in_words(cells)}",
+    )
+
+
+def _in_words(cells: Sequence[CellSummary]) -> str:
+    """How far entries that steer along reward gradients have directions of their own."""
+    if not cells:
+        return ""
+    num_own = sum(block.num_own for block in cells)
+    num_entries = sum(block.num_entries for block in cells)
+    return (
+        f"; along reward gradients, {num_own} of {num_entries} in a direction of their own, the others in "
+        "that of the whole block"
     )
 
 

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 
 from stir_train.artifacts.run_dir import StageDir
+from stir_train.config.run import RunConfig
 from stir_train.directions.gradients import GradientCost, GradientSettings, rollout_gradients
 from stir_train.distributed.leases import Note
 from stir_train.evals.tables import directions_table
@@ -27,8 +28,10 @@ from stir_train.stores.directions import (
     DIRECTIONS_FILE,
     cost_file,
     gradients_file,
+    points_file,
     save_directions,
     save_gradients,
+    save_points,
 )
 from stir_train.stores.reports import load_record, save_record, save_report
 from stir_train.types.directions import PLACES, PlacedVector, RolloutGradients
@@ -98,9 +101,11 @@ def _make_chunk(
     if not context.is_mine_to_write(f"{stage.name}/{step.prefix}{chunk:05d}", token_ids):
         return {}
     save_record(stage, f"{step.prefix}{cost_file(chunk)}", cost)
+    identity = context.resources.described.identity
+    if gradients.points is not None:
+        save_points(stage, points_file(chunk), gradients.points, gradients.blocks, identity)
     # The gradients come last: a chunk counts as made when they are there.
-    name = f"{step.prefix}{gradients_file(chunk)}"
-    save_gradients(stage, name, gradients, context.resources.described.identity)
+    save_gradients(stage, f"{step.prefix}{gradients_file(chunk)}", gradients, identity)
     return {"num_rollouts": len(wanted), "token_forwards": cost.token_forwards}
 
 
@@ -113,7 +118,7 @@ def _gradient_settings(context: RunContext, acting: tuple[PlacedVector, ...]) ->
         max_points=config.control_points.max_points,
         filtered=config.directions.filtered,
         max_batch_tokens=config.directions.max_batch_tokens,
-        keep_points=False,
+        keep_points=config.steers_along_gradients and not acting,
         acting=acting,
     )
 
@@ -171,9 +176,13 @@ def _finish(context: RunContext, stage: StageDir, num_steps: int) -> Outcome:
             "recorded_tokens": report.recorded_tokens,
         },
         _in_words(report),
-        # Where another mode is tried too, the run goes on with that.
-        ends_run=None if report.passing or context.config.needs_basis else _nothing(report),
+        # Where there is a basis of another kind, the run goes on with that.
+        ends_run=None if report.passing or _has_other_basis(context.config) else _nothing(report),
     )
+
+
+def _has_other_basis(config: RunConfig) -> bool:
+    return config.needs_basis and not config.steers_along_gradients
 
 
 def _in_words(report: DirectionsReport) -> str:

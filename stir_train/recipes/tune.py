@@ -9,9 +9,9 @@ from stir_train.artifacts.run_dir import StageDir
 from stir_train.config.steering import NoSteering, OneBlockSteering, SteeringConfig, VectorSteering
 from stir_train.directions.grid import vector_grid
 from stir_train.errors import StageError
-from stir_train.evals.choice import choose
+from stir_train.evals.choice import Against, choose
 from stir_train.evals.halving import Candidate, split_by_halving
-from stir_train.evals.verdict import describe_abstention
+from stir_train.evals.verdict import describe_abstention, describe_passed_over
 from stir_train.monitoring.console import caution
 from stir_train.runtime.answerers import steered_answerer, with_depth
 from stir_train.runtime.context import Finish, Outcome, RunContext
@@ -25,7 +25,7 @@ from stir_train.runtime.search import (
 )
 from stir_train.stores.reports import load_report, save_report
 from stir_train.types.reports import DirectionsReport
-from stir_train.types.results import SteeringTrial, TuneReport
+from stir_train.types.results import PassedOver, SteeringTrial, TuneReport
 
 
 def run(context: RunContext, stage: StageDir) -> Finish:
@@ -54,7 +54,24 @@ def run(context: RunContext, stage: StageDir) -> Finish:
             made.append(SteeringTrial(grid[candidate], metrics, len(answers), reused))
         return made
 
-    return lambda: _finish(context, stage, trials())
+    def against(one: SteeringTrial, other: SteeringTrial) -> PassedOver:
+        candidate_of = {settings: candidate for candidate, settings in grid.items()}
+        answers, baseline = (
+            answers_of(context, stage, candidate, answerers[candidate], parts)
+            for candidate in (candidate_of[one.settings], candidate_of[other.settings])
+        )
+        found = compare_in_run(context, one.metrics.name, answers, baseline)
+        return PassedOver(
+            name=found.name,
+            settings=one.settings,
+            delta_accuracy=found.delta_accuracy,
+            delta_accuracy_ci95=found.delta_accuracy_ci95,
+            delta_tokens_fraction=found.delta_tokens_fraction,
+            delta_utility=found.delta_utility,
+            delta_utility_ci95=found.delta_utility_ci95,
+        )
+
+    return lambda: _finish(context, stage, trials(), against)
 
 
 def greedy_job(context: RunContext) -> GenerationJob:
@@ -102,19 +119,25 @@ def _vectors(context: RunContext) -> list[SteeringConfig]:
     return [*given, *vector_grid(report.passing, config.tune.vectors, depth_of)]
 
 
-def _finish(context: RunContext, stage: StageDir, trials: Sequence[SteeringTrial]) -> Outcome:
+def _finish(
+    context: RunContext, stage: StageDir, trials: Sequence[SteeringTrial], against: Against
+) -> Outcome:
     """Freeze the choice."""
     config, num_problems = context.config, len(context.splits["tune"])
     whole = [trial for trial in trials if trial.num_problems == num_problems]
     if config.tune.enabled:
         nothing = with_depth(NoSteering.like(config.steering), config)
-        chosen = choose(whole, nothing, max_accuracy_loss=config.tune.max_accuracy_loss)
+        chosen, passed_over = choose(
+            whole, nothing, max_accuracy_loss=config.tune.max_accuracy_loss, against=against
+        )
     else:  # the given settings are used as they stand, whatever they gain
-        (chosen,) = (trial.settings for trial in whole)
-    report = TuneReport(chosen, num_problems, tuple(trials))
+        chosen, passed_over = whole[0].settings, None
+    report = TuneReport(chosen, num_problems, tuple(trials), passed_over)
     save_report(stage, report)
     if report.abstains:
         context.console.print(caution(describe_abstention(report)), soft_wrap=True)
+    if passed_over is not None:
+        context.console.print(describe_passed_over(passed_over), soft_wrap=True)
     for trial in trials:
         figure = {f"{settings_label(trial.settings)}/utility": trial.metrics.utility}
         context.metrics.summary("tune", figure)

@@ -82,7 +82,7 @@ def estimate_step(context: RunContext, stage: StageDir, files: StepFiles) -> Est
         gradients,
         worth,
         seed=config.seed,
-        places=tuple(dict.fromkeys(map(estimated_at, config.directions.places))),
+        places=tuple(dict.fromkeys(map(estimated_at, config.direction_places))),
         num_permutations=config.directions.num_permutations,
     )
 

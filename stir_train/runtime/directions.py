@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stir_train.directions.advantages import Advantages, accuracy_at_price, leave_one_out
+from stir_train.directions.cells import CellSums
 from stir_train.directions.controls import permuted_directions, random_directions
 from stir_train.runtime.context import RunContext
-from stir_train.stores.directions import gradients_file, load_gradients
+from stir_train.stores.directions import gradients_file, load_gradients, load_points, points_file
 from stir_train.stores.rollouts import RolloutStore
 from stir_train.types.directions import DirectionSet, RolloutGradients
+from stir_train.types.reports import CellSummary
 from stir_train.types.rollout import GradedRollout
+from stir_train.types.steering import ControlBasis
 
 NUM_RANDOM = 3
 """Random directions beside a chosen vector: a single one may break a habit by luck."""
@@ -33,6 +36,27 @@ def read_gradients(context: RunContext) -> RolloutGradients:
             for chunk in range(num_chunks)
         ]
     )
+
+
+def along_gradients(
+    context: RunContext, basis: ControlBasis
+) -> tuple[ControlBasis, tuple[CellSummary, ...]]:
+    """A basis whose entries steer along the reward gradients at the states nearest to their keys.
+
+    Reads the points of one chunk at a time.
+
+    Raises:
+        StageError: If some block has no gradient at any control point.
+    """
+    stage, identity = context.stage("directions"), context.resources.described.identity
+    rollouts = RolloutStore(context.stage("rollout"))
+    sums = CellSums(basis)
+    for chunk in range(rollouts.num_chunks()):
+        worth = advantages_of(context, rollouts.read_chunk("", chunk))
+        if worth.by_rollout:
+            points, blocks = load_points(stage.verified(points_file(chunk)), identity)
+            sums.add(points, blocks, worth)
+    return sums.directions()
 
 
 def vector_controls(context: RunContext) -> dict[str, DirectionSet]:

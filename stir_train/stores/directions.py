@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +27,11 @@ DIRECTIONS_FILE = "directions.safetensors"
 def gradients_file(chunk: int) -> str:
     """Name of a chunk's gradients."""
     return f"gradients-{chunk:05d}.safetensors"
+
+
+def points_file(chunk: int) -> str:
+    """Name of a chunk's states and gradients at single points."""
+    return f"points-{chunk:05d}.safetensors"
 
 
 def cost_file(chunk: int) -> str:
@@ -65,7 +71,7 @@ def load_directions(path: Path, identity: ModelIdentity) -> DirectionSet:
 def save_gradients(
     stage: StageDir, name: str, gradients: RolloutGradients, identity: ModelIdentity
 ) -> None:
-    """Write a chunk's gradients as one of a stage's files."""
+    """Write a chunk's gradients, but those of single points, as one of a stage's files."""
     tensors = {
         "samples": torch.tensor(gradients.samples, dtype=torch.long),
         "logprobs": gradients.logprobs,
@@ -77,17 +83,6 @@ def save_gradients(
         "blocks": json.dumps(gradients.blocks),
         "places": json.dumps(PLACES),
     }
-    if gradients.points is not None:
-        points = gradients.points
-        tensors |= {
-            "point_states": points.states,
-            "point_gradients": points.at_point,
-            "segment_gradients": points.over_segment,
-            "point_labels": torch.tensor(
-                [(one.sample, one.point, one.token_index, one.token_id) for one in points.labels]
-            ),
-        }
-        metadata["point_prompt_ids"] = json.dumps([one.prompt_id for one in points.labels])
     save_tensors(stage, name, tensors, metadata)
 
 
@@ -99,16 +94,6 @@ def load_gradients(path: Path, identity: ModelIdentity) -> RolloutGradients:
     """
     tensors, metadata = load_tensors(path)
     _require_same_model(path, metadata, identity)
-    points = None
-    if "point_prompt_ids" in metadata:
-        prompt_ids = json.loads(metadata["point_prompt_ids"])
-        rows = tensors["point_labels"].tolist()
-        points = PointGradients(
-            labels=tuple(StateLabel(p, *row) for p, row in zip(prompt_ids, rows, strict=True)),
-            states=tensors["point_states"],
-            at_point=tensors["point_gradients"],
-            over_segment=tensors["segment_gradients"],
-        )
     return RolloutGradients(
         prompt_ids=tuple(json.loads(metadata["prompt_ids"])),
         samples=tuple(tensors["samples"].tolist()),
@@ -116,8 +101,51 @@ def load_gradients(path: Path, identity: ModelIdentity) -> RolloutGradients:
         logprobs=tensors["logprobs"],
         sums=tensors["sums"],
         state_norms=tensors["state_norms"],
-        points=points,
     )
+
+
+def save_points(
+    stage: StageDir,
+    name: str,
+    points: PointGradients,
+    blocks: Sequence[int],
+    identity: ModelIdentity,
+) -> None:
+    """Write a chunk's states and gradients at single points: larger than its sums, and read by few."""
+    labels = [(one.sample, one.point, one.token_index, one.token_id) for one in points.labels]
+    save_tensors(
+        stage,
+        name,
+        {
+            "states": points.states,
+            "at_point": points.at_point,
+            "over_segment": points.over_segment,
+            "labels": torch.tensor(labels, dtype=torch.long).reshape(-1, 4),
+        },
+        _model(identity)
+        | {
+            "prompt_ids": json.dumps([one.prompt_id for one in points.labels]),
+            "blocks": json.dumps(tuple(blocks)),
+        },
+    )
+
+
+def load_points(path: Path, identity: ModelIdentity) -> tuple[PointGradients, tuple[int, ...]]:
+    """Read a chunk's states and gradients at single points, and which blocks they are of.
+
+    Raises:
+        ArtifactError: If the file cannot be read, or was made for another model.
+    """
+    tensors, metadata = load_tensors(path)
+    _require_same_model(path, metadata, identity)
+    rows = zip(json.loads(metadata["prompt_ids"]), tensors["labels"].tolist(), strict=True)
+    points = PointGradients(
+        labels=tuple(StateLabel(prompt_id, *row) for prompt_id, row in rows),
+        states=tensors["states"],
+        at_point=tensors["at_point"],
+        over_segment=tensors["over_segment"],
+    )
+    return points, tuple(json.loads(metadata["blocks"]))
 
 
 def _model(identity: ModelIdentity) -> dict[str, str]:

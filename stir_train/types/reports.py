@@ -158,6 +158,27 @@ class PointYield:
 
 
 @dataclass(frozen=True, config=STRICT)
+class CellSummary:
+    """The reward-gradient directions of one block's entries, each from the states nearest to its key.
+
+    Attributes:
+        block: 0-based.
+        num_entries: Entries that steer; anchors do not.
+        num_own: Those whose direction is in part their own; the others' is that of the whole block.
+        own_mean: Mean share of a direction that is the entry's own, 0 to 1.
+        problems_median: Problems with a state nearest to an entry, in the median.
+        difference_cosine: Mean cosine with the difference of means that an entry would else have.
+    """
+
+    block: int
+    num_entries: int
+    num_own: int
+    own_mean: float
+    problems_median: float
+    difference_cosine: float
+
+
+@dataclass(frozen=True, config=STRICT)
 class BasisReport:
     """The contrasts of a harvest, and the basis selected from them.
 
@@ -168,6 +189,7 @@ class BasisReport:
         quality: Of every diagnosed contrast.
         norms: By block, the norm of every direction.
         logdet, objective: By selection, their values after each pick.
+        cells: Per block, if entries steer along reward gradients.
     """
 
     blocks: tuple[BlockDiagnostics, ...]
@@ -177,6 +199,7 @@ class BasisReport:
     norms: dict[int, tuple[float, ...]]
     logdet: dict[str, tuple[float, ...]]
     objective: dict[str, tuple[float, ...]]
+    cells: tuple[CellSummary, ...] = ()
 
 
 @dataclass(frozen=True, config=STRICT)

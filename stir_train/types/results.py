@@ -254,6 +254,25 @@ class SteeringTrial:
 
 
 @dataclass(frozen=True, config=STRICT)
+class PassedOver:
+    """A controller of more utility than the best fixed vector, but not by the interval of the difference.
+
+    Attributes:
+        name, settings: What was passed over.
+        delta_accuracy, delta_tokens_fraction, delta_utility: Its figures less those of the fixed vector on the
+            same problems; tokens relative to them.
+    """
+
+    name: str
+    settings: Steering
+    delta_accuracy: float
+    delta_accuracy_ci95: Interval
+    delta_tokens_fraction: float
+    delta_utility: float
+    delta_utility_ci95: Interval
+
+
+@dataclass(frozen=True, config=STRICT)
 class TuneReport:
     """What tuning tried and chose.
 
@@ -261,11 +280,13 @@ class TuneReport:
         chosen: The settings that are deployed; of mode ``none`` if nothing gained.
         num_problems: Problems of the tune split.
         trials: Everything that was tried, in the order in which it was given up, survivors last.
+        passed_over: What a fixed vector was chosen instead of, since it is not clearly better.
     """
 
     chosen: Steering
     num_problems: int
     trials: tuple[SteeringTrial, ...]
+    passed_over: PassedOver | None = None
 
     @property
     def share_reused(self) -> float:
