@@ -15,6 +15,7 @@ from stir_train.config.effort import Effort, with_effort
 from stir_train.config.external import ExternalConfig
 from stir_train.config.inputs import SPREAD, ModelConfig, SplitsConfig, TaskConfig
 from stir_train.config.learning import DistillConfig, IterateConfig, TrainConfig
+from stir_train.config.places import Place
 from stir_train.config.stages import (
     BaselinesConfig,
     BasisConfig,
