@@ -220,7 +220,7 @@ class RunConfig(FrozenConfig):
     @property
     def direction_places(self) -> tuple[Place, ...]:
         """Where directions are estimated: the named places, and control points for a basis of gradients."""
-        for_basis: tuple[Place, ...] = ("control_point",) * self.steers_along_gradients
+        for_basis: tuple[Place, ...] = ("control_point",) if self.steers_along_gradients else ()
         return tuple(dict.fromkeys((*self.directions.places, *for_basis)))
 
     @property
