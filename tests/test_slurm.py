@@ -16,10 +16,10 @@ from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
 from stir_train.errors import ArtifactError, ConfigError, StageError
 from stir_train.launch import slurm, slurm_commands
-from stir_train.launch.jobs import Job, plan_jobs
+from stir_train.launch.jobs import Job
 from stir_train.launch.site import SiteConfig
 from stir_train.launch.status import run_status
-from tests.test_launch import SMOKE
+from tests.support.submitting import SMOKE, submit
 
 SBATCH = """#!/bin/sh
 {before}
@@ -60,13 +60,6 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
         return state
 
     return install
-
-
-def _submit(directory: Path) -> tuple[RunDir, list[slurm.SubmittedJob]]:
-    config = load_config(RunConfig, SMOKE, [f"output_dir={directory}"])
-    jobs = plan_jobs(config, SiteConfig(), ["rollout", "harvest", "tune", "evaluate"])
-    run_dir = RunDir(config.directory)
-    return run_dir, slurm.submit(run_dir, jobs, slurm.scripts_of(config, SiteConfig(), jobs))
 
 
 def _script(directory: Path, site: SiteConfig) -> str:
@@ -177,7 +170,7 @@ def test_a_site_that_would_write_lines_of_its_own_is_refused(
 )
 def test_a_banner_does_not_hide_the_id(tmp_path: Path, fake: Fake, noise: dict[str, str]) -> None:
     state = fake(**noise)
-    _, jobs = _submit(tmp_path)
+    _, jobs = submit(tmp_path)
     assert [job.job_id for job in jobs] == [100, 101, 102, 103]
     submitted = (state / "sbatch").read_text().splitlines()
     assert "--dependency=afterok:102" in submitted[3]
@@ -185,7 +178,7 @@ def test_a_banner_does_not_hide_the_id(tmp_path: Path, fake: Fake, noise: dict[s
 
 def test_an_id_that_is_not_told_is_found_by_the_jobs_name(tmp_path: Path, fake: Fake) -> None:
     fake(after="id=sorry")
-    run_dir, jobs = _submit(tmp_path)
+    run_dir, jobs = submit(tmp_path)
     assert [job.job_id for job in jobs] == [100, 101, 102, 103]
     assert slurm.submitted_jobs(run_dir) == jobs
 
@@ -200,8 +193,8 @@ def test_a_submission_killed_at_any_job_is_known_and_never_doubled(
         (state / "queue").write_text("")
         (state / "cancelled").write_text("")
         code = (
-            "from pathlib import Path; from tests.test_slurm import _submit; "
-            f"_submit(Path({str(directory)!r}))"
+            "from pathlib import Path; from tests.support.submitting import submit; "
+            f"submit(Path({str(directory)!r}))"
         )
         killed = subprocess.run(["/usr/bin/env", _python(), "-c", code], check=False)
         assert killed.returncode == -9
@@ -211,11 +204,11 @@ def test_a_submission_killed_at_any_job_is_known_and_never_doubled(
         assert "in the queue" in run_status(run_dir.path).advice
         fake()
         with pytest.raises(StageError, match="in the queue already: 100"):
-            _submit(directory)
+            submit(directory)
         assert [job.job_id for job in slurm.cancel(run_dir)] == expected
         assert (state / "cancelled").read_text().split() == [str(i) for i in reversed(expected)]
         assert slurm.cancel(run_dir) == []
-        assert len(_submit(directory)[1]) == 4
+        assert len(submit(directory)[1]) == 4
 
 
 def _python() -> str:
@@ -229,21 +222,21 @@ def test_what_was_taken_of_a_refused_chain_is_cancelled(tmp_path: Path, fake: Fa
         before=f"[ $(wc -l < {tmp_path}/state/queue) -lt 2 ] || {{ echo full >&2; exit 1; }}"
     )
     with pytest.raises(StageError, match=r"refused .*full; cancelled again: 100 .*, 101"):
-        _submit(tmp_path)
+        submit(tmp_path)
     assert (state / "cancelled").read_text().split() == ["101", "100"]
     fake(
         before=f"[ $(wc -l < {tmp_path}/state/queue) -lt 4 ] || {{ echo full >&2; exit 1; }}",
         scancel="exit 1",
     )
     with pytest.raises(StageError, match="could not be cancelled: 103"):
-        _submit(tmp_path)
+        submit(tmp_path)
 
 
 def test_a_controller_that_is_down_is_said_and_not_waited_for(
     tmp_path: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake()
-    run_dir, _ = _submit(tmp_path)
+    run_dir, _ = submit(tmp_path)
     monkeypatch.setattr(slurm_commands, "QUERY_SECONDS", 0.2)
     monkeypatch.setattr(slurm_commands, "CHANGE_SECONDS", 0.2)
     fake(scontrol="exec sleep 600", before="exec sleep 600", squeue="exec sleep 600")
@@ -254,9 +247,9 @@ def test_a_controller_that_is_down_is_said_and_not_waited_for(
     with pytest.raises(StageError, match="no answer"):
         slurm.cancel(run_dir)
     with pytest.raises(StageError, match="no answer"):
-        _submit(tmp_path)  # whether its jobs are in the queue is not known
+        submit(tmp_path)  # whether its jobs are in the queue is not known
     with pytest.raises(StageError, match="nothing else is queued"):
-        _submit(tmp_path / "other")
+        submit(tmp_path / "other")
     found = run_status(tmp_path / "other" / "smoke")
     assert "no answer" in found.queue
     assert all(not stage.job for stage in found.stages)
@@ -264,7 +257,7 @@ def test_a_controller_that_is_down_is_said_and_not_waited_for(
 
 def test_a_damaged_record_of_the_chain_is_not_an_empty_one(tmp_path: Path, fake: Fake) -> None:
     fake()
-    run_dir, _ = _submit(tmp_path)
+    run_dir, _ = submit(tmp_path)
     record = run_dir.path / "slurm" / "jobs.json"
     for damage in (b"", record.read_bytes()[:-20], b"{}", b'[{"name": 3}]'):
         record.write_bytes(damage)
@@ -280,6 +273,6 @@ def test_two_submissions_at_once_queue_one_chain(tmp_path: Path, fake: Fake) -> 
         RunDir(config.directory / "slurm").locked(),
         pytest.raises(ArtifactError, match="in use by another"),
     ):
-        _submit(tmp_path)
-    run_dir, _ = _submit(tmp_path)
+        submit(tmp_path)
+    run_dir, _ = submit(tmp_path)
     assert not list(run_dir.path.rglob("*.partial"))
