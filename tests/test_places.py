@@ -75,7 +75,9 @@ def test_engine_generate_and_one_pass_equal_rebuilding_every_prefix(
     requests = [GenerationRequest(p) for p in some]
     result = engine.generate(requests, sampling, seed=0, control=control, controller=steering)
     slow = SlowSteering(loaded, control.automaton, steering, sampling, MAX_POINTS)
-    assert [r.token_ids for r in result.rollouts] == [tuple(slow.run(p)) for p in some]
+    assert [r.token_ids for r in result.rollouts] == [
+        tuple(slow.run(p, r.token_ids)) for p, r in zip(some, result.rollouts, strict=True)
+    ]
     assert _places(result.decisions) == _places(slow.decisions)
     plain = engine.generate(requests, sampling, seed=0, control=control)
     assert all(

@@ -68,7 +68,10 @@ def test_engine_equals_rebuilding_every_prefix_with_the_recorded_impulses(
         controller=controller,
     )
     reference = SlowSteering(loaded, automaton, (controller,), sampling, max_points=3)
-    tokens = [tuple(reference.run(prompt)) for prompt in prompts[:6]]
+    tokens = [
+        tuple(reference.run(prompt, rollout.token_ids))
+        for prompt, rollout in zip(prompts[:6], result.rollouts, strict=True)
+    ]
     found, expected = _by_place(result.decisions), _by_place(reference.decisions)
     assert found.keys() == expected.keys()
     for place, decision in expected.items():

@@ -23,6 +23,28 @@ Cells = dict[tuple[int, int], list[Tensor]]
 """What is added, by block and position."""
 
 
+@dataclass(frozen=True)
+class _ReadAhead:
+    """What one pass said of every prefix of what it was fed.
+
+    Attributes:
+        prompt: What was fed first.
+        fed: The tokens after the prompt.
+        num_added: How often something was added in it; a decode only ever adds more.
+        most_likely: The most likely token after each token fed.
+    """
+
+    prompt: Prompt
+    fed: list[int]
+    num_added: int
+    most_likely: list[int]
+
+    def covers(self, prompt: Prompt, completion: list[int], num_added: int) -> bool:
+        """Whether the same was added, and to the same tokens."""
+        same = (self.prompt, self.num_added) == (prompt, num_added)
+        return same and self.fed[: len(completion)] == completion
+
+
 @dataclass
 class SlowSteering:
     """Greedy steered decoding of one prompt without a cache."""
@@ -33,9 +55,16 @@ class SlowSteering:
     sampling: SamplingParams
     max_points: int
     decisions: list[SteeringDecision] = field(default_factory=list)
+    _read: _ReadAhead | None = None
 
-    def run(self, prompt: Prompt) -> list[int]:
-        """Return the completion; the decisions are kept."""
+    def run(self, prompt: Prompt, draft: Sequence[int] = ()) -> list[int]:
+        """Return the completion; the decisions are kept.
+
+        Args:
+            prompt: What is completed.
+            draft: How the completion may go on. A pass reads on along it, so that one pass says of many
+                prefixes what comes next; where it is wrong, what it says is not used.
+        """
         completion: list[int] = []
         cells: Cells = {}
         held: dict[int, Tensor] = {}
@@ -58,11 +87,26 @@ class SlowSteering:
                 for position in range(start_at, at + 1):
                     cells.setdefault((asked.block, position), []).append(chosen.deltas[0])
                 held |= {i: chosen.deltas[0]} if asked.place in HELD_PLACES else {}
-            logits, _ = self._forward(prompt, completion, cells)
-            completion.append(int(logits.argmax()))
+            # While something is held, every token changes what a pass would say of the next.
+            ahead = () if held else draft
+            completion.append(self._next(prompt, completion, ahead, cells))
             if completion[-1] in self.sampling.stop_token_ids:
                 break
         return completion
+
+    def _next(
+        self, prompt: Prompt, completion: list[int], draft: Sequence[int], cells: Cells
+    ) -> int:
+        """The most likely token after a prefix, with what is added so far."""
+        read = self._read
+        num_added = sum(map(len, cells.values()))
+        if read is None or not read.covers(prompt, completion, num_added):
+            follows = list(draft[: len(completion)]) == completion
+            fed = [*completion, *(draft[len(completion) :] if follows else ())]
+            logits, _ = self._forward(prompt, [fed], [cells])
+            read = _ReadAhead(prompt, fed, num_added, logits[0].argmax(-1).tolist())
+            self._read = read
+        return read.most_likely[len(prompt.token_ids) + len(completion) - 1]
 
     def _go_on(self, held: dict[int, Tensor], cells: Cells, at: int, *, at_point: bool) -> None:
         """Add what is still held at the position that is fed next."""
@@ -85,8 +129,8 @@ class SlowSteering:
         at = len(prompt.token_ids) + len(completion) - 1
         # What this controller's own block adds here is not shown to it.
         before = {k: v for k, v in cells.items() if k != (controller.block, at)}
-        _, states = self._forward(prompt, completion, before)
-        state = torch.cat([states[block] for block in controller.reads])[None]
+        _, states = self._forward(prompt, [completion], [before])
+        state = torch.cat([states[block] for block in controller.reads], dim=-1)
         batch = ControlBatch(
             (prompt.prompt_id,), (0,), torch.tensor([point]), (len(completion) - 1,)
         )
@@ -96,13 +140,12 @@ class SlowSteering:
         else:
             proposal = proposer.propose(state, batch)
             place, tokens = (controller.block, at), proposer.preview_tokens
-            null = self._preview(prompt, completion, cells, tokens)
-            gains = [
-                self._preview(prompt, completion, {**cells, place: [delta]}, tokens) - null
-                if ok
-                else -torch.inf
-                for delta, ok in zip(proposal.previews[0], proposal.valid[0].tolist(), strict=True)
-            ]
+            valid = proposal.valid[0].tolist()
+            shown = [delta for delta, ok in zip(proposal.previews[0], valid, strict=True) if ok]
+            rows = [cells, *({**cells, place: [delta]} for delta in shown)]
+            null, *others = self._confidences(prompt, completion, rows, tokens)
+            gained = iter(others)
+            gains = [next(gained) - null if ok else -torch.inf for ok in valid]
             chosen = proposer.commit(proposal, torch.tensor([gains]))
         if chosen is not None:
             here = torch.tensor([0])
@@ -110,41 +153,50 @@ class SlowSteering:
             self.decisions += [made for made, _ in records_of(ask, chosen)]
         return chosen
 
-    def _preview(
-        self, prompt: Prompt, completion: list[int], cells: Cells, num_tokens: int
-    ) -> float:
-        text, logprobs = list(completion), []
+    def _confidences(
+        self, prompt: Prompt, completion: list[int], rows: list[Cells], num_tokens: int
+    ) -> list[float]:
+        """Mean log-probability of the next few greedy tokens, under each of several additions."""
+        texts: list[list[int]] = [list(completion) for _ in rows]
+        logprobs: list[list[float]] = [[] for _ in rows]
+        stop = self.sampling.stop_token_ids
         for _ in range(num_tokens):
-            logits, _ = self._forward(prompt, text, cells)
-            best, token = logits.log_softmax(-1).max(-1)
-            logprobs.append(float(best))
-            text.append(int(token))
-            if int(token) in self.sampling.stop_token_ids:
-                break
-        return sum(logprobs) / len(logprobs)
+            logits, _ = self._forward(prompt, texts, rows)
+            best, tokens = logits[:, -1].log_softmax(-1).max(-1)
+            for text, found, value, token in zip(texts, logprobs, best, tokens, strict=True):
+                if not found or text[-1] not in stop:
+                    found.append(float(value))
+                text.append(text[-1] if text[-1] in stop else int(token))
+        return [sum(found) / len(found) for found in logprobs]
 
     @torch.no_grad()
     def _forward(
-        self, prompt: Prompt, completion: list[int], cells: Cells
+        self, prompt: Prompt, texts: list[list[int]], cells: list[Cells]
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Last logits, and the last position's states before anything is added there."""
+        """All logits, and the last position's states before anything is added there.
+
+        Args:
+            prompt: What comes first in every row.
+            texts: What follows it in each, all of one length.
+            cells: What is added in each.
+        """
         seen: dict[int, Tensor] = {}
 
         def edit(block: int, states: Tensor) -> Tensor:
-            seen[block] = states[0, -1].clone()
+            seen[block] = states[:, -1].clone()
             states = states.clone()
-            for (where, position), deltas in cells.items():
-                if where == block:
-                    for delta in deltas:
-                        states[0, position] += delta
+            for row, added in enumerate(cells):
+                for (where, position), deltas in added.items():
+                    if where == block:
+                        for delta in deltas:
+                            states[row, position] += delta
             return states
 
         hooks = {
             block: lambda states, block=block: edit(block, states)
             for block in range(len(self.loaded.blocks))
         }
+        rows = [[*prompt.token_ids, *text] for text in texts]
         with block_hooks(self.loaded.blocks, hooks):
-            output = self.loaded.model(
-                input_ids=torch.tensor([[*prompt.token_ids, *completion]]), use_cache=False
-            )
-        return output.logits[0, -1], seen
+            output = self.loaded.model(input_ids=torch.tensor(rows), use_cache=False)
+        return output.logits, seen
