@@ -57,12 +57,12 @@ class ExternalAnswerer:
 
     @property
     def needs(self) -> frozenset[Ability]:
-        """Nothing: no backend decodes."""
+        """No ability: completions come from elsewhere and no backend decodes."""
         return frozenset()
 
     @cached_property
     def source(self) -> CompletionSource:
-        """Where completions come from."""
+        """The file or server that completions come from, opened when first asked for."""
         return self.open_source()
 
     def open(self) -> GenerationBackend:

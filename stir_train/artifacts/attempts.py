@@ -60,7 +60,7 @@ class ProgressRecord:
     at: float
 
     def __str__(self) -> str:
-        """In a line."""
+        """``TITLE: DONE/TOTAL UNIT``, and the speed where it is known."""
         return f"{self.title}: {self.done}/{self.total} {self.unit}" + (
             f", {self.speed}" if self.speed else ""
         )

@@ -57,7 +57,7 @@ class SteeredCompression:
         return parameters
 
     def settings(self, blocks: Sequence[int]) -> list[Setting]:
-        """Every block and budget."""
+        """The grid: every captured block with every budget of KL divergence, in nats."""
         return [{"block": block, "kl": budget} for block in blocks for budget in BUDGETS]
 
     def answer(

@@ -32,7 +32,7 @@ def answer_under_wave(
     setting: Setting,
     prompts: Sequence[Prompt],
 ) -> list[Rollout]:
-    """Greedy, piece by piece."""
+    """Greedy decoding, a sixteenth of a period at a time, with the words' logits raised by the wave there."""
     budget = answering.greedy.max_new_tokens
     width = max(1, round(float(setting["period"]) * budget / NUM_PIECES))
     where = torch.zeros(answering.loaded.model.config.get_text_config().vocab_size)

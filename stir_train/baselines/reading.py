@@ -36,7 +36,7 @@ class Reading:
     logits: Tensor
 
     def means(self, name: str) -> Float[Tensor, "B D"]:
-        """Mean over completion tokens."""
+        """Mean of a reading over each row's completion tokens, in float32 on the CPU."""
         weights = self.response.to(self.found[name].device).float()
         total = (self.found[name].float() * weights[..., None]).sum(1)
         return (total / weights.sum(1, keepdim=True)).cpu()

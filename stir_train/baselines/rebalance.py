@@ -40,7 +40,7 @@ AT_LOW, AT_ONE = -1.0, 0.01
 """The curve's values at the lower threshold of confidence, and at confidence 1."""
 OVERTHINKING, UNDERTHINKING = -2.0, 0.1
 """Strengths where a step is one or the other."""
-REACH = 2.0
+TANH_ARGUMENT = 2.0
 """Argument of the tanh at both ends."""
 SCALES = (0.5, 1.0, 2.0)
 
@@ -56,7 +56,7 @@ class Thresholds:
 
     @staticmethod
     def of(confidences: Sequence[float], variances: Sequence[float]) -> Thresholds:
-        """Those of some steps."""
+        """The lower and upper quartiles of what steps measured, one confidence and one variance a step."""
         ends = torch.tensor((0.25, 0.75), dtype=torch.float64)
         found = [
             torch.tensor(x, dtype=torch.float64).quantile(ends) for x in (confidences, variances)
@@ -157,8 +157,8 @@ def strength(confidence: float, before: float | None, at: Thresholds) -> float:
         return UNDERTHINKING
     middle = (at.low_confidence + 1) / 2
     half = max(1 - at.low_confidence, 1e-6) / 2
-    height = (AT_ONE - AT_LOW) / 2 / math.tanh(REACH)
-    return (AT_ONE + AT_LOW) / 2 + height * math.tanh(REACH * (confidence - middle) / half)
+    height = (AT_ONE - AT_LOW) / 2 / math.tanh(TANH_ARGUMENT)
+    return (AT_ONE + AT_LOW) / 2 + height * math.tanh(TANH_ARGUMENT * (confidence - middle) / half)
 
 
 def steps_of(

@@ -86,7 +86,7 @@ class CategoryController:
 
     @property
     def reads(self) -> tuple[int, ...]:
-        """Its own block."""
+        """The block that it steers; no head looks below it."""
         return (self.block,)
 
     def decide(

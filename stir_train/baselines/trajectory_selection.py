@@ -3,7 +3,7 @@
 The paper's: of the states h_1 ... h_N along a completion, the net change ``|h_N - h_1| / (N - 1)``, the cumulative
 change (the sum of ``|h_n - h_(n-1)|``) and the aligned change (the mean cosine of each step with the net one) tell
 right completions from wrong ones, and pick among samples. Ours: the states are those at control points, which are
-captured as the samples are made, not means over 500 tokens, so no pass is added; which sign means right is learnt on
+captured as the samples are made, not means over 500 tokens, so no pass is added; which sign means right is learned on
 the harvest split; signal and block are tuned; a sample that the budget cut off is not picked while another ended.
 """
 
@@ -55,7 +55,7 @@ class TrajectorySelection:
         return parameters
 
     def settings(self, blocks: Sequence[int]) -> list[Setting]:
-        """Every block and signal."""
+        """The grid: every captured block with every signal."""
         return [{"block": block, "signal": signal} for block in blocks for signal in SIGNALS]
 
     def answer(

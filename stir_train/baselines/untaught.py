@@ -29,7 +29,7 @@ class Untaught:
     needs: frozenset[Ability] = frozenset()
 
     def prepare(self, harvest: HarvestData) -> dict[str, Tensor]:  # noqa: ARG002 - the interface's
-        """No parameters."""
+        """Nothing is learned: no parameters."""
         return {}
 
     def settings(self, blocks: Sequence[int]) -> list[Setting]:  # noqa: ARG002 - the interface's
@@ -43,5 +43,5 @@ class Untaught:
         setting: Setting,
         prompts: Sequence[Prompt],
     ) -> list[Rollout]:
-        """As `respond` does."""
+        """What `respond` decodes; there are no parameters to pass on."""
         return self.respond(answering, setting, prompts)

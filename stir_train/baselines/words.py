@@ -59,5 +59,5 @@ class WordMethod:
         setting: Setting,
         prompts: Sequence[Prompt],
     ) -> list[Rollout]:
-        """As `respond` does."""
+        """What `respond` decodes, given the ids of the method's words."""
         return self.respond(answering, parameters["token_ids"].tolist(), setting, prompts)

@@ -54,7 +54,7 @@ def validate(config: RunConfig) -> str:
         return "off; every entry is kept"
     return (
         f"{config.validation.num_rounds} rounds of {config.validation.trials_per_round} paired "
-        "replays"
+        "trials"
     )
 
 

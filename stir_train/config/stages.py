@@ -48,7 +48,7 @@ class GenerationConfig(FrozenConfig):
 
 
 class RolloutConfig(FrozenConfig):
-    """Sampling for the harvest."""
+    """How rollouts of the harvest split are sampled and rewarded."""
 
     num_samples: PositiveInt = 8
     """Rollouts per prompt (the paper's N)."""
@@ -241,7 +241,7 @@ class OutOfDomainConfig(FrozenConfig):
 
 
 class EvaluateConfig(FrozenConfig):
-    """The held-out comparison."""
+    """What is compared on the test split, and with how many resamples."""
 
     num_bootstrap: int = Field(default=10_000, ge=100)
     """Bootstrap resamples behind every interval."""

@@ -132,7 +132,7 @@ class StaticSteering(ScaledSteering):
 
 
 class SimilaritySteering(AffinitySteering):
-    """Chooses by similarity alone."""
+    """Chooses by similarity of the state to the basis entries' keys alone; no pass is added."""
 
     mode: Literal["similarity"] = "similarity"
     """By similarity alone."""

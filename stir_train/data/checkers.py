@@ -40,7 +40,7 @@ class CheckerPool:
         self._pool: ProcessPool | None = None
 
     def close(self) -> None:
-        """Stop the workers."""
+        """Stop the worker processes; a later ``map`` starts new ones."""
         if self._pool is not None:
             self._pool.stop()
             self._pool.join()

@@ -76,7 +76,7 @@ class Grader:
         self._pool = CheckerPool(num_workers or usable_cores())
 
     def close(self) -> None:
-        """Stop the pool."""
+        """Stop the worker processes that grade."""
         self._pool.close()
 
     def grade(

@@ -74,7 +74,7 @@ class GradientCost:
 
     @property
     def token_forwards(self) -> int:
-        """All tokens fed forward."""
+        """Tokens fed forward in all, through prompts that are read without a graph and rows that have one."""
         return self.prompt_token_forwards + self.graph_token_forwards
 
     def add(self, other: GradientCost) -> None:

@@ -206,5 +206,5 @@ def collate(samples: Sequence[Rollout], pad_token_id: int, num_targets: int) -> 
 
 
 def num_tokens(samples: Sequence[Rollout]) -> int:
-    """Tokens of completions."""
+    """Completion tokens of all samples, prompts not counted."""
     return sum(len(sample.token_ids) for sample in samples)

@@ -85,7 +85,7 @@ class LogitsTerm:
     needs_teacher = True
 
     def __call__(self, inputs: TermInputs) -> Float[Tensor, ""]:
-        """Mean over tokens."""
+        """Summed over this part, over the completion tokens of the whole batch."""
         assert inputs.teacher_logits is not None
         summed = divergence(inputs.logits, inputs.teacher_logits, inputs.objective)
         return summed / inputs.num_targets
@@ -97,7 +97,7 @@ class StatesTerm:
     needs_teacher = True
 
     def __call__(self, inputs: TermInputs) -> Float[Tensor, ""]:
-        """Mean over control points."""
+        """Summed over this part, over the control points of the whole batch."""
         assert inputs.states is not None
         assert inputs.teacher_states is not None
         return relative_error(inputs.states, inputs.teacher_states) / inputs.num_points

@@ -61,7 +61,7 @@ class StoreLeases:
         self._unsaid: set[int] = set()
 
     def acquire_next(self, owner: str) -> str | None:
-        """Take the next ticket."""
+        """Lease the next key that nobody has taken; None after the last."""
         ticket = self._store.add("tickets", 1) - 1
         if ticket >= len(self._keys):
             return None
@@ -132,7 +132,7 @@ class FileLeases:
         return None
 
     def owner_of(self, key: str) -> str | None:
-        """Read the latest lease."""
+        """Who holds the latest lease of a key; None if it was never leased."""
         number = self._latest(key)
         if number < 0:
             return None

@@ -50,7 +50,7 @@ class Lengths:
         return min(most, STEP * math.ceil(wanted / STEP))
 
     def __str__(self) -> str:
-        """In words."""
+        """The median, ninth decile and maximum in tokens, and the share cut off, in words."""
         return (
             f"tokens: median {self.median}, 90 % up to {self.ninth_decile}, longest {self.longest}; "
             f"{self.truncated_rate:.1%} cut off"

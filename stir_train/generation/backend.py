@@ -190,7 +190,7 @@ class GenerationBackend(Protocol):
 
     @property
     def abilities(self) -> frozenset[Ability]:
-        """What it can do."""
+        """What its ``generate`` accepts; whatever needs another ability is refused before anything runs."""
         ...
 
     @property

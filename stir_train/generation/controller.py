@@ -156,7 +156,7 @@ class PreviewingController(Controller, Protocol):
         ...
 
     def propose(self, states: Float[Tensor, "R W"], batch: ControlBatch) -> Proposal:
-        """Choose what to preview."""
+        """Choose up to ``L`` candidates a row to preview, before any of them is decoded."""
         ...
 
     def commit(self, proposal: Proposal, gains: Float[Tensor, "R L"]) -> Decision:

@@ -122,7 +122,7 @@ def _finish(
     helped = sum(value > 0 for value in gain) / len(gain) if gain else 0.0
     return Outcome(
         {"num_trials": len(trials), "num_kept": num_kept, "helped_rate": helped},
-        f"{len(trials)} paired replays, {helped:.0%} helped; kept {num_kept} of {num} corrections"
+        f"{len(trials)} trials by paired replay, {helped:.0%} helped; kept {num_kept} of {num} corrections"
         if config.validation.enabled
         else "off; every entry is kept",
     )
@@ -140,7 +140,7 @@ def _run_trials(validation: _Validation) -> list[Intervention]:
     injections = [
         Injection(block, strength) for block in validation.blocks for strength in config.strengths
     ]
-    with context.progress("validate", total, "replays") as advance:
+    with context.progress("validate", total, "trials") as advance:
         generate_jobs(context, validation.stage, [greedy], advance)
         data = InterventionStore(validation.stage).read(0)
         for number in range(config.num_rounds):

@@ -49,8 +49,8 @@ def _rollout_needs(_config: RunConfig) -> Needs:
 def _validate_needs(config: RunConfig) -> Needs:
     if not config.validation.enabled:
         return {}
-    replays = {Ability.CAPTURE_STATES, Ability.REPLAY_IMPULSES, Ability.ACT_AT_CONTROL_POINTS}
-    return {"paired replay": frozenset(replays)}
+    needs = {Ability.CAPTURE_STATES, Ability.REPLAY_IMPULSES, Ability.ACT_AT_CONTROL_POINTS}
+    return {"paired replay": frozenset(needs)}
 
 
 def _tune_needs(config: RunConfig) -> Needs:

@@ -11,7 +11,7 @@ from stir_train.runtime.upstream import upstream_of
 def require_lineage(context: RunContext, *names: str) -> None:
     """Check finished stages that are about to be read, with all that they were made from.
 
-    Their data are not looked for: what was learnt is read also where they are no longer at hand.
+    Their data are not looked for: what was learned is read also where they are no longer at hand.
 
     Raises:
         ArtifactError: If one is damaged, of another model or seed, or made from another stage than the one

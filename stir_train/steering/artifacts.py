@@ -41,7 +41,7 @@ class SteeringArtifacts:
         return self._store.head(block)
 
     def directions(self) -> DirectionSet:
-        """The reward-gradient directions."""
+        """The reward-gradient directions of blocks and places, verified."""
         return self._store.directions()
 
     def choice(self) -> SteeringConfig:

@@ -90,7 +90,7 @@ class InterventionStore:
         return number
 
     def plan(self, number: int) -> list[PlannedTrial]:
-        """What a round tries."""
+        """The trials that a round was planned to make, in the order in which it makes them."""
         return load_table(self.stage.verified(plan_file(number)), PlannedTrial)
 
     def trials(self, number: int) -> list[Intervention]:

@@ -89,11 +89,11 @@ class PublishedFiles:
 
     @property
     def path(self) -> Path:
-        """The folder."""
+        """The folder that was exported or downloaded."""
         return self._path
 
     def base_model(self) -> str:
-        """As it was published."""
+        """Hub id or path of the base; of an embedded model, the directory that it is shipped in."""
         return resolve_model_path(self.held.base_model)
 
     def task(self) -> TaskConfig:
@@ -101,11 +101,11 @@ class PublishedFiles:
         return TaskConfig.model_validate(self.held.prompt)
 
     def control_points(self) -> ControlPointConfig:
-        """As they were published."""
+        """The control points that ``steering.json`` names."""
         return self.held.control_points
 
     def choice(self) -> SteeringConfig:
-        """As it was published."""
+        """The settings of the controller that ``steering.json`` holds."""
         return self.held.choice
 
     def utility(self) -> UtilityConfig:

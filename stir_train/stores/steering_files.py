@@ -26,7 +26,7 @@ class SteeringFiles(Protocol):
 
     @property
     def path(self) -> Path:
-        """Where it lies."""
+        """The directory of the run, or of what was published of it."""
 
     def base_model(self) -> str:
         """Hub id or path of the base; where it was published from a path and is on no hub, its bare name."""
@@ -71,11 +71,11 @@ class RunFiles:
         return resolve_model_path(held["model"]["name"])
 
     def task(self) -> TaskConfig:
-        """That of its rollouts."""
+        """The task settings that the rollout stage was made with."""
         return TaskConfig.model_validate(self._run_dir.stage("rollout").settings()["task"])
 
     def control_points(self) -> ControlPointConfig:
-        """Those of its rollouts."""
+        """The control points that the rollout stage was made with."""
         settings = self._run_dir.stage("rollout").settings()
         return ControlPointConfig.model_validate(settings["control_points"])
 

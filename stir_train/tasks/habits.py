@@ -45,7 +45,7 @@ def draw_author(rng: random.Random) -> str:
 
 
 def draw_pace(p_slow: float, rng: random.Random) -> Pace:
-    """Draw a habit."""
+    """Draw the pace of a solution, slow with probability ``p_slow``."""
     return "slow" if rng.random() < p_slow else "quick"
 
 

@@ -229,7 +229,7 @@ def steering_decisions(facts: ModelFacts) -> Iterator[Decision]:
     )
     yield Decision("harvest.depths", depths, reason)
     reason = (
-        "Reward-gradient directions: no replays to pay for, and the way that has won on a real model. Add "
+        "Reward-gradient directions: no trials to pay for, and the way that has won on a real model. Add "
         "value, preview and static for the control basis, which costs several times as much."
     )
     yield Decision("tune.modes", ["vector"], reason)

@@ -112,7 +112,7 @@ def _file(word: str) -> Iterator[Decision]:
     else:
         yield Decision("task.source", word, "Your file.")
     if path.is_dir() and tests and "test_split" not in known_settings(name):
-        reason = f"{tests[0].name} is tested with, and nothing is learnt from it."
+        reason = f"{tests[0].name} is tested with, and nothing is learned from it."
         yield Decision("task.test_split", "test", reason)
     base = TaskConfig(name=name, source=word)
     first = next(iter(source_rows(base, word)), None)

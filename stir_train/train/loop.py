@@ -192,7 +192,7 @@ class _Fitting:
     result: FitResult
 
     def step(self, step: int, parts: Sequence[Any]) -> StepRecord:
-        """One optimizer step."""
+        """Run one optimizer step over this rank's parts of a batch; losses are summed over ranks. Collective."""
         factor = self.plan.schedule(step)
         self.engine.set_rate(factor)
         own = self._accumulate(step, parts, weight=1.0)

@@ -297,7 +297,7 @@ class TuneReport:
 
     @property
     def abstains(self) -> bool:
-        """Whether nothing is steered."""
+        """Whether tuning chose mode `none`: the run decodes as without a controller."""
         return isinstance(self.chosen, NoSteering)
 
     @property

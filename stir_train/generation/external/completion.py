@@ -24,7 +24,7 @@ class Completion:
 
 
 class CompletionSource(Protocol):
-    """Where completions come from."""
+    """Something that samples completions of prompts elsewhere: a file of them, or a server."""
 
     def complete(
         self, requests: Sequence[GenerationRequest], sampling: SamplingParams

@@ -43,7 +43,7 @@ class CompletionLine(BaseModel):
 
     @property
     def completion(self) -> Completion:
-        """What was sampled."""
+        """The sampled tokens and why they end, without what they were sampled for."""
         return Completion(self.token_ids, self.finish_reason)
 
 

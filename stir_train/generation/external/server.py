@@ -86,7 +86,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
     """A key goes to no other server than the one that is named."""
 
     def redirect_request(self, *_arguments: object) -> None:
-        """Follow none."""
+        """Answer None, which makes an error of the redirection."""
 
 
 class CompletionServer:

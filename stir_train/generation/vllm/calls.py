@@ -29,5 +29,5 @@ class SamplingCall:
     logprobs: list[dict[int, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Begin with nothing sampled."""
+        """Start an empty record of log-probabilities for each request."""
         self.logprobs = [{} for _ in self.requests]

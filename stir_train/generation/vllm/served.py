@@ -23,7 +23,7 @@ CONFIG_KEY = "stir_train"
 
 
 class Attachment(FrozenConfig):
-    """How a server steers."""
+    """What a vLLM worker needs to know to steer, sent to it in ``additional_config``."""
 
     opener: str
     """Import path of what makes a `ServedSteering` from `source` and a device."""
@@ -43,7 +43,7 @@ class ServedSteering(Protocol):
 
     @property
     def control(self) -> ControlSpec:
-        """Where control points are."""
+        """The automaton that finds control points, how many are used, and which blocks are captured there."""
         ...
 
     def controllers(self, strength: float) -> Sequence[Controller]:
