@@ -12,14 +12,15 @@ from stir_train.distributed.engine import PlainEngine
 from stir_train.distributed.world import alone
 from stir_train.errors import StageError
 from stir_train.models.value_head import ValueHead
+from stir_train.stores.gathered import StateMatrix
+from stir_train.train import loop
 from stir_train.train.loop import (
     EarlyStopping,
     FitPlan,
-    fit,
     warmup_then_cosine,
     warmup_then_linear,
 )
-from stir_train.value import targets
+from stir_train.value import fit, targets
 from stir_train.value.calibration import auroc, calibration, reliability
 from stir_train.value.fit import fit_value_head, moments, predict
 from tests.support import bases
@@ -74,7 +75,7 @@ def test_where_every_rollout_is_right_the_head_is_sure_and_still_tells_lengths_a
     head, _ = fit_value_head(
         always,
         always,
-        ValueConfig(),
+        ValueConfig(num_steps=200, hidden_width=32, num_members=2),
         reads=bases.READS,
         max_points=8,
         max_new_tokens=128,
@@ -132,6 +133,62 @@ def test_a_head_fitted_piece_by_piece_is_the_head(monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(predict(fitted(), validation), expected, rtol=0, atol=1e-3)
 
 
+@dataclasses.dataclass
+class _Counting:
+    """A matrix of states that counts the rows read of it."""
+
+    states: StateMatrix
+    num_read: int = 0
+
+    def rows(self, index: torch.Tensor, columns: slice) -> torch.Tensor:
+        self.num_read += len(index)
+        return self.states.rows(index, columns)
+
+
+def test_of_many_states_a_sample_is_gone_through_and_says_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    examples = bases.examples()
+
+    def fitted() -> tuple[ValueHead, int]:
+        counting = _Counting(examples.inputs.states)
+        inputs = dataclasses.replace(examples.inputs, states=counting)
+        train, validation = dataclasses.replace(examples, inputs=inputs).split_by_prompt(
+            0.5, torch.Generator().manual_seed(0)
+        )
+        head, _ = fit_value_head(
+            train,
+            validation,
+            ValueConfig(num_steps=40, batch_size=1, hidden_width=8, num_members=2),
+            reads=bases.READS,
+            max_points=bases.MAX_POINTS,
+            max_new_tokens=bases.BUDGET,
+            seed=0,
+        )
+        return head, counting.num_read
+
+    every, read_of_all = fitted()
+    sampled = examples.sample(300, torch.Generator().manual_seed(1))
+    assert len(sampled) == 300 < len(examples) / 4
+    assert bool((sampled.row[1:] > sampled.row[:-1]).all())
+    assert len(set(sampled.points.tolist())) > 3, "of all places in a completion"
+    assert examples.sample(len(examples), torch.Generator()) is examples
+    monkeypatch.setattr(fit, "MOST_SAMPLED_INPUTS", 300 * every.width)
+    some, read = fitted()
+    # Once for the moments, the temperature and the limit of what is familiar; a sample for the rest.
+    assert read_of_all > 2.5 * len(examples)
+    assert read < 1.5 * len(examples) + 300 + 3 * 300 + 40 + 10
+    states = examples.batch().states
+    torch.testing.assert_close(
+        some.mahalanobis_distance(states).median(),
+        every.mahalanobis_distance(states).median(),
+        rtol=0.2,
+        atol=0,
+    )
+    agreed = some.is_familiar(states) == every.is_familiar(states)
+    assert float(agreed.float().mean()) > 0.97
+
+
 def test_auroc_and_reliability_on_cases_done_by_hand() -> None:
     correct = torch.tensor([0.0, 0.0, 1.0, 1.0])
     assert auroc(torch.tensor([0.1, 0.4, 0.35, 0.8]), correct) == pytest.approx(0.75)
@@ -152,7 +209,7 @@ def test_early_stopping_keeps_the_best_parameters() -> None:
         seen.append(model.weight.item())
         return next(scores)
 
-    result = fit(
+    result = loop.fit(
         PlainEngine(model, [torch.optim.SGD(model.parameters(), lr=0.1)], alone()),
         lambda _: iter(lambda: [None], 0),
         lambda _: (model.weight - 5).square().sum(),

@@ -103,6 +103,13 @@ class ValueExamples:
             self.inputs, **{name: getattr(self, name)[index] for name in _columns()}
         )
 
+    def sample(self, num_examples: int, generator: torch.Generator) -> ValueExamples:
+        """At most so many examples, drawn without replacement, in the order in which they were."""
+        if len(self) <= num_examples:
+            return self
+        drawn = torch.randperm(len(self), generator=generator)[:num_examples]
+        return self.select(drawn.sort().values)
+
     def split_by_prompt(
         self, fraction: float, generator: torch.Generator
     ) -> tuple[ValueExamples, ValueExamples]:
