@@ -69,9 +69,9 @@ def control(automaton: ControlPointAutomaton) -> ControlSpec:
 def test_engine_generate_and_one_pass_equal_rebuilding_every_prefix(
     name: str, loaded: LoadedModel, prompts: list[Prompt], control: ControlSpec
 ) -> None:
-    steering, some = STEERING[name], prompts[:4]
+    steering, some = STEERING[name], prompts[:3]
     sampling = SamplingParams(40, loaded.stop_token_ids)
-    engine = DecodeEngine(loaded, max_rows=3)
+    engine = DecodeEngine(loaded, max_rows=2)
     requests = [GenerationRequest(p) for p in some]
     result = engine.generate(requests, sampling, seed=0, control=control, controller=steering)
     slow = SlowSteering(loaded, control.automaton, steering, sampling, MAX_POINTS)
@@ -109,7 +109,7 @@ def _places(decisions: Sequence[object]) -> set[tuple[object, ...]]:
 def test_strength_0_is_plain_to_the_bit_and_a_vector_with_its_opposite_cancels(
     place: Place, loaded: LoadedModel, prompts: list[Prompt], control: ControlSpec
 ) -> None:
-    requests = [GenerationRequest(p, k) for p in prompts[:4] for k in range(2)]
+    requests = [GenerationRequest(p, k) for p in prompts[:2] for k in range(2)]
     sampling = SamplingParams(40, loaded.stop_token_ids, temperature=0.8)
     engine = DecodeEngine(loaded, max_rows=8)
     plain = engine.generate(requests, sampling, seed=0, control=control)

@@ -130,7 +130,7 @@ def test_empty_basis_is_plain_greedy_to_the_bit(
     greedy: SamplingParams,
 ) -> None:
     engine = DecodeEngine(loaded, max_rows=8)
-    requests = [GenerationRequest(p) for p in prompts]
+    requests = [GenerationRequest(p) for p in prompts[:10]]  # the last two when rows become free
     plain = engine.generate(requests, greedy, seed=0).rollouts
     for settings in SETTINGS.values():
         controller = BasisController(
