@@ -8,7 +8,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import dataclasses
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,8 @@ from stir_train.tasks.families import FAMILIES
 from stir_train.tasks.problem import held_out_problems
 from stir_train.types.rollout import Prompt, Rollout
 from tests.support import bases
-from tests.support.smoke import PYTHON, smoke_arguments
+from tests.support.made_once import made_once
+from tests.support.smoke import run_smoke
 
 torch.set_num_threads(1)
 
@@ -40,14 +40,18 @@ def loaded() -> LoadedModel:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smoke run, made by a process of its own."""
-    output = tmp_path_factory.mktemp("finished")
-    argv = [*PYTHON, *smoke_arguments(output, "tracking.wandb=offline")]
-    completed = subprocess.run(argv, capture_output=True, text=True, check=False)
+    """The smoke run, with what wandb was told of it."""
+    return made_once(tmp_path_factory, "finished", _make_smoke_run)
+
+
+def _make_smoke_run(output: Path) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+            monkeypatch.setenv(name, str(output / name))
+        completed = run_smoke(output, "tracking={wandb: offline, tags: [mine]}")
     assert completed.returncode == 0, completed.stderr
     assert "held-out problems" in completed.stderr
     assert "lora-student" in completed.stderr
-    return output
 
 
 @pytest.fixture(scope="session")
