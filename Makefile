@@ -14,7 +14,7 @@ XDIST_WORKERS ?= auto
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo docs real-model results distill-results test test-slow test-cluster test-vllm test-lm-eval check format install install-vllm clean
+.PHONY: demo docs real-model results methods distill-results test test-slow test-cluster test-vllm test-lm-eval check format install install-vllm clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -75,6 +75,12 @@ distill-results: $(STAMP) ## students and other methods, docs/distillation.md (a
 	for family in distill distill-mixed distill-out-of-domain; do \
 	  $(BIN)/stir-train run configs/results/$$family.yaml || exit 1; \
 	done
+
+# `make methods FAMILIES=haste` makes one of them; what is finished is not made again.
+FAMILIES := haste mixed waste addition
+methods: $(STAMP) ## every method on every embedded family, docs/baselines.md (hours; FAMILIES=haste is one)
+	for family in $(FAMILIES); do $(BIN)/stir-train run configs/methods/$$family.yaml || exit 1; done
+	$(BIN)/stir-train compare $(FAMILIES:%=runs/methods/%) --by-method --plot runs/methods/frontiers.svg
 
 BRIEFLY = tune.modes=[value] baselines.methods=[] evaluate.controls=false 'evaluate.variants={}'
 results: $(STAMP) ## the held-out comparison of docs/results.md (hours on two cores)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from io import StringIO
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
@@ -11,7 +12,13 @@ from rich.console import Console
 from stir_train.errors import ArtifactError
 from stir_train.evals.comparison_page import render_comparison, warnings_of
 from stir_train.evals.frontier import frontier, undominated
-from stir_train.tools.compare import as_markdown, as_table, result_rows
+from stir_train.tools.compare import (
+    as_markdown,
+    as_table,
+    by_method_markdown,
+    result_rows,
+    write_plot,
+)
 from stir_train.types.results import OutOfDomainResults
 from tests.support.results import metrics, results
 
@@ -91,3 +98,36 @@ def test_the_frontier_is_what_no_other_method_equals_at_fewer_tokens() -> None:
         ]
         assert bool(beaten_by) == (row not in best)
     assert frontier(rows).startswith("<svg")
+
+
+def test_one_plot_has_a_panel_a_run_and_stands_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = results("greedy", "stir", "deer")
+    monkeypatch.setattr("stir_train.tools.compare.read_results", lambda run: found)
+    for runs in (["one"], ["one", "two", "three"]):
+        write_plot([Path(name) for name in runs], tmp_path / "plot.svg")
+        text = (tmp_path / "plot.svg").read_text()
+        drawn = ElementTree.fromstring(text)  # with its name spaces, which an inline one lacks
+        assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
+        assert "var(--" not in text
+        for name in runs:
+            assert text.count(f">{name}<") == 1
+        assert text.count(">STIR<") == 1, "one legend for all"
+
+
+def test_one_row_a_method_with_a_dash_where_a_run_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_run = {"one": results("greedy", "stir"), "two": results("greedy", "deer")}
+    monkeypatch.setattr("stir_train.tools.compare.read_results", lambda run: by_run[run.name])
+    head, rule, *rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in by_method_markdown([Path("one"), Path("two")]).splitlines()
+    ]
+    assert head[0] == "method"
+    assert {len(line) for line in (head, rule, *rows)} == {7}
+    assert [row[0] for row in rows] == ["greedy", "stir", "deer"]
+    assert rows[1][4:] == ["-"] * 3
+    assert rows[2][1:4] == ["-"] * 3
+    assert rows[2][5] == "+10.0 [+5.0, +15.0]"
+    assert rows[0][1].startswith("**"), "of equals the first is on the frontier"
+    assert not rows[1][1].startswith("**")

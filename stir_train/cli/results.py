@@ -206,14 +206,33 @@ def compare(
     html: Annotated[
         Path | None, typer.Option(help="Write one page with tables and frontiers to this file.")
     ] = None,
+    by_method: Annotated[
+        bool,
+        typer.Option("--by-method", help="Print a Markdown table of one row a method instead."),
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write the frontiers of all runs to this SVG file.")
+    ] = None,
 ) -> None:
     """Put the held-out results of several runs side by side."""
-    from stir_train.tools.compare import as_markdown, as_table, result_rows, write_page
+    from stir_train.tools.compare import (
+        as_markdown,
+        as_table,
+        by_method_markdown,
+        result_rows,
+        write_page,
+        write_plot,
+    )
 
     directories = [run_directory(run) for run in runs]
-    if html is not None:
-        write_page(directories, html)
-        console().print(f"written to {html}", soft_wrap=True)
+    for target, write in ((html, write_page), (plot, write_plot)):
+        if target is not None:
+            write(directories, target)
+            console().print(f"written to {target}", soft_wrap=True)
+    if by_method:
+        print(by_method_markdown(directories))
+        return
+    if html is not None or plot is not None:
         return
     rows = result_rows(directories)
     if markdown:

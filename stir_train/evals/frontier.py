@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 from matplotlib.transforms import Bbox, BboxBase
 
-from stir_train.evals.plots import GRID, INK, SOFT, new_figure, svg
+from stir_train.evals.plots import GRID, INK, SOFT, in_style, new_figure, svg, svg_file
 from stir_train.types.results import MethodMetrics
 
 Row = MethodMetrics
@@ -36,6 +37,8 @@ KINDS: tuple[Kind, ...] = (
     Kind("", "other methods", "#d97706", "^"),
 )
 """The first that fits; the last takes the rest."""
+TOKENS_LABEL = "generated tokens per problem, previews and votes included (log scale)"
+ACCURACY_LABEL = "accuracy (%)"
 # Where a label may stand: offset in points, horizontal and vertical alignment.
 PLACES = (
     ((7, 0), "left", "center"),
@@ -56,12 +59,46 @@ def frontier(methods: Sequence[Row]) -> Markup:
     greedy decoding are named first, and others where there is room.
     """
     figure, axes = new_figure(7.2, 4.6)
+    _draw_all(axes, methods)
+    axes.set_xlabel(TOKENS_LABEL)
+    axes.set_ylabel(ACCURACY_LABEL)
+    _add_legend(figure, [axes])
+    _name_all(figure, {axes: methods})
+    return svg(figure)
+
+
+def frontiers(methods: Mapping[str, Sequence[Row]]) -> str:
+    """The same of several runs, a panel each, as the text of an SVG file.
+
+    Args:
+        methods: By the run's name.
+    """
+    num_columns = min(2, len(methods))
+    num_rows = -(-len(methods) // num_columns)
+    figure = Figure(figsize=(6.4 * num_columns, 4.6 * num_rows), layout="constrained")
+    panels = figure.subplots(num_rows, num_columns, squeeze=False).flatten().tolist()
+    for empty in panels[len(methods) :]:
+        empty.remove()
+    drawn = dict(zip(panels, methods.values(), strict=False))
+    for (axes, rows), name in zip(drawn.items(), methods, strict=True):
+        in_style(axes)
+        _draw_all(axes, rows)
+        axes.set_title(name, fontsize=10)
+    figure.supxlabel(TOKENS_LABEL, fontsize=9)
+    figure.supylabel(ACCURACY_LABEL, fontsize=9)
+    _add_legend(figure, list(drawn))
+    _name_all(figure, drawn)
+    return svg_file(figure)
+
+
+def _draw_all(axes: Axes, methods: Sequence[Row]) -> None:
+    """Draw the points and the line of one run."""
     kinds = {row.name: _kind(row.name) for row in methods}
     for order, kind in enumerate(reversed(KINDS), start=2):  # ours on top
         members = [row for row in methods if kinds[row.name] == kind]
         if members:
             _draw(axes, members, kind, order)
-    best = undominated([row for row in methods if kinds[row.name] != VARIANTS])
+    best = _on_the_line(methods)
     axes.step(
         [row.tokens_mean for row in best],
         [100 * row.accuracy for row in best],
@@ -76,18 +113,39 @@ def frontier(methods: Sequence[Row]) -> Markup:
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.12, y=0.08)
-    axes.set_xlabel("generated tokens per problem, previews and votes included (log scale)")
-    axes.set_ylabel("accuracy (%)")
     axes.grid(color=GRID)
-    handles, labels = axes.get_legend_handles_labels()
+
+
+def _add_legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """One legend above everything, of the kinds that occur in some panel."""
+    found = {
+        label: handle
+        for axes in panels
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    labels = [kind.label for kind in KINDS if kind.label in found]
     figure.legend(
-        handles[::-1], labels[::-1], fontsize=8, loc="outside upper center", ncols=6, frameon=False
+        [found[label] for label in labels],
+        labels,
+        fontsize=8,
+        loc="outside upper center",
+        ncols=6,
+        frameon=False,
     )
-    first = [row for row in methods if row.name in ("greedy", "stir")]
-    figure.draw_without_rendering()  # where things stand is known from here on
-    lines = [*_along_steps(axes, best), *_along_intervals(axes, methods)]
-    _name(axes, [*first, *best, *methods], lines=lines)
-    return svg(figure)
+
+
+def _name_all(figure: Figure, panels: Mapping[Axes, Sequence[Row]]) -> None:
+    """Name points once everything else stands where it will stand."""
+    figure.draw_without_rendering()
+    for axes, methods in panels.items():
+        first = [row for row in methods if row.name in ("greedy", "stir")]
+        best = _on_the_line(methods)
+        lines = [*_along_steps(axes, best), *_along_intervals(axes, methods)]
+        _name(axes, [*first, *best, *methods], lines=lines)
+
+
+def _on_the_line(methods: Sequence[Row]) -> list[Row]:
+    return undominated([row for row in methods if _kind(row.name) != VARIANTS])
 
 
 def undominated(methods: Sequence[Row]) -> list[Row]:

@@ -149,20 +149,20 @@ def new_figure(width: float = 4.6, height: float = 3.0) -> tuple[Figure, Axes]:
     """A figure in the report's style, its sizes in inches, and its axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
+    in_style(axes)
+    return figure, axes
+
+
+def in_style(axes: Axes) -> None:
+    """Give axes the report's style."""
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 def svg(figure: Figure) -> Markup:
     """The figure as an element of a page, which must set `PAGE_COLORS`; it refers to nothing outside itself."""
-    stream = io.StringIO()
-    # Text stays text, and the same figure the same bytes.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "stir-train"}):
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
-    drawn = stream.getvalue()
+    drawn = _saved(figure, transparent=True)
     drawn = drawn[drawn.index("<svg") :]
     # HTML knows the name spaces; names of groups would be the same in every figure; the page sets the size.
     drawn = re.sub(
@@ -171,3 +171,17 @@ def svg(figure: Figure) -> Markup:
     for color, variable in PAGE_COLORS.items():
         drawn = drawn.replace(color, variable)
     return Markup(drawn.replace("<svg", '<svg role="img"', 1))
+
+
+def svg_file(figure: Figure) -> str:
+    """The figure as a file of its own, on white, since no page gives it colours."""
+    return _saved(figure, transparent=False)
+
+
+def _saved(figure: Figure, *, transparent: bool) -> str:
+    """As matplotlib writes it: text stays text, and the same figure the same bytes."""
+    stream = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "stir-train"}):
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(stream, format="svg", transparent=transparent, metadata=nothing)
+    return stream.getvalue()

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from stir_train.artifacts.atomic import write_text
 from stir_train.evals.comparison_page import render_comparison
+from stir_train.evals.frontier import frontiers, undominated
 from stir_train.evals.tables import BASELINE, change
 from stir_train.stores.results import load_run_results
 from stir_train.types.results import MethodMetrics, Results
@@ -93,6 +94,41 @@ def as_markdown(rows: Sequence[tuple[str, ...]]) -> str:
     """Rows as a Markdown table."""
     rule = ["---" if i < NUM_TEXT_COLUMNS else "---:" for i in range(len(COLUMNS))]
     lines = [COLUMNS, rule, *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_plot(runs: Sequence[Path], target: Path) -> None:
+    """Write one SVG file with the frontier of every run."""
+    found = _results_by_name(runs)
+    rows = {name: [row.metrics for row in results.methods] for name, results in found.items()}
+    write_text(target, frontiers(rows))
+
+
+def by_method_markdown(runs: Sequence[Path]) -> str:
+    """One Markdown row a method, three columns a run, in the order in which methods first occur.
+
+    A method that a run does not have, as one that does not apply there, has a dash. Bold are those that no other
+    of the run equals in accuracy at fewer tokens.
+    """
+    found = _results_by_name(runs)
+    methods = dict.fromkeys(row.name for results in found.values() for row in results.methods)
+    heads = [head for run in found for head in (f"{run}: accuracy", "points", "tokens, %")]
+    best = {
+        run: {row.name for row in undominated([row.metrics for row in results.methods])}
+        for run, results in found.items()
+    }
+    lines = [["method", *heads], ["---", *["---:"] * len(heads)]]
+    for method in methods:
+        cells = [method]
+        for run, results in found.items():
+            row = results.find(method)
+            if row is None:
+                cells += ["-"] * 3
+                continue
+            figures = _figures(row.metrics, row.label)
+            accuracy = f"**{figures[2]}**" if method in best[run] else figures[2]
+            cells += [accuracy, figures[3], figures[5]]
+        lines.append(cells)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
