@@ -103,4 +103,6 @@ def settings_label(settings: SteeringConfig) -> str:
         ):
             if value != JudgedSteering.model_fields[name].default:
                 parts.append(f"{name.removeprefix('num_')}{value:g}")
+        if settings.momentum_gate is not None:
+            parts.append(f"gamma{settings.momentum_gate:g}")
     return "-".join(parts)

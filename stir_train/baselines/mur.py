@@ -1,8 +1,7 @@
 """More compute for steps more uncertain than the ones before (MUR, arXiv 2507.14958).
 
-The paper's: a step's uncertainty ``m`` is the mean negative log-probability of its tokens; their momentum average
-is ``M <- alpha M + (1 - alpha) m``, alpha 0.9; a step is scaled where ``exp(m) > exp(M) / gamma``, gamma 0.9 by
-default, and how is up to a method of scaling. Ours: scaling samples the step again and takes the least uncertain
+The paper's: a step that stands out of the momentum average of those before it (`stir_train.generation.uncertainty`,
+gamma 0.9 by default) is scaled, and how is up to a method of scaling. Ours: scaling samples the step again and takes the least uncertain
 of all, the greedy one among them; steps end at delimiters; gamma and the number of samples are tuned. The
 uncertainties are recorded in decoding, so no pass reads them, and the tokens of steps not taken are counted.
 """
@@ -17,9 +16,9 @@ from stir_train.baselines.interface import AnsweringContext, Setting
 from stir_train.baselines.probing import Progress
 from stir_train.baselines.untaught import Untaught
 from stir_train.generation.backend import GenerationRequest, SamplingParams
+from stir_train.generation.uncertainty import next_momentum, stands_out
 from stir_train.types.rollout import Prompt, Rollout
 
-ALPHA = 0.9
 GRID = [{"gamma": gamma, "samples": n} for gamma in (0.7, 0.9, 1.0) for n in (2, 4)]
 
 
@@ -36,7 +35,7 @@ def choose_steps(
         scaled = [
             i
             for i in going
-            if is_uncertain(uncertainty(candidates[i][0], items[i]), momenta[i], gamma)
+            if stands_out(uncertainty(candidates[i][0], items[i]), momenta[i], gamma)
         ]
         asked = [(i, k) for i in scaled for k in range(num_samples)]
         sampled = _steps(answering, [(items[i], k) for i, k in asked], answering.sampled)
@@ -44,20 +43,13 @@ def choose_steps(
             candidates[i].append(step)
         for i in going:
             chosen = min(candidates[i], key=lambda step: uncertainty(step, items[i]))
-            found = uncertainty(chosen, items[i])
-            before = momenta[i]
-            momenta[i] = found if before is None else ALPHA * before + (1 - ALPHA) * found
+            momenta[i] = next_momentum(momenta[i], uncertainty(chosen, items[i]))
             take(answering, items[i], chosen, candidates[i])
     return [item.rollout() for item in items]
 
 
 MUR = Untaught("mur", GRID, choose_steps)
 """Sample uncertain steps again, and keep the surest."""
-
-
-def is_uncertain(found: float, momentum: float | None, gamma: float) -> bool:
-    """Whether a step is more uncertain than those before it; the first never is."""
-    return momentum is not None and found > momentum - math.log(gamma)
 
 
 def uncertainty(step: Rollout, item: Progress) -> float:

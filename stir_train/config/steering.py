@@ -76,6 +76,9 @@ class RetrievingSteering(ScaledSteering):
     """Subtract the mean key before cosines; raw residual cosines are all close to 1."""
     first_point_only: bool = False
     """Ablation: steer only the first control point."""
+    momentum_gate: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Ablation: steer only where the step that ends there stands out by this factor of uncertainty (gamma) from
+    the momentum average of those before it (MUR, arXiv 2507.14958); the first step never does."""
 
 
 class AffinitySteering(RetrievingSteering):

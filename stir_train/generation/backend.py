@@ -13,7 +13,12 @@ from torch import Tensor
 from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.distributed.collective_forward import CollectiveForward
 from stir_train.errors import StageError
-from stir_train.generation.controller import Steering, controllers_of, previewing
+from stir_train.generation.controller import (
+    Steering,
+    controllers_of,
+    previewing,
+    reads_uncertainty,
+)
 from stir_train.generation.noise import row_keys
 from stir_train.types.places import Place
 from stir_train.types.rollout import Prompt, Rollout
@@ -161,6 +166,7 @@ class Ability(StrEnum):
     HOLD_OVER_SEGMENTS = "hold a vector over a segment"
     HOLD_EVERYWHERE = "hold a vector over the completion"
     ACT_AT_EVERY_TOKEN = "act at every token, the prompt's too"
+    TELL_UNCERTAINTY = "tell a controller how uncertain steps were"
 
 
 ABILITY_OF_PLACE: dict[Place, Ability] = {
@@ -228,7 +234,11 @@ class GenerationBackend(Protocol):
 def abilities_for(steering: Steering | None) -> frozenset[Ability]:
     """What a backend must be able to do for one or several controllers."""
     needs = {ABILITY_OF_PLACE[controller.place] for controller in controllers_of(steering)}
-    return frozenset(needs | ({Ability.PREVIEW} if previewing(steering) else set()))
+    if previewing(steering):
+        needs.add(Ability.PREVIEW)
+    if reads_uncertainty(steering):
+        needs.add(Ability.TELL_UNCERTAINTY)
+    return frozenset(needs)
 
 
 def require_abilities(

@@ -14,7 +14,12 @@ from stir_train.generation.backend import (
     abilities_for,
     require_abilities,
 )
-from stir_train.generation.controller import Steering, controllers_of, previewing
+from stir_train.generation.controller import (
+    Steering,
+    controllers_of,
+    previewing,
+    reads_uncertainty,
+)
 from stir_train.types.places import PLACES_AT_PROMPT
 
 
@@ -70,6 +75,12 @@ def _require_places(
             raise StageError(
                 f"a controller that previews acts at control points, not at place {proposer.place!r}"
             )
+    continued = [request for request in requests if request.prefix_token_ids]
+    if continued and reads_uncertainty(steering):
+        raise StageError(
+            f"prompt {continued[0].prompt.prompt_id}: a controller that reads how uncertain steps were needs a "
+            "completion from its beginning; the tokens that this one goes on from have no log-probabilities"
+        )
     for controller in controllers:
         if controller.place not in ("everywhere", "every_token"):
             continue

@@ -26,12 +26,15 @@ class ControlBatch:
             about once at the prompt's end, as its first sample.
         points: ``Int[R]``, control point ``m``, from 1; 0 is the prompt's end.
         token_indices: ``[R]``, index of the token in the completion; -1 is the prompt's last token.
+        uncertainties: ``[R]``, of every step up to the one that ends here, its mean negative log-probability
+            (nats); None where no controller reads them (`ReadsUncertainty`), or whoever asks does not know.
     """
 
     prompt_ids: tuple[str, ...]
     samples: tuple[int, ...]
     points: Int[Tensor, "R"]
     token_indices: tuple[int, ...]
+    uncertainties: tuple[tuple[float, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,16 @@ class PreviewingController(Controller, Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsUncertainty(Controller, Protocol):
+    """A controller that may want to know how uncertain the steps behind it were; it acts at control points."""
+
+    @property
+    def reads_uncertainty(self) -> bool:
+        """Whether it does."""
+        ...
+
+
 Steering = Controller | Sequence[Controller]
 """A controller, or several that act in the same passes."""
 
@@ -181,3 +194,11 @@ def previewing(steering: Steering | None) -> PreviewingController | None:
         if isinstance(controller, PreviewingController) and controller.preview_tokens:
             return controller
     return None
+
+
+def reads_uncertainty(steering: Steering | None) -> bool:
+    """Whether some controller wants to know how uncertain steps were."""
+    return any(
+        isinstance(controller, ReadsUncertainty) and controller.reads_uncertainty
+        for controller in controllers_of(steering)
+    )

@@ -15,6 +15,7 @@ from stir_train.config.run import RunConfig
 from stir_train.config.steering import (
     CustomSteering,
     PreviewingSteering,
+    RetrievingSteering,
     SteeringConfig,
     VectorSteering,
 )
@@ -91,8 +92,13 @@ def steering_needs(settings: SteeringConfig) -> frozenset[Ability]:
     """
     if isinstance(settings, VectorSteering):
         return frozenset(ABILITY_OF_PLACE[action.place] for action in settings.actions)
-    if isinstance(settings, PreviewingSteering):
-        return frozenset({Ability.ACT_AT_CONTROL_POINTS, Ability.PREVIEW})
+    if isinstance(settings, RetrievingSteering):
+        needs = {Ability.ACT_AT_CONTROL_POINTS}
+        if isinstance(settings, PreviewingSteering):
+            needs.add(Ability.PREVIEW)
+        if settings.momentum_gate is not None:
+            needs.add(Ability.TELL_UNCERTAINTY)
+        return frozenset(needs)
     place: Place = "control_point"
     if isinstance(settings, CustomSteering):
         found = load_object(settings.controller, kind="steering.controller")

@@ -32,6 +32,7 @@ from stir_train.generation.controller import (
     Steering,
     controllers_of,
     previewing,
+    reads_uncertainty,
 )
 from stir_train.generation.decisions import records_of
 from stir_train.generation.holds import Holds
@@ -105,6 +106,8 @@ def attached(
     """
     if previewing(controller) is not None:
         raise StageError("plain generate cannot make previews; use the engine")
+    if reads_uncertainty(controller):
+        raise StageError("plain generate does not tell how uncertain steps were; use the engine")
     tracker = _Tracker(control, controller, model.device)
     before = model.register_forward_pre_hook(tracker.before_forward, with_kwargs=True)
     after = model.register_forward_hook(tracker.after_forward)

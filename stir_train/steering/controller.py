@@ -8,7 +8,7 @@ previews' gain. ``none`` is a controller over no entries.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stir_train.config.stages import UtilityConfig
@@ -21,6 +21,7 @@ from stir_train.config.steering import (
 from stir_train.errors import ArtifactError, StageError
 from stir_train.generation.controller import ControlBatch, Decision, Proposal
 from stir_train.generation.noise import row_keys, uniforms
+from stir_train.generation.uncertainty import last_stands_out
 from stir_train.models.value_head import ValueHead
 from stir_train.steering.interface import ControllerInputs
 from stir_train.steering.scoring import Retrieved, Retriever
@@ -69,6 +70,7 @@ class BasisController:
         self._acts = len(self._rows) > 0
         previews = config.preview_tokens if isinstance(config, PreviewingSteering) else 0
         self.preview_tokens = previews if self._acts else 0
+        self.reads_uncertainty = config.momentum_gate is not None
         kept = basis.select(self._rows)
         self._rows = self._rows.to(device)
         self._basis = ControlBasis(**{k: v.to(device) for k, v in vars(kept).items()})
@@ -120,10 +122,9 @@ class BasisController:
             states, batch.points, config.num_candidates, ranking=self._ranking(batch)
         )
         if config.first_point_only:
-            first = (batch.points == 1)[:, None]
-            found = Retrieved(
-                found.entries, found.valid & first, found.affinity, found.null_affinity
-            )
+            found = found.where(batch.points == 1)
+        if config.momentum_gate is not None:
+            found = found.where(_standing_out(batch, config.momentum_gate))
         if isinstance(config, JudgedSteering):
             norms = self._basis.directions[found.entries].norm(dim=-1).clamp_min(1e-12)
             bound = config.max_relative_norm * states.norm(dim=-1, keepdim=True) / norms
@@ -198,6 +199,22 @@ class BasisController:
             sure = self._head.p_correct(states, batch.points)[0] >= config.gate
             gain = torch.where(sure[:, None], -torch.inf, gain)
         return gain, null
+
+
+def _standing_out(batch: ControlBatch, gamma: float) -> Bool[Tensor, "R"]:
+    """Where MUR's gate is open.
+
+    Raises:
+        StageError: If whoever asks does not know how uncertain the steps were.
+    """
+    if batch.uncertainties is None:
+        raise StageError(
+            "steering.momentum_gate needs the log-probabilities of the steps behind a control point, which are "
+            "known in decoding by generation.backend=transformers alone, not in replays, in attached models or "
+            "in servers"
+        )
+    found = [last_stands_out(steps, gamma) for steps in batch.uncertainties]
+    return torch.tensor(found, dtype=torch.bool, device=batch.points.device)
 
 
 def _best(considered: Proposal, scores: Float[Tensor, "R L"]) -> Decision:

@@ -27,6 +27,12 @@ class Retrieved:
     affinity: Float[Tensor, "R L"]
     null_affinity: Float[Tensor, "R"]
 
+    def where(self, rows: Bool[Tensor, "R"]) -> Retrieved:
+        """The same, with nothing to choose in other rows."""
+        return Retrieved(
+            self.entries, self.valid & rows[:, None], self.affinity, self.null_affinity
+        )
+
     def repeated(self, times: int) -> Retrieved:
         """Every candidate ``times`` times in a row, to be tried at as many strengths."""
         return Retrieved(

@@ -18,7 +18,7 @@ from stir_train.config.steering import CustomSteering
 from stir_train.errors import ArtifactError
 from stir_train.export.card import hub_id
 from stir_train.export.run_card import RunCard, render_run_card
-from stir_train.generation.controller import previewing
+from stir_train.generation.controller import previewing, reads_uncertainty
 from stir_train.models.identity import cached_snapshot, weights_by_content
 from stir_train.models.locate import locate_model
 from stir_train.models.public_name import public_name
@@ -106,7 +106,7 @@ def write_run(context: RunContext, target: Path, *, source: str, licence: str | 
         context,
         source=source,
         licence=_licence(context, licence),
-        is_attachable=previewing(controller) is None,
+        is_attachable=previewing(controller) is None and not reads_uncertainty(controller),
     )
     write_text(target / CARD_FILE, render_run_card(card))
     open_published(target)

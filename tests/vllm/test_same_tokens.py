@@ -181,5 +181,6 @@ def test_nothing_asked_is_nothing_done(pair: Pair, briefly: SamplingParams) -> N
 
 def test_what_it_can_do(pair: Pair) -> None:
     assert isinstance(pair.theirs, GenerationBackend)
-    assert frozenset(Ability) - pair.theirs.abilities == {Ability.PREVIEW, Ability.EDIT_WEIGHTS}
+    lacking = {Ability.PREVIEW, Ability.EDIT_WEIGHTS, Ability.TELL_UNCERTAINTY}
+    assert frozenset(Ability) - pair.theirs.abilities == lacking
     assert BUDGET < 256, "the engine is started once for all of these"

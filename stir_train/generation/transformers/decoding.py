@@ -30,6 +30,7 @@ from stir_train.generation.controller import (
     Decision,
     controllers_of,
     previewing,
+    reads_uncertainty,
 )
 from stir_train.generation.decisions import records_of
 from stir_train.generation.noise import uniforms
@@ -39,6 +40,7 @@ from stir_train.generation.transformers.preview import ForkPoint, Previewer
 from stir_train.generation.transformers.slot_cache import SlotCache
 from stir_train.generation.transformers.slot_forward import SlotForward
 from stir_train.generation.transformers.slots import Row, Slots
+from stir_train.generation.uncertainty import step_uncertainties
 from stir_train.models.load import LoadedModel
 from stir_train.types.places import PROMPT_END
 from stir_train.types.rollout import Rollout
@@ -78,6 +80,7 @@ class Decoding:
         shown = () if self.proposer is None else self.proposer.reads
         self.asked = () if self.proposer is not None else self.controllers
         self.hook = ControlHook(self.asked, (*self.capture_blocks, *shown))
+        self.tells_uncertainty = reads_uncertainty(call.controller)
         self.max_rows = max_rows
         self.slots = Slots(max_rows, sampling, vocab_size=loaded.vocab_size, device=self.device)
         self.cache = cache  # kept from call to call: what it holds is stale, and never read
@@ -213,10 +216,20 @@ class Decoding:
             samples=tuple(row.request.sample for row in rows),
             points=self._tensor([len(row.control_points) for row in rows]),
             token_indices=tuple(row.control_points[-1] for row in rows),
+            uncertainties=self._uncertainties(active) if self.tells_uncertainty else None,
         )
         columns = self._tensor([0] * len(active))
         sites = Sites(self._tensor(active), columns, batch)
         return PassPlan(sites, asks_at_points(self.asked, sites, columns), edits)
+
+    def _uncertainties(self, slots: Sequence[int]) -> tuple[tuple[float, ...], ...]:
+        """How uncertain the steps of rows that are at a control point were."""
+        found = []
+        for slot in slots:
+            ends = self.slots.rows[slot].control_points
+            logprobs = self.slots.logprobs[slot, : ends[-1] + 1].tolist()
+            found.append(step_uncertainties(logprobs, ends))
+        return tuple(found)
 
     def _keep_states(self, sites: Sites, record: PassRecord, tokens: Int[Tensor, "B"]) -> None:
         self.captured.states.append(stack_states(record.states, self.capture_blocks))

@@ -82,7 +82,11 @@ class VLLMEngine:
     """A `GenerationBackend` over vLLM in this process, one a process."""
 
     name = "vllm"
-    abilities = frozenset(Ability) - {Ability.PREVIEW, Ability.EDIT_WEIGHTS}
+    abilities = frozenset(Ability) - {
+        Ability.PREVIEW,
+        Ability.EDIT_WEIGHTS,
+        Ability.TELL_UNCERTAINTY,
+    }
     collective_forward: CollectiveForward | None = None
 
     def __init__(
