@@ -6,13 +6,17 @@ import dataclasses
 
 import pytest
 from peft.tuners.lora import LoraLayer
+from pydantic import ValidationError
 
 from stir_train.config.inputs import ModelConfig
-from stir_train.config.learning import DistillConfig
+from stir_train.config.learning import DistillConfig, ObjectiveConfig
+from stir_train.distill.plan import StudentSpec, adapter_config, one_module
 from stir_train.distill.samples import choose_samples, unverified_samples
+from stir_train.errors import ModelError
 from stir_train.evals.retention import compare_students
 from stir_train.models.lora import make_whole_student
-from stir_train.types.rollout import Grade, GradedRollout, Rollout
+from stir_train.models.lora_targets import require_servable_targets
+from stir_train.types.rollout import Grade, GradedRollout, Impulse, Rollout
 
 
 def _answers(correct: list[bool], num_tokens: list[int]) -> list[GradedRollout]:
@@ -78,6 +82,25 @@ def test_retention_is_the_share_of_the_teachers_gain_where_it_has_one() -> None:
     assert half.delta_accuracy == pytest.approx(-0.25)
     assert half.delta_accuracy_ci95[1] < 0
     assert half.delta_tokens_fraction == pytest.approx(-0.5)
+
+
+def test_a_student_of_one_module_has_an_adapter_in_the_steered_block_alone() -> None:
+    (answer,) = _answers([True], [9])
+    steered = dataclasses.replace(answer.rollout, impulses=(Impulse(2, 4, 0, 1.0),))
+    of_one = ObjectiveConfig(sequence=0.0, states=1.0, module="mlp.down_proj")
+    config = DistillConfig(rank=8)
+    of_all = StudentSpec("all", ObjectiveConfig(), [steered], 1)
+    assert adapter_config(config, of_all) == config
+    adapter = adapter_config(config, StudentSpec("casal", of_one, [steered], 1))
+    student = make_whole_student(ModelConfig(name="embedded/addition"), adapter, seed=0)
+    learned = [name for name, p in student.model.named_parameters() if p.requires_grad]
+    assert len(learned) == 2
+    assert all(".4.mlp.down_proj.lora_" in name for name in learned)
+    with pytest.raises(ValidationError, match="steered block"):
+        ObjectiveConfig(samples="plain", module="mlp.down_proj")
+    missing = one_module(config, of_one.model_copy(update={"module": "mlp.gate"}), block=0)
+    with pytest.raises(ModelError, match=r"0\.mlp\.gate"):
+        require_servable_targets(ModelConfig(name="embedded/addition"), missing)
 
 
 def test_rank_stabilised_lora_scales_by_the_root_of_the_rank() -> None:

@@ -47,6 +47,9 @@ class ObjectiveConfig(FrozenConfig):
     instruction: str = ""
     """Where it is not empty, the teacher is not the steered model but the base that reads this behind the
     question, as in `Be concise.`; with `on_policy: 1` and `beta: 1` that is OPSDC (arXiv 2603.05433)."""
+    module: Annotated[str, Field(pattern=r"^([a-z]\w*(\.[a-z]\w*)*)?$")] = ""
+    """Where it is not empty, this module of the steered block alone gets an adapter, as in `mlp.down_proj`, and
+    not `distill.targets`; with `states: 1` and `sequence: 0` that is the idea of CASAL (arXiv 2510.02324)."""
 
     terms: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Weights of more terms: import paths of your own, as in `{my_module:MyTerm: 0.1}`."""
@@ -80,6 +83,10 @@ class ObjectiveConfig(FrozenConfig):
             )
         if self.on_policy and not (has_teacher or self.terms):
             raise ValueError("on_policy takes a teacher to judge: logits or states must be above 0")
+        if self.module and self.samples != "steered":
+            raise ValueError(
+                f"module is one of the steered block, and {self.samples} samples have none: use steered ones"
+            )
         return self
 
     @property

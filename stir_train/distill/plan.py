@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stir_train.config.learning import DistillConfig, ObjectiveConfig
+from stir_train.distill.replay import steered_block
 from stir_train.errors import StageError
 from stir_train.types.rollout import Rollout
 
@@ -30,6 +31,22 @@ class StudentSpec:
     def prefix(self) -> str:
         """Where in the stage its adapter is."""
         return student_prefix(self.name)
+
+
+def adapter_config(config: DistillConfig, spec: StudentSpec) -> DistillConfig:
+    """The settings of a student's adapter: those of all, or of one module of the block that was steered.
+
+    Raises:
+        StageError: If its samples were steered by no basis entry, or in several blocks.
+    """
+    if not spec.objective.module:
+        return config
+    return one_module(config, spec.objective, block=steered_block(spec.samples))
+
+
+def one_module(config: DistillConfig, objective: ObjectiveConfig, *, block: int) -> DistillConfig:
+    """The same with an adapter on an objective's module in a block alone."""
+    return config.model_copy(update={"targets": (f"{block}.{objective.module}",)})
 
 
 def student_prefix(name: str) -> str:

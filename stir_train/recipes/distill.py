@@ -11,7 +11,7 @@ import torch
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.config.deepspeed import deepspeed_config
 from stir_train.distill.objective import DistillLoss
-from stir_train.distill.plan import StudentSpec, mean_tokens, plan_students
+from stir_train.distill.plan import StudentSpec, adapter_config, mean_tokens, plan_students
 from stir_train.distributed.engine import TrainEngine, open_engine, peak_memory_gib
 from stir_train.export.adapter import PROBES_FILE, save_adapter, save_probes
 from stir_train.export.verify import verify_adapter
@@ -51,7 +51,7 @@ def _teach(context: RunContext, stage: StageDir, spec: StudentSpec) -> StudentFi
     # A second copy: the run's own model stays the frozen base.
     student = make_student(
         config.model,
-        config.distill,
+        adapter_config(config.distill, spec),
         seed=config.seed,
         world=context.world,
         deepspeed=deepspeed_config(config.train),
@@ -132,7 +132,8 @@ def _export_and_verify(
 ) -> StudentFigures:
     """Put what was learned on a fresh student, whole whatever the engine did to the other; save it."""
     config = context.config
-    model = make_whole_student(config.model, config.distill, seed=config.seed).model
+    adapter = adapter_config(config.distill, spec)
+    model = make_whole_student(config.model, adapter, seed=config.seed).model
     with torch.no_grad():
         for name, value in learned.items():
             model.get_parameter(name).copy_(value)
@@ -162,8 +163,8 @@ def _export_and_verify(
         reload_difference=verified.difference,
     )
     save_record(stage, f"{spec.prefix}{FIGURES_FILE}", figures)
-    adapter = stage.path / spec.prefix / ADAPTER_DIRECTORY
-    context.metrics.directory("distill", f"{spec.name or 'student'}-adapter", adapter)
+    saved = stage.path / spec.prefix / ADAPTER_DIRECTORY
+    context.metrics.directory("distill", f"{spec.name or 'student'}-adapter", saved)
     return figures
 
 

@@ -10,7 +10,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from stir_train.config.deepspeed import deepspeed_config
 from stir_train.config.pipeline import stages_off
+from stir_train.config.run import RunConfig
 from stir_train.config.steering import PreviewingSteering
+from stir_train.distill.plan import one_module
 from stir_train.distill.terms import make_terms
 from stir_train.errors import StageError, StirError
 from stir_train.models.describe import ModelDescription
@@ -88,10 +90,18 @@ def _checks(context: RunContext, left: set[str]) -> Iterator[Callable[[], None]]
     if left & {"value", "distill"}:
         yield lambda: _require_engine(context)
     if "distill" in left:
-        yield lambda: require_servable_targets(config.model, config.distill)
+        yield lambda: _require_targets(config)
         yield lambda: _require_teachable(context)
     if "directions" in left and config.model.sharding == "zero3":
         yield _refuse_zero3
+
+
+def _require_targets(config: RunConfig) -> None:
+    """Check the modules that get adapters; which block is steered is not known yet, and does not matter."""
+    require_servable_targets(config.model, config.distill)
+    for objective in (config.distill.objective, *config.distill.also.values()):
+        if objective.module:
+            require_servable_targets(config.model, one_module(config.distill, objective, block=0))
 
 
 def _require_room(context: RunContext, asks_others: bool) -> None:
