@@ -65,6 +65,11 @@ def _config(*overrides: str) -> RunConfig:
             ["evaluate.variants={shown: {mode: preview}}"],
             "evaluate: variant shown .* preview",
         ),
+        (
+            "evaluate",
+            ["tune.modes=[value]", "evaluate.variants={gated: {momentum_gate: 0.9}}"],
+            "evaluate: variant gated .* how uncertain",
+        ),
     ],
 )
 def test_what_a_stage_asks_of_a_backend_that_cannot_is_named(

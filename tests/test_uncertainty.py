@@ -20,6 +20,7 @@ from stir_train.generation.backend import (
     abilities_for,
 )
 from stir_train.generation.controller import ControlBatch, reads_uncertainty
+from stir_train.generation.foresight import is_foreseeable
 from stir_train.generation.transformers.engine import DecodeEngine
 from stir_train.generation.uncertainty import (
     last_stands_out,
@@ -149,6 +150,9 @@ def test_the_controller_acts_only_where_the_gate_is_open() -> None:
     assert decision.fires.tolist() == [True, True]
     gated = _controller(GATE)
     assert reads_uncertainty(gated)
+    # Greedy answers' states do not tell where it would first act.
+    assert is_foreseeable(free, [0])
+    assert not is_foreseeable(gated, [0])
     decision = gated.decide(states, batch)
     assert decision is not None
     assert decision.fires.tolist() == [True, False]

@@ -21,6 +21,7 @@ from stir_train.generation.controller import (
     PreviewingController,
     Steering,
     controllers_of,
+    reads_uncertainty,
 )
 from stir_train.generation.decisions import records_of
 from stir_train.types.places import PLACES_AT_PROMPT
@@ -44,7 +45,7 @@ class Foresight:
 
 def is_foreseeable(steering: Steering | None, blocks: Sequence[int]) -> bool:
     """Whether the states of some blocks at control points are all that controllers decide from."""
-    return all(
+    return not reads_uncertainty(steering) and all(
         controller.place not in PLACES_AT_PROMPT and set(controller.reads) <= set(blocks)
         for controller in controllers_of(steering)
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from stir_train.baselines.registry import load_baselines
 from stir_train.config.pipeline import stage
 from stir_train.config.run import RunConfig
-from stir_train.config.steering import SteeringConfig, steering_for
+from stir_train.config.steering import SteeringConfig, changed
 from stir_train.generation.backend import Ability, require_abilities
 from stir_train.generation.open import abilities_of, check_installation
 from stir_train.runtime.answerers import steering_needs
@@ -65,13 +65,15 @@ def _baselines_needs(config: RunConfig) -> Needs:
 
 
 def _evaluate_needs(config: RunConfig) -> Needs:
-    return {
-        f"variant {name}": steering_needs(
-            steering_for(str(changes["mode"]), config.steering, changes)
-        )
-        for name, changes in config.evaluate.variants.items()
-        if "mode" in changes
-    }
+    """What a variant needs of whatever mode tuning may choose."""
+    modes = config.tune.modes if config.tune.enabled else (config.steering.mode,)
+    examples = [config.example_of(mode) for mode in modes]
+    asked = {}
+    for name, changes in config.evaluate.variants.items():
+        varied = [changed(example, changes) for example in examples]
+        needs = [steering_needs(settings) for settings in varied if settings is not None]
+        asked[f"variant {name}"] = frozenset.intersection(*needs)
+    return asked
 
 
 _NEEDS: Mapping[str, Callable[[RunConfig], Needs]] = {

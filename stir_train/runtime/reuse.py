@@ -47,7 +47,7 @@ def continued(
     """
     if not isinstance(answerer, ModelAnswerer) or answerer.make_controller is None:
         return answerer
-    if not reuses_greedy(context) or Ability.TELL_UNCERTAINTY in answerer.needs:
+    if not reuses_greedy(context):
         return answerer
     return ContinuedAnswerer(
         answerer, lambda prompts: _greedy_answers(context, stage, greedy, prompts)
