@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
+import torch
 
-from stir_train.baselines.interface import Baseline, NotApplicable
+from stir_train.baselines.interface import (
+    AnsweringContext,
+    Baseline,
+    HarvestData,
+    NotApplicable,
+)
 from stir_train.baselines.rast import Rast
 from stir_train.config.inputs import ModelConfig
 from stir_train.generation.backend import GenerationRequest, SamplingParams
 from stir_train.generation.transformers.engine import DecodeEngine
 from stir_train.models.load import LoadedModel, load_model
 from stir_train.types.rollout import Prompt, Rollout
+from stir_train.types.trajectory import CapturedStates
 
 BEFORE, AFTER = "embedded/addition", "embedded/addition-blind"
 
@@ -25,7 +31,10 @@ def _greedy(loaded: LoadedModel, prompts: list[Prompt], sampling: SamplingParams
 
 
 def test_the_difference_of_two_models_turns_one_of_them_into_the_other(
-    loaded: LoadedModel, prompts: list[Prompt], greedy: SamplingParams
+    loaded: LoadedModel,
+    prompts: list[Prompt],
+    greedy: SamplingParams,
+    answering: AnsweringContext,
 ) -> None:
     sampling = dataclasses.replace(greedy, max_new_tokens=48)
     few = sorted(prompts, key=lambda p: len(p.token_ids))
@@ -34,11 +43,11 @@ def test_the_difference_of_two_models_turns_one_of_them_into_the_other(
     plain = _greedy(loaded, few, sampling)
     trained = _greedy(load_model(ModelConfig(name=AFTER)), few, sampling)
     assert [r.token_ids for r in plain] != [r.token_ids for r in trained]
-    answering = SimpleNamespace(loaded=loaded, greedy=sampling)
+    briefly = dataclasses.replace(answering, greedy=sampling)
     method = Rast(tuned=AFTER, base=BEFORE)
     assert isinstance(method, Baseline)
     for strength, expected in ((0.0, plain), (1.0, trained)):
-        made = method.answer(answering, {}, {"strength": strength}, few)
+        made = method.answer(briefly, {}, {"strength": strength}, few)
         for rollout, other in zip(made, expected, strict=True):
             assert rollout.prompt_id == other.prompt_id
             assert rollout.token_ids == other.token_ids
@@ -48,6 +57,8 @@ def test_the_difference_of_two_models_turns_one_of_them_into_the_other(
 
 
 def test_models_of_other_words_do_not_apply(loaded: LoadedModel) -> None:
+    nothing = CapturedStates((), (3,), torch.zeros(0, 1, 64))
+    harvest = HarvestData(loaded, [], [], nothing, None, (3,))
     with pytest.raises(NotApplicable, match="another vocabulary"):
-        Rast(tuned="embedded/sorting", base=BEFORE).prepare(SimpleNamespace(loaded=loaded))
-    assert Rast(tuned=AFTER, base=BEFORE).prepare(SimpleNamespace(loaded=loaded)) == {}
+        Rast(tuned="embedded/sorting", base=BEFORE).prepare(harvest)
+    assert Rast(tuned=AFTER, base=BEFORE).prepare(harvest) == {}
