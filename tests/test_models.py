@@ -106,6 +106,12 @@ def test_a_config_of_more_blocks_than_the_checkpoint_has_is_refused(directory: P
         load_model(ModelConfig(name=str(directory)))
 
 
+def test_a_config_of_fewer_blocks_than_the_checkpoint_has_is_refused(directory: Path) -> None:
+    edit_json(directory / "config.json", num_hidden_layers=5, layer_types=None)
+    with pytest.raises(ModelError, match=r"blocks that its config leaves out: model\.layers\.5"):
+        load_model(ModelConfig(name=str(directory)))
+
+
 def test_weights_that_are_no_numbers_are_refused(directory: Path) -> None:
     file = directory / "model.safetensors"
     tensors = load_file(file)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,8 +168,7 @@ def _csv_rows(file: Path) -> Iterator[SourceRow]:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.reader(lines, strict=True)
             columns = next(reader, [])
-            if len(set(columns)) < len(columns):
-                raise DataError(f"task.source: {file} names a column twice: {', '.join(columns)}")
+            _require_columns_once(file, columns)
             for cells in reader:
                 place = f"{file}:{reader.line_num}"
                 if len(cells) == len(columns):
@@ -182,9 +181,15 @@ def _csv_rows(file: Path) -> Iterator[SourceRow]:
         raise DataError(f"task.source: {file} is not UTF-8 (byte {error.start})") from error
 
 
+def _require_columns_once(file: Path, columns: Sequence[str]) -> None:
+    if len(set(columns)) < len(columns):
+        raise DataError(f"task.source: {file} names a column twice: {', '.join(columns)}")
+
+
 def _parquet_rows(file: Path) -> Iterator[SourceRow]:
     try:
         table = pq.ParquetFile(file)
+        _require_columns_once(file, table.schema_arrow.names)
         number = 0
         for batch in table.iter_batches():
             single = {

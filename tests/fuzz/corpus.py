@@ -73,6 +73,11 @@ TEXTS = (
     ),
     *('extends: ["\\0"]', "extends: [no.yaml]", f"extends: [{'x' * 5000}]", "extends: [[a.yaml]]"),
     *("extends: [config.yaml]", "extends: [./config.yaml, ./config.yaml]", "extends: true"),
+    # Values that would be tried twice.
+    *("name: x\nharvest: {depths: [0.5, 0.5]}", "name: x\ntune: {modes: [value, value]}"),
+    "name: x\ntune: {strengths: [1.0, 2.0, 1.0]}",
+    "name: x\nvalidation: {strengths: [3, 3.0]}",
+    "name: x\n<<: {seed: 1}\n<<: {seed: 2}",
     # Settings that cannot work.
     *("name: x\nharvest: {depths: [2]}", "name: x\nharvest: {depths: 1}", "name: x\nseed: -1"),
     *(
