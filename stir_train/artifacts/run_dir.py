@@ -34,7 +34,7 @@ SCHEMA_VERSION = 6
 CHECKSUMS = ".checksums"
 PROGRESS = ".progress"
 DISCARDED = ".discarded"
-METRICS_FILE, FAILURE_FILE = "metrics.jsonl", "failure.json"
+METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
 """The resolved configuration, of a run and of each attempt."""
 MARKER, MANIFEST, STAGE_FILE = "complete", "manifest.json", "stage.json"
