@@ -18,7 +18,7 @@ from stir_train.config.learning import TrainConfig
 from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
 from stir_train.distributed.launch import detect_launch, first_count, first_host
-from stir_train.errors import ArtifactError, ConfigError, DataError, StageError
+from stir_train.errors import ConfigError, DataError, StageError
 from stir_train.launch.estimate import estimate, read_shape, shape_of
 from stir_train.launch.jobs import plan_jobs, render_job
 from stir_train.launch.preflight import EMBEDDED_ROOT, preflight
@@ -363,24 +363,6 @@ def test_status_says_what_is_done_what_failed_and_what_to_do(tmp_path: Path) -> 
     assert states["distill"] == "off"
     assert "rank 3 on n2: StageError: out of luck" in found.failure
     assert "goes on at rollout" in found.advice
-
-
-@pytest.mark.parametrize("name", ["process.json", "progress.json", "failure.json"])
-@pytest.mark.parametrize("content", [b"", b"\x80", b"[1]", b"{}", b'{"rank": ', bytes(40)])
-def test_a_damaged_record_of_an_attempt_is_named(tmp_path: Path, name: str, content: bytes) -> None:
-    run = RunDir(tmp_path / "run")
-    run.path.mkdir()
-    config = _config(tmp_path)
-    (run.path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    (run.path / "logs" / "attempt_of_mine").mkdir(parents=True)
-    attempt = run.new_attempt()
-    (attempt / "process.json").write_text('{"host": "elsewhere", "pid": 1, "began_at": 0}')
-    assert run_status(run.path).state == "not begun"
-    (attempt / name).write_bytes(content)
-    with pytest.raises(ArtifactError, match=rf"{name} is damaged.*delete it"):
-        run_status(run.path)
-    (attempt / name).unlink()
-    assert run_status(run.path).state == "not begun"
 
 
 def test_status_and_inspect_say_where_a_run_ended_and_why(tmp_path: Path) -> None:

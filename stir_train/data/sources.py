@@ -104,7 +104,7 @@ def read_json(text: str | bytes) -> Any:
             parse_int=NumberText,
             parse_float=NumberText,
             parse_constant=_refuse_constant,
-            object_pairs_hook=_without_repeats,
+            object_pairs_hook=without_repeats,
         )
     except RecursionError as error:
         raise DataError("not JSON: nested too deeply") from error
@@ -118,7 +118,12 @@ def _refuse_constant(name: str) -> None:
     raise DataError(f"{name} is no number in JSON; write it as text, or leave the row out")
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, as a hook of `json.loads`.
+
+    Raises:
+        DataError: If a key stands twice in it.
+    """
     values = dict(pairs)
     if len(values) < len(pairs):
         repeated = next(key for key in values if sum(key == k for k, _ in pairs) > 1)

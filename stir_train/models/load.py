@@ -204,9 +204,19 @@ def _as_loaded(
 
 
 def resolve_device(device: str, local_rank: int = 0) -> torch.device:
-    """Resolve ``auto`` to this rank's GPU when there is one."""
+    """Resolve ``auto`` to this rank's GPU when there is one.
+
+    Raises:
+        ModelError: If a GPU is named that is not here.
+    """
     if device != "auto":
-        return torch.device(device)
+        found = torch.device(device)
+        if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+            raise ModelError(
+                f"model.device: there is no {device} here: torch finds {torch.cuda.device_count()} GPUs; "
+                "use auto, or cpu"
+            )
+        return found
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", local_rank % torch.cuda.device_count())
