@@ -2,33 +2,52 @@
 
 Usage: ``python benchmarks/kills.py --kills 100 --seed 0 [--ranks 2] [--course directions]``. A first run of the
 same configuration, left alone, says how long each stage takes and what bytes it makes. Then runs are killed:
-a stage is drawn, and a moment within it; the same command goes on. A run that was killed five times ends, and
-every artifact is compared with the first run's. Prints how many kills fell into which stage, and how many
+a stage is drawn, and a moment within it; the same command goes on. A run that was killed so often (``--per-run``)
+ends, and every artifact is compared with the first run's. Prints how many kills fell into which stage, and how many
 runs ended with other bytes: exit status 1 if any did, or did not end.
+
+Importing torch takes longer than this run does. So every attempt is a fork of this process, which has imported
+it and done nothing else; so is the process that checks an adapter. Moments are counted in the attempt's own processor time, whatever else is running.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
+import os
 import random
+import runpy
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
+import warnings
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 from stir_train.config.pipeline import STAGE_NAMES
+from stir_train.export import verify
 
 SMOKE = Path(__file__).resolve().parent.parent / "configs" / "tiny" / "smoke.yaml"
-KILLS_PER_RUN = 5
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.01
 LIMIT_SECONDS = 3600
+IMPORTED = (
+    "torch",
+    "transformers",
+    "peft",
+    "matplotlib.pyplot",
+    "stir_train.cli",
+    *(f"stir_train.recipes.{name}" for name in STAGE_NAMES),
+)
+"""What an attempt would import; nothing of it starts threads."""
 COURSES = {
     "steered": (
         "splits={num_harvest: 12, num_tune: 6, num_test: 6}",
@@ -38,6 +57,7 @@ COURSES = {
         "evaluate.num_bootstrap=100",
         "distill.num_steps=4",
         "distill.num_samples=1",
+        "distill.also={}",
     ),
     "directions": (
         "splits={num_harvest: 24, num_tune: 6, num_test: 6}",
@@ -49,6 +69,79 @@ COURSES = {
     ),
 }
 """Overrides of the smallest configuration. The second has a stage that makes directions in two steps."""
+
+
+def fork(argv: Sequence[str], environment: dict[str, str], output: Path, errors: Path) -> int:
+    """Start ``python ARGV`` as a fork of this process; what it prints is added to two files.
+
+    Returns:
+        Its process id.
+    """
+    process_id = os.fork()
+    if process_id:
+        return process_id
+    status = 1
+    try:
+        with output.open("ab") as to_output, errors.open("ab") as to_errors:
+            os.dup2(to_output.fileno(), sys.stdout.fileno())
+            os.dup2(to_errors.fileno(), sys.stderr.fileno())
+        os.environ.update(environment)  # noqa: TID251 - this process becomes the program
+        try:
+            if argv[0] == "-m":
+                sys.argv = list(argv[1:])
+                runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+            else:
+                sys.argv = list(argv)
+                runpy.run_path(argv[0], run_name="__main__")
+            status = 0
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        if sys.exc_info()[0] is not None:
+            traceback.print_exc()
+        os._exit(status)
+
+
+def run_forked(command: Sequence[str], **_: object) -> subprocess.CompletedProcess[str]:
+    """What `subprocess.run` answers for ``[python, -I, SCRIPT, ...]`` with its output captured as text."""
+    with tempfile.TemporaryDirectory() as folder:
+        output, errors = Path(folder, "output"), Path(folder, "errors")
+        _, status = os.waitpid(fork(command[2:], {}, output, errors), 0)
+        code = os.waitstatus_to_exitcode(status)
+        return subprocess.CompletedProcess(command, code, output.read_text(), errors.read_text())
+
+
+@dataclass
+class Attempt:
+    """A forked process that runs ``python -m stir_train ARGUMENTS``.
+
+    Attributes:
+        process_id: Its.
+        status: How it ended, as `os.waitpid` says; None while it runs.
+        seconds: Of processor time that it has taken.
+    """
+
+    process_id: int
+    status: int | None = None
+    seconds: float = 0.0
+
+    def is_running(self) -> bool:
+        """Whether it has not ended; also looks at its clock."""
+        if self.status is None:
+            with suppress(OSError):
+                text = Path(f"/proc/{self.process_id}/schedstat").read_text(encoding="ascii")
+                self.seconds = int(text.split()[0]) / 1e9
+            ended, status = os.waitpid(self.process_id, os.WNOHANG)
+            self.status = status if ended else None
+        return self.status is None
+
+    def kill(self) -> None:
+        """End it if it runs."""
+        if self.is_running():
+            os.kill(self.process_id, signal.SIGKILL)
+            self.status = os.waitpid(self.process_id, 0)[1]
 
 
 @dataclass(frozen=True)
@@ -63,33 +156,33 @@ class Command:
     course: str
     num_ranks: int
 
-    def start(self, directory: Path) -> list[subprocess.Popen[bytes]]:
+    def start(self, directory: Path) -> list[Attempt]:
         """Start its processes."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
-        verb = ["-W", "ignore", "-m", "stir_train", "run", str(SMOKE), f"output_dir={directory}"]
-        processes = []
+        arguments = [
+            "-m",
+            "stir_train",
+            "run",
+            str(SMOKE),
+            f"output_dir={directory}",
+            *COURSES[self.course],
+        ]
+        attempts = []
         for rank in range(self.num_ranks):
             launch = {
-                "RANK": rank,
-                "LOCAL_RANK": rank,
-                "WORLD_SIZE": self.num_ranks,
-                "LOCAL_WORLD_SIZE": self.num_ranks,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(self.num_ranks),
+                "LOCAL_WORLD_SIZE": str(self.num_ranks),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": port,
             }
-            added = [f"{name}={value}" for name, value in launch.items()]
-            environment = ["env", "OMP_NUM_THREADS=1", *(added if self.num_ranks > 1 else [])]
-            with (directory / f"log.{rank}").open("ab") as log:
-                processes.append(
-                    subprocess.Popen(
-                        [*environment, sys.executable, *verb, *COURSES[self.course]],
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                    )
-                )
-        return processes
+            environment = launch if self.num_ranks > 1 else {}
+            log = directory / f"log.{rank}"
+            attempts.append(Attempt(fork(arguments, environment, log, log)))
+        return attempts
 
 
 def artifacts(directory: Path) -> dict[str, str]:
@@ -113,48 +206,48 @@ def stage_being_made(directory: Path) -> str | None:
 
 
 def run_through(command: Command, directory: Path) -> dict[str, float]:
-    """Let a run end; how long it was in each stage.
+    """Let a run end; the processor time that its first process took in each stage.
 
     Raises:
         SystemExit: If it fails.
     """
-    processes = command.start(directory)
-    seconds: Counter[str] = Counter()
-    since = time.monotonic()
-    while any(process.poll() is None for process in processes):
+    attempts = command.start(directory)
+    seconds: dict[str, float] = {}
+    since = 0.0
+    while any([attempt.is_running() for attempt in attempts]):
         time.sleep(POLL_SECONDS)
-        now = time.monotonic()
         name = stage_being_made(directory)
         if name is not None:
-            seconds[name] += now - since  # type: ignore[assignment]
-        since = now
-    if any(process.returncode for process in processes):
+            seconds[name] = seconds.get(name, 0.0) + attempts[0].seconds - since
+        since = attempts[0].seconds
+    if any(attempt.status for attempt in attempts):
         raise SystemExit(f"the run in {directory} failed: see its log")
-    return dict(seconds)
+    return seconds
 
 
 def kill_in(command: Command, directory: Path, stage: str, seconds: float) -> str | None:
     """Go on with a run and kill it after some time in a stage; where it was, None if it had ended."""
-    processes = command.start(directory)
+    attempts = command.start(directory)
     entered: float | None = None
     limit = time.monotonic() + LIMIT_SECONDS
-    while all(process.poll() is None for process in processes) and time.monotonic() < limit:
+    while all([attempt.is_running() for attempt in attempts]) and time.monotonic() < limit:
         name = stage_being_made(directory)
         is_there = name is not None and STAGE_NAMES.index(name) >= STAGE_NAMES.index(stage)
         if is_there and entered is None:
-            entered = time.monotonic()
-        if entered is not None and time.monotonic() - entered >= seconds:
+            entered = attempts[0].seconds
+        if entered is not None and attempts[0].seconds - entered >= seconds:
             break
         time.sleep(POLL_SECONDS)
-    killed = any(process.poll() is None for process in processes)
+    killed = any([attempt.is_running() for attempt in attempts])
     where = stage_being_made(directory) or "between stages"
-    for process in processes:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    for attempt in attempts:
+        attempt.kill()
     return where if killed else None
 
 
-def campaign(command: Command, num_kills: int, seed: int, work: Path) -> tuple[Counter[str], int]:
+def campaign(
+    command: Command, num_kills: int, kills_per_run: int, *, seed: int, work: Path
+) -> tuple[Counter[str], int]:
     """Kill runs until there were so many kills; where they fell, and how many runs were not as the first."""
     rng = random.Random(seed)
     (work / "first").mkdir()
@@ -167,7 +260,7 @@ def campaign(command: Command, num_kills: int, seed: int, work: Path) -> tuple[C
         directory = work / f"run-{number}"
         directory.mkdir()
         number += 1
-        left = min(KILLS_PER_RUN, num_kills - where.total())
+        left = min(kills_per_run, num_kills - where.total())
         drawn = sorted(rng.choices(stages, k=left), key=STAGE_NAMES.index)
         for stage in drawn:
             fell = kill_in(command, directory, stage, rng.uniform(0, seconds[stage]))
@@ -190,16 +283,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a campaign from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--per-run", type=int, default=10, help="Kills of one run before it ends.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--course", choices=sorted(COURSES), default="steered")
     parser.add_argument("--keep", type=Path, help="Work here, an empty directory, and keep it.")
     asked = parser.parse_args(arguments)
     command = Command(asked.course, asked.ranks)
+    os.environ["OMP_NUM_THREADS"] = "1"  # noqa: TID251 - torch reads it when it is imported
+    warnings.simplefilter("ignore")
+    for name in IMPORTED:
+        importlib.import_module(name)
+    verify.subprocess = SimpleNamespace(run=run_forked)  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as temporary:
         work = asked.keep or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        where, num_lost = campaign(command, asked.kills, asked.seed, work)
+        where, num_lost = campaign(command, asked.kills, asked.per_run, seed=asked.seed, work=work)
     fell = ", ".join(f"{name} {count}" for name, count in sorted(where.items()))
     print(f"{where.total()} kills ({fell}) over {asked.ranks} ranks; {num_lost} runs lost or other")
     return int(num_lost > 0)

@@ -17,7 +17,7 @@ from stir_train.config.run import RunConfig
 from stir_train.launch.costs import Rates, _steps, chunk_costs, stage_costs
 from stir_train.launch.estimate import GIB, estimate, shape_of
 from stir_train.tools import measure as measuring
-from stir_train.tools.costs import chunk_advice, in_words
+from stir_train.tools.costs import _warnings, chunk_advice, in_words
 from stir_train.tools.measure import _Clock, _fit, _TimeIsUp, _whole_lengths, measure
 from tests.support.commands import stir_train
 from tests.support.smoke import SMOKE
@@ -77,6 +77,10 @@ def test_a_chunk_takes_the_steps_that_refilled_rows_take() -> None:
             steps, row_steps = steps + 1, row_steps + len(active)
             active = [length - 1 for length in active if length > 1]
         assert _steps(num_completions, rows, lengths) == (steps, row_steps)
+
+
+def test_stages_that_cost_nothing_to_speak_of_are_warned_of_nothing() -> None:
+    assert not _warnings(_config(), [])
 
 
 def test_costs_follow_what_a_stage_does() -> None:

@@ -14,7 +14,7 @@ from stir_train.config.learning import DistillConfig
 from stir_train.errors import ModelError, StageError
 from stir_train.models.locate import EMBEDDED_ROOT
 from stir_train.models.lora_targets import require_servable_targets
-from stir_train.runtime.early_checks import require_room
+from stir_train.runtime.early_checks import require_known_tokens, require_room
 from stir_train.types.rollout import Prompt
 from tests.support.smoke import run_smoke
 from tests.support.tiny_models import GROUPED
@@ -40,6 +40,13 @@ def test_a_prompt_too_long_for_the_context_is_found_in_any_split_by_its_line(spl
     assert f"problems.jsonl:7 ({split}): 9 tokens" in str(refused.value)
     assert f"'question 3' ({split}): 0 tokens" in str(refused.value)
     require_room({split: [_prompt(1, 8)]}, {}, max_tokens=40, max_new_tokens=32)
+
+
+def test_a_token_that_the_model_has_no_row_for_is_found_by_its_line() -> None:
+    asked = {"harvest": [_prompt(1, 8)], "test": [_prompt(2, 1)]}
+    require_known_tokens(asked, {}, vocab_size=2)
+    with pytest.raises(StageError, match=r"problems\.jsonl:7 \(test\) holds token 1"):
+        require_known_tokens({"test": asked["test"]}, {"2": "problems.jsonl:7"}, vocab_size=1)
 
 
 def test_a_long_prompt_of_the_test_split_stops_a_run_before_its_rollouts(tmp_path: Path) -> None:

@@ -329,3 +329,14 @@ def test_a_line_of_responses_that_would_have_to_be_guessed_at_is_refused(
     path.write_text(json.dumps({"response": "Answer: 5", "answer": "5", **changed}))
     with pytest.raises(DataError, match=why):
         grade_file(TaskConfig(grader="numeric"), path, StringIO(), num_workers=1)
+
+
+def test_a_line_of_responses_is_graded_by_its_gold_answer_as_it_is_written(tmp_path: Path) -> None:
+    path, output = tmp_path / "responses.jsonl", StringIO()
+    path.write_text('{"response": "7.50", "answer": 7.50, "id": 1.50}\n')
+    task = TaskConfig(grader="exact", answer_marker="")
+    assert grade_file(task, path, output, num_workers=1) == {"equal": 1}
+    assert json.loads(output.getvalue())["id"] == 1.5
+    path.write_text('{"response": "5", "answer": "5", "answer": "6"}\n')
+    with pytest.raises(DataError, match="'answer' stands twice"):
+        grade_file(task, path, StringIO(), num_workers=1)

@@ -355,6 +355,7 @@ def test_status_says_what_is_done_what_failed_and_what_to_do(tmp_path: Path) -> 
     (run.path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     attempt = run.new_attempt()
     failure = {"rank": 3, "host": "n2", "kind": "StageError", "message": "out of luck"}
+    failure["traceback"] = "where"
     (attempt / "failure.json").write_text(json.dumps(failure))
     found = run_status(run.path)
     states = {stage.name: stage.state for stage in found.stages}

@@ -17,7 +17,7 @@ from stir_train.errors import ModelError
 from stir_train.export.adapter import save_merged
 from stir_train.models import identity as identity_module
 from stir_train.models.describe import describe_model
-from stir_train.models.load import load_model
+from stir_train.models.load import load_model, resolve_device
 from stir_train.models.locate import resolve_model_path
 from stir_train.models.lora import make_whole_student
 from stir_train.models.public_name import public_name
@@ -106,6 +106,12 @@ def test_a_config_of_more_blocks_than_the_checkpoint_has_is_refused(directory: P
         load_model(ModelConfig(name=str(directory)))
 
 
+def test_a_config_of_fewer_blocks_than_the_checkpoint_has_is_refused(directory: Path) -> None:
+    edit_json(directory / "config.json", num_hidden_layers=5, layer_types=None)
+    with pytest.raises(ModelError, match=r"blocks that its config leaves out: model\.layers\.5"):
+        load_model(ModelConfig(name=str(directory)))
+
+
 def test_weights_that_are_no_numbers_are_refused(directory: Path) -> None:
     file = directory / "model.safetensors"
     tensors = load_file(file)
@@ -114,6 +120,11 @@ def test_weights_that_are_no_numbers_are_refused(directory: Path) -> None:
     save_file(tensors, file, {"format": "pt"})
     with pytest.raises(ModelError, match=f"{name}.*not finite"):
         load_model(ModelConfig(name=str(directory)))
+
+
+def test_a_gpu_that_is_not_here_is_named() -> None:
+    with pytest.raises(ModelError, match=r"model\.device: there is no cuda:99 here"):
+        resolve_device("cuda:99")
 
 
 def test_padding_is_always_a_row_of_the_embedding(directory: Path) -> None:

@@ -28,6 +28,7 @@ from stir_train.tools.serve import Address, plan_server
 from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import Intervention
 from stir_train.types.utility import Utility
+from tests.support.read_only import read_only
 from tests.support.smoke import (
     STAGES,
     Looked,
@@ -136,6 +137,14 @@ def test_what_only_reads_a_run_takes_no_lock_and_leaves_it_as_it_was(looked: Loo
     for verb, done in looked.answers.items():
         assert done.returncode == 0, (verb, done.stderr)
     assert looked.after == looked.before
+
+
+@pytest.mark.parametrize("verb", ["run", "report"])
+def test_what_would_write_to_a_read_only_disk_says_so(finished: Path, verb: str) -> None:
+    with read_only(finished / "smoke"):
+        done = run_smoke(finished, verb=verb)
+    assert done.returncode == 1
+    assert f"Read-only file system ({finished / 'smoke'}" in done.stderr
 
 
 def test_what_would_be_served_is_shown_and_what_cannot_be_is_refused(finished: Path) -> None:

@@ -53,7 +53,7 @@ def test_other_inputs_are_refused_by_name(tmp_path: Path) -> None:
         StageDir(tmp_path / "basis").require_settings({"basis": {"size": 5}})
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "manifest", "schema"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "manifest", "schema", "marker"])
 def test_damage_is_found(tmp_path: Path, damage: str) -> None:
     stage = _stage(tmp_path)
     stage.finish({})
@@ -68,11 +68,25 @@ def test_damage_is_found(tmp_path: Path, damage: str) -> None:
         file.unlink()
     elif damage == "manifest":
         manifest.write_text(manifest.read_text().replace("abc", "abd"))
+    elif damage == "marker":
+        (stage.path / "complete").write_bytes(b"\x80\x02")
     else:
         values = json.loads(manifest.read_text())
         manifest.write_text(json.dumps({**values, "schema": 99}))
     with pytest.raises(ArtifactError, match=r"damaged|missing|altered|schema version"):
         stage.file("part/a.safetensors")
+
+
+def test_damaged_records_of_an_unfinished_stage_are_named_or_made_again(tmp_path: Path) -> None:
+    stage = _stage(tmp_path)
+    assert stage.has("part/a.safetensors")
+    for checksum in (file for file in (stage.path / ".checksums").rglob("*") if file.is_file()):
+        checksum.write_bytes(b"\x80\x02")
+    assert not stage.has("part/a.safetensors")
+    for content in (b"{}", b'{"config": []}', b"[]", b"\x80"):
+        (stage.path / "stage.json").write_bytes(content)
+        with pytest.raises(ArtifactError, match=r"stage\.json"):
+            stage.settings()
 
 
 def test_what_a_killed_writer_left_is_gone_when_the_stage_goes_on(tmp_path: Path) -> None:

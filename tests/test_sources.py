@@ -120,6 +120,18 @@ def test_a_device_is_no_file() -> None:
         _read(Path("/dev/zero"))
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_column_that_stands_twice_is_refused(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"a.{suffix}"
+    if suffix == "csv":
+        file.write_text("question,answer,answer\nq,5,6\n")
+    else:
+        columns = [pa.array(["q"]), pa.array(["5"]), pa.array(["6"])]
+        pq.write_table(pa.table(columns, names=["question", "answer", "answer"]), file)
+    with pytest.raises(DataError, match="names a column twice"):
+        _read(file)
+
+
 @given(st.binary(max_size=200), st.sampled_from(["jsonl", "json", "csv", "parquet"]))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_any_bytes_are_problems_or_an_error_of_ours(

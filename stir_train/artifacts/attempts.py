@@ -8,19 +8,25 @@ none is at work is asked of its host; of another host, its last word must be rec
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from stir_train.artifacts.atomic import write_json
+from stir_train.errors import ArtifactError
 
 PROCESS_FILE, PROGRESS_FILE, PROVENANCE_FILE = "process.json", "progress.json", "provenance.json"
+FAILURE_FILE = "failure.json"
 RECENT_SECONDS = 600.0
 """A process on another host that said nothing for longer is taken to be gone."""
+
+
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,24 @@ class ProgressRecord:
 
 
 @dataclass(frozen=True)
+class FailureRecord:
+    """Why an attempt ended.
+
+    Attributes:
+        rank, host: Of the process that failed first.
+        kind: The exception's class.
+        message: What it says.
+        traceback: Where it was raised.
+    """
+
+    rank: int
+    host: str
+    kind: str
+    message: str
+    traceback: str
+
+
+@dataclass(frozen=True)
 class RunningProcess:
     """A process that is at work, and its last word if it said one."""
 
@@ -96,19 +120,30 @@ class Maker:
 
 
 def makers_of(run: Path) -> list[tuple[Maker, list[int]]]:
-    """What made a run, each with the numbers of its attempts, in order."""
+    """What made a run, each with the numbers of its attempts, in order.
+
+    Raises:
+        ArtifactError: If a record of it is damaged.
+    """
     found: list[tuple[Maker, list[int]]] = []
-    known = {part.name for part in dataclasses.fields(Maker)}
-    for attempt in sorted((run / "logs").glob("attempt_*"), key=_number):
-        held = _read(attempt / PROVENANCE_FILE)
-        if held is None:  # it ended before it had written any
+    for attempt in attempts_of(run):
+        maker = _read(attempt / PROVENANCE_FILE, Maker)
+        if maker is None:  # it ended before it had written any
             continue
-        maker = Maker(**{name: value for name, value in held.items() if name in known})
         if found and found[-1][0] == maker:
             found[-1][1].append(_number(attempt))
         else:
             found.append((maker, [_number(attempt)]))
     return found
+
+
+def failure_of(attempt: Path) -> FailureRecord | None:
+    """Why an attempt ended; None if it did not fail, or was killed.
+
+    Raises:
+        ArtifactError: If its record is damaged.
+    """
+    return _read(attempt / FAILURE_FILE, FailureRecord)
 
 
 def save_process(attempt: Path, record: ProcessRecord) -> None:
@@ -128,16 +163,17 @@ def running_processes(run: Path, *, host: str, now: float | None = None) -> list
         run: The run directory.
         host: This host's name: its own processes are looked up.
         now: Seconds since the epoch; the clock's if None.
+
+    Raises:
+        ArtifactError: If a record of them is damaged.
     """
     now = time.time() if now is None else now
     found = []
-    for attempt in sorted((run / "logs").glob("attempt_*"), key=_number):
-        held = _read(attempt / PROCESS_FILE)
-        if held is None:
+    for attempt in attempts_of(run):
+        process = _read(attempt / PROCESS_FILE, ProcessRecord)
+        if process is None:
             continue
-        process = ProcessRecord(**held)
-        said = _read(attempt / PROGRESS_FILE)
-        progress = None if said is None else ProgressRecord(**said)
+        progress = _read(attempt / PROGRESS_FILE, ProgressRecord)
         last = process.began_at if progress is None else progress.at
         here = process.host == host
         is_alive = _is_alive(process.pid) if here else now - last < RECENT_SECONDS
@@ -146,16 +182,27 @@ def running_processes(run: Path, *, host: str, now: float | None = None) -> list
     return found
 
 
+def attempts_of(run: Path) -> list[Path]:
+    """The directories of a run's attempts, in order."""
+    found = (run / "logs").glob("attempt_*")
+    return sorted((path for path in found if path.name[8:].isdecimal()), key=_number)
+
+
 def _number(attempt: Path) -> int:
     return int(attempt.name.rpartition("_")[2])
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """A record; None if it is not there, or was never finished."""
+def _read(path: Path, kind: type[Record]) -> Record | None:
+    """A record; None if it is not there."""
     if not path.is_file():
         return None
-    held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return held
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ArtifactError(
+            f"{path} is damaged; it says only what worked on this run, and no result depends on it: "
+            "delete it to go on without it"
+        ) from error
 
 
 def _is_alive(pid: int) -> bool:

@@ -34,7 +34,7 @@ SCHEMA_VERSION = 6
 CHECKSUMS = ".checksums"
 PROGRESS = ".progress"
 DISCARDED = ".discarded"
-METRICS_FILE, FAILURE_FILE = "metrics.jsonl", "failure.json"
+METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
 """The resolved configuration, of a run and of each attempt."""
 MARKER, MANIFEST, STAGE_FILE = "complete", "manifest.json", "stage.json"
@@ -117,9 +117,15 @@ class StageDir:
         """The settings that the stage was begun with, by name.
 
         Raises:
-            ArtifactError: If it was never begun.
+            ArtifactError: If it was never begun, or its record of them is damaged.
         """
-        return dict(_read_json(self.path / STAGE_FILE)["config"])
+        held = _read_json(self.path / STAGE_FILE).get("config")
+        if not isinstance(held, dict):
+            raise ArtifactError(
+                f"{self.path / STAGE_FILE} is damaged: it does not say what settings the stage was begun "
+                "with; remake the stage with --redo"
+            )
+        return dict(held)
 
     def require_settings(self, wanted: Mapping[str, Any]) -> None:
         """Check some of the settings that the stage, if begun, was begun with.
@@ -151,7 +157,7 @@ class StageDir:
         checksum = self._checksum_file(name)
         if not ((self.path / name).is_file() and checksum.is_file()):
             return False
-        return self._sha256(name) == checksum.read_text(encoding="utf-8").strip()
+        return self._sha256(name) == _one_line(checksum)
 
     def names(self) -> list[str]:
         """Names of the stage's files: of its manifest, or if it is unfinished of what is there so far.
@@ -195,7 +201,7 @@ class StageDir:
         """
         files = {
             name: {
-                "sha256": self._checksum_file(name).read_text(encoding="utf-8").strip(),
+                "sha256": _one_line(self._checksum_file(name)),
                 "bytes": (self.path / name).stat().st_size,
             }
             for name in self._file_names()
@@ -223,7 +229,7 @@ class StageDir:
                 f"{self.path}: schema version {manifest.get('schema')!r}, this stir-train reads "
                 f"{SCHEMA_VERSION}; remake the stage, or use the version that made it"
             )
-        marked = (self.path / MARKER).read_text(encoding="utf-8").strip()
+        marked = _one_line(self.path / MARKER)
         if json_sha256(manifest) != marked:
             raise ArtifactError(f"{self.path / MANIFEST} was altered after the stage finished")
         self._manifest = version, manifest
@@ -376,6 +382,11 @@ def _version(path: Path) -> _Version | None:
         return None
     found = path.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _one_line(path: Path) -> str:
+    """A hash that a file holds; of a damaged file something that is no hash."""
+    return path.read_text(encoding="utf-8", errors="replace").strip()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+
+def _refuse_repeats(values: tuple[object, ...]) -> tuple[object, ...]:
+    repeated = next((value for at, value in enumerate(values) if value in values[:at]), None)
+    if repeated is not None:
+        raise ValueError(f"names {repeated} twice")
+    return values
+
+
+DISTINCT = AfterValidator(_refuse_repeats)
+"""Of a list whose values are tried one after another: one that stands twice would be tried twice."""
 NonEmptyText = Annotated[str, Field(min_length=1)]
 
 

@@ -42,6 +42,10 @@ BOX_MARKER = "\\boxed{}"
 """As `task.answer_marker`: the answer stands in a box."""
 
 
+DEVICES = r"^(auto|spread|cpu|mps|(cuda|xpu|npu|hpu)(:[0-9]{1,3})?)$"
+"""Names of devices that can hold a model."""
+
+
 class ModelConfig(FrozenConfig):
     """Which causal language model, and how to hold it."""
 
@@ -53,7 +57,7 @@ class ModelConfig(FrozenConfig):
     """Pinned hub revision (commit, tag or branch); a commit is the only one that cannot move."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto` is bfloat16 on a GPU and float32 on a CPU."""
-    device: str = "auto"
+    device: Annotated[str, Field(pattern=DEVICES)] = "auto"
     """`auto` is the GPU when there is one; otherwise `cpu`, `cuda:N`, or `spread`: the model's blocks
     over all GPUs of the host, then its memory, then its disk, for one process that decodes slowly."""
     max_memory: dict[str, str] = Field(default_factory=dict)

@@ -59,7 +59,7 @@ class RunConfig(FrozenConfig):
     """Where run directories live."""
     seed: int = Field(default=0, ge=0)
     """Seeds sampling noise, the value head and distillation."""
-    num_threads: int | None = Field(default=None, ge=1)
+    num_threads: int | None = Field(default=None, ge=1, le=1024)
     """CPU threads of PyTorch; results are bitwise repeatable only for a fixed number."""
     effort: Effort = "standard"
     """How much is spent: sets the sizes of harvest, validation, tuning, evaluation and distillation that

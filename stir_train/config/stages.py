@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, JsonValue, PositiveFloat, PositiveInt
 
 from stir_train.config.backends import require_backend
-from stir_train.config.base import Fraction, FrozenConfig, NonNegativeFloat
+from stir_train.config.base import DISTINCT, Fraction, FrozenConfig, NonNegativeFloat
 from stir_train.config.baselines import BASELINES, require_baseline
 from stir_train.config.import_path import is_import_path
 from stir_train.config.inputs import TaskConfig
@@ -65,10 +65,12 @@ class RolloutConfig(FrozenConfig):
 class DirectionsConfig(FrozenConfig):
     """Reward-gradient directions from the recorded rollouts, and whether they are more than noise."""
 
-    places: tuple[Place, ...] = Field(default=("prompt_end", "every_token"), min_length=1)
+    places: Annotated[tuple[Place, ...], DISTINCT] = Field(
+        default=("prompt_end", "every_token"), min_length=1
+    )
     """Where vectors may be added. That of `every_token` is estimated from the prompt's end and the
     completion, since the rest of the prompt is the same in all samples."""
-    depths: tuple[Fraction, ...] = ()
+    depths: Annotated[tuple[Fraction, ...], DISTINCT] = ()
     """Depth fractions of the blocks; empty takes `harvest.depths`."""
     token_price: NonNegativeFloat = 0.0
     """The reward is `1[correct] - token_price * num_tokens / max_new_tokens`."""
@@ -92,7 +94,7 @@ class DirectionsConfig(FrozenConfig):
 class HarvestConfig(FrozenConfig):
     """Contrasting right and wrong rollouts at each control point."""
 
-    depths: tuple[Fraction, ...] = Field(default=(0.6, 0.8, 1.0), min_length=1)
+    depths: Annotated[tuple[Fraction, ...], DISTINCT] = Field(default=(0.6, 0.8, 1.0), min_length=1)
     """Depth fractions of the captured blocks, of which tuning picks: `round(depth * (num_blocks - 1))`."""
     num_positive: PositiveInt = 2
     """Best-rewarded correct rollouts averaged at a point."""
@@ -132,7 +134,9 @@ class ValidationConfig(FrozenConfig):
     """After each round entries that cannot help are given up, and the worse half of the blocks."""
     trials_per_round: PositiveInt = 2000
     """Continuations per round."""
-    strengths: tuple[PositiveFloat, ...] = Field(default=(1.0, 2.0, 3.0), min_length=1)
+    strengths: Annotated[tuple[PositiveFloat, ...], DISTINCT] = Field(
+        default=(1.0, 2.0, 3.0), min_length=1
+    )
     """Strengths tried; with each harvested block an injection."""
     selection_problems: PositiveInt = 128
     """Harvest problems that every injection's controller answers between rounds."""
@@ -184,21 +188,30 @@ class TuneConfig(FrozenConfig):
 
     enabled: bool = True
     """When off, `steering` is used as it stands."""
-    modes: tuple[SteeringMode, ...] = Field(default=("value", "preview", "static"), min_length=1)
+    modes: Annotated[tuple[SteeringMode, ...], DISTINCT] = Field(
+        default=("value", "preview", "static"), min_length=1
+    )
     """Controller modes to try; the best setting of each is evaluated, the best of all deployed."""
-    strengths: tuple[PositiveFloat, ...] = Field(default=(1.0, 2.0, 3.0), min_length=1)
+    strengths: Annotated[tuple[PositiveFloat, ...], DISTINCT] = Field(
+        default=(1.0, 2.0, 3.0), min_length=1
+    )
     """Strengths to try, in the modes that have one."""
-    depths: tuple[Fraction, ...] = ()
+    depths: Annotated[tuple[Fraction, ...], DISTINCT] = ()
     """Depths to try; empty tries every harvested depth."""
-    doubts: tuple[NonNegativeFloat, ...] = Field(default=(1.0, 3.0), min_length=1)
+    doubts: Annotated[tuple[NonNegativeFloat, ...], DISTINCT] = Field(
+        default=(1.0, 3.0), min_length=1
+    )
     """`steering.doubt` to try, in the modes that ask the value head."""
-    margins: tuple[float, ...] = ()
+    margins: Annotated[tuple[float, ...], DISTINCT] = ()
     """`steering.margin` to try, in the same modes; empty keeps the given one."""
-    candidates: tuple[PositiveInt, ...] = (4, 16)
+    candidates: Annotated[tuple[PositiveInt, ...], DISTINCT] = (4, 16)
     """`steering.num_candidates` to try, in the same modes, of twice as many nearest entries (or
     `steering.num_nearest`, if more); empty keeps the given one."""
-    vectors: dict[Place, Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]] = Field(
-        default={"prompt_end": (0.15, 0.3, 0.45), "every_token": (0.03, 0.06, 0.1)}, min_length=1
+    vectors: dict[Place, Annotated[tuple[PositiveFloat, ...], Field(min_length=1), DISTINCT]] = (
+        Field(
+            default={"prompt_end": (0.15, 0.3, 0.45), "every_token": (0.03, 0.06, 0.1)},
+            min_length=1,
+        )
     )
     """Of mode `vector`, norms to try by place, as shares of the typical norm of the states there (the
     table of stage directions has it): each alone, and of every two places together, at the block
@@ -213,7 +226,10 @@ class TuneConfig(FrozenConfig):
 class BaselinesConfig(FrozenConfig):
     """Other methods beside ours, each tuned on the same split."""
 
-    methods: tuple[Annotated[str, AfterValidator(require_baseline)], ...] | Literal["all"] = ()
+    methods: (
+        Annotated[tuple[Annotated[str, AfterValidator(require_baseline)], ...], DISTINCT]
+        | Literal["all"]
+    ) = ()
     """Which, by shipped name or by import path (`package.module:Name`); none by default, and `all` are the
     shipped ones. Each says in its docstring what is its paper's and what our choice."""
     num_halvings: Annotated[int, Field(ge=0, le=6)] = 1

@@ -179,12 +179,13 @@ def _mapping(node: yaml.MappingNode, key: str, problems: list[tuple[str, str]]) 
             continue
         name = name_node.value
         dotted = f"{key}.{name}" if key else name
-        if name == MERGE_KEY:
-            merged |= _merged(value_node, dotted, problems)
-        elif name in lines:
+        if name in lines:
             problems.append((dotted, f"given twice, on lines {lines[name]} and {line}"))
+            continue
+        lines[name] = line
+        if name == MERGE_KEY:
+            merged = _merged(value_node, dotted, problems)
         else:
-            lines[name] = line
             values[name] = _value(value_node, dotted, problems)
     return {**merged, **values}
 

@@ -8,12 +8,13 @@ import re
 import resource
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from fractions import Fraction
 from typing import Any, Literal
 
 from pebble import ProcessExpired, ProcessPool
 
 from stir_train.data.denials import is_no_number
+from stir_train.data.number_phrases import answer_number
+from stir_train.data.numbers import Number
 from stir_train.data.plain_text import clean
 
 Failure = Literal["timed out", "crashed"]
@@ -25,6 +26,8 @@ MAX_WORKER_BYTES = 4 << 30
 
 _BASE = re.compile(r"[0-9]\s*_\s*\{?\s*([0-9]+)")
 _ROWS = re.compile(r"\\\\(?![a-zA-Z])")
+MAX_PLACES = 15
+_OPENED = re.compile(r"[\s$]*(?:[^=\s(){}]{1,3}\s*=\s*)?(?:\\left\s*)?(\(|\\\{)")
 _DECIMAL = re.compile(r"\s*-?[0-9]{1,15}(?:\.[0-9]{1,15})?\s*")
 _UNFINISHED = re.compile(r"(?:[-+*/^=?]|\\(?:cdot|times|ldots|dots|div)|\.{2,})\s*$")
 _SCALED = re.compile(r"\b(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore)s?\b", re.I)
@@ -94,12 +97,34 @@ def check_math(gold: str, found: str) -> bool:
 
     if _is_read_in_part(found, gold):
         return False
-    if _DECIMAL.fullmatch(gold) and _DECIMAL.fullmatch(found):
-        return Fraction(gold.strip()) == Fraction(found.strip())  # math-verify compares six digits
+    if _bracket(gold) + _bracket(found) in ("({", "{("):
+        return False  # a point and a set
+    if (same := _are_one_number(gold, found)) is not None:
+        return same
     # The pool's time-out replaces the library's, which works in a main thread alone.
     parsed_gold = parse(_as_math(gold), parsing_timeout=None)
     parsed = parse(_as_math(found), parsing_timeout=None)
     return bool(verify(parsed_gold, parsed, timeout_seconds=None))
+
+
+def _are_one_number(gold: str, found: str) -> bool | None:
+    """Whether two numbers are equal, exactly: math-verify compares six digits. None where either is none.
+
+    Nor of a gold answer that no decimal is, such as a third: there six digits may be what was meant.
+    """
+    if "!" in gold + found or "[" in gold + found:
+        return None
+    wanted, number = (answer_number(clean(text.strip("$ "))) for text in (gold, found))
+    if not isinstance(wanted, Number) or not isinstance(number, Number):
+        return None
+    is_decimal = 10**MAX_PLACES % wanted.value.denominator == 0
+    return number.equals(wanted) if is_decimal else None
+
+
+def _bracket(text: str) -> str:
+    """The bracket that an answer as a whole stands in."""
+    opened = _OPENED.match(text)
+    return opened[1].lstrip("\\") if opened else ""
 
 
 def _is_read_in_part(found: str, gold: str) -> bool:

@@ -51,21 +51,24 @@ _OR_ANOTHER = re.compile(
 _NO_OPTION = re.compile(
     r"\W*(?:none|neither|both|all|any|either|each|cannot|can't|unknown)\b", re.IGNORECASE
 )
+_LISTED = re.compile(r"[-*\s]{0,4}[(\[]?[A-J][)\].:]\s*\S")
 _DIGIT = re.compile(r"[(\[]?(?:(?:option|choice|answer)\s+)?[(\[]?([1-9])[)\].]?$", re.IGNORECASE)
 _BOOLEAN = re.compile(
-    r"\b(yes|no|true|untrue|false|correct|incorrect)\b"
+    r"\b(yes|yep|yeah|no|nope|nah|true|untrue|false|correct|incorrect)\b"
     r"(?!\s+(?:one|doubt|matter|longer|more|answer|option|choice|statement|idea|clue|information|way|opinion"
     r"|particular|evidence|problem|wonder|reason|solution|need|exceptions?)\b)",
     re.IGNORECASE,
 )
 _MEANS = {
-    "yes": True, "true": True, "correct": True,
-    "no": False, "false": False, "incorrect": False, "untrue": False,
+    "yes": True, "yep": True, "yeah": True, "true": True, "correct": True,
+    "no": False, "nope": False, "nah": False, "false": False, "incorrect": False, "untrue": False,
 }  # fmt: skip
-_NEGATION = r"(?:\b(?:not|never|cannot|neither|nor|hardly|nothing|without|(?:any|every)thing\s+but|far\s+from)|n['\u2019]t)"
+_TAKEN_BACK = re.compile(r"\s+(?:is|was|would\s+be)\s+(?:not|wrong|incorrect|false)\b", re.I)
+_INITIAL = re.compile(r"\W*([yYTnNF])\W*")
+_NEGATION = r"(?:\b(?:not|never|cannot|neither|nor|hardly|nothing|without|no\s+way|(?:any|every)thing\s+but|far\s+from)|n['\u2019]t)"
 _TURNED = re.compile(rf"{_NEGATION}\s+(?:(?:be|a|the|quite|exactly|entirely)\s+){{0,2}}$", re.I)
 _NEAR_NEGATION = re.compile(
-    rf"{_NEGATION}(?:\s+(?!(?:so|therefore|hence|thus|but|and|answer)\b)\w+){{1,8}}\s+$",
+    rf"{_NEGATION}(?:\s+(?!(?:so|therefore|hence|thus|but|and|answer)\b)[\w'’]+){{1,8}}\s+$",
     re.IGNORECASE,
 )
 _UNSURE = re.compile(
@@ -126,8 +129,10 @@ def picked_option(phrase: str, options: Sequence[str]) -> str | Ambiguous | None
 def last_option(text: str, options: Sequence[str]) -> str | Ambiguous | None:
     """What the last line picks, for a response that states no answer in so many words."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
+    if not lines or lines[-1].endswith("?"):
         return None
+    if len(lines) > 1 and _LISTED.match(lines[-1]) and _LISTED.match(lines[-2]):
+        return Ambiguous()  # the options, once more
     return picked_option(lines[-1][-500:], options)
 
 
@@ -138,6 +143,8 @@ def picked_boolean(phrase: str) -> str | Ambiguous | None:
         None where it says neither; Ambiguous where it says both, hedges, asks, or takes it back.
     """
     phrase = clean(phrase)
+    if letter := _INITIAL.fullmatch(phrase):
+        return "yes" if letter[1] in "yYT" else "no"
     first = _BOOLEAN.search(phrase)
     if first is None:
         return None
@@ -150,6 +157,8 @@ def picked_boolean(phrase: str) -> str | Ambiguous | None:
     for found in _BOOLEAN.finditer(phrase):
         before = phrase[: found.start()]
         if _NEAR_NEGATION.search(before):
+            return Ambiguous()
+        if _TAKEN_BACK.match(phrase[found.end() :]):
             return Ambiguous()
         meanings.add(_MEANS[found[1].lower()] is not bool(_TURNED.search(before)))
     if len(meanings) > 1:
@@ -164,7 +173,7 @@ def last_boolean(text: str) -> str | Ambiguous | None:
         return None
     opening = re.findall(
         r"(?:^|[.!?:]\s+|\bso,?\s+|\btherefore,?\s+)[*_\"']*"
-        r"((?:yes|no|true|false)\b(?!\s+[a-z])(?:\s*(?:[/|;,-]|or|and)\s*(?:yes|no|true|false)\b)?)",
+        r"(?:(?:the\s+(?:statement|claim|answer)|it|this|that)\s+is\s+)?((?:yes|no|true|false)\b(?!\s+[a-z])(?:\s*(?:[/|;,-]|or|and)\s*(?:yes|no|true|false)\b)?)",
         lines[-1][-500:],
         re.IGNORECASE,
     )
@@ -230,9 +239,7 @@ def _contained(phrase: str, texts: Sequence[str]) -> str | Ambiguous | None:
     """The one option whose text occurs in the phrase; one that is part of another found does not count."""
     plain = _plain(phrase)
     places = {
-        i: [m for m in re.finditer(rf"(?<!\w){re.escape(text)}(?!\w)", plain)]
-        for i, text in enumerate(texts)
-        if text
+        i: [m for m in re.finditer(_alone(text), plain)] for i, text in enumerate(texts) if text
     }
     found = [(i, texts[i]) for i, matches in places.items() if matches]
     outer = [
@@ -254,6 +261,17 @@ def _contained(phrase: str, texts: Sequence[str]) -> str | Ambiguous | None:
         return Ambiguous()
     rest = plain[places[held[0]][-1].end() :]
     return Ambiguous() if _ASKED.match(rest) or is_corrected(rest) else LETTERS[held[0]]
+
+
+def _alone(text: str) -> str:
+    """A pattern of an option's text that is not part of something larger: 20 in 20.5, -20 or 20 %."""
+    before = r"(?<![\w])(?<!\w-)"
+    behind = r"(?!\w)"
+    if text[0].isdigit() or len(text) <= 2:
+        before += r"(?<![-+*/^√±<>])(?<![0-9][.,])"
+    if text[-1].isdigit() or len(text) <= 2:
+        behind += r"(?!\s?[*/^%!+√π]|\s?-\s?[0-9]|[.,][0-9])"
+    return before + re.escape(text) + behind
 
 
 def _plain(text: str) -> str:

@@ -11,8 +11,8 @@ _COMPARISON_WORDS = (
     r"|as\s+(?:many|much|few|little)\s+as"
 )
 _COMPARED = re.compile(
-    rf"\b(?:{_COMPARISON_WORDS})\s+(?:[a-z]+\s+){{0,2}}[-+]?\.?[0-9]"
-    r"|[0-9]\s*(?:[a-zA-Z]+\s+)?(?:or\s+(?:more|less|fewer|greater|higher|lower|above|below|so)\b"
+    rf"\b(?:{_COMPARISON_WORDS})\s+(?:[a-z]+\s+){{0,2}}[-+]?[(√]*\.?[0-9]"
+    r"|[0-9)]\s*(?:[a-zA-Z]+\s+)?(?:or\s+(?:more|less|fewer|greater|higher|lower|above|below|so)\b"
     r"|and\s+(?:above|below|up|over|under|older|younger|counting)\b"
     r"|at\s+(?:the\s+)?(?:least|most|maximum|minimum)\b|(?:on|up)wards?\b)",
     re.IGNORECASE,
@@ -25,14 +25,14 @@ REJECTED_BEHIND = (
     rf"(?:(?:is|was|are|were|would\s+be|seems|looks)\s+(?:clearly\s+|also\s+)?{_UNTRUE}\b"
     r"|(?:is|was|are|were|ca)n['\u2019]t\b|cannot\b|fails\b|(?:is|was)\s+out\b"
     r"|(?:does|do|did|would|could)(?:\s+not|n['\u2019]t)\s+(?:work|fit|hold|satisfy|match|make\s+sense)\b)"
-    r"|\s*[,;:(\u2014-]*\s*\(?(?:wrong|incorrect|nope|not)\)?\s*[.!]*$)"
+    r"|\s*[,;:(\u2014-]*\s*\(?(?:wrong|incorrect|nope|not|too\s+(?:low|high|many|few|large|small))\)?\s*[.!]*$)"
 )
 """Pattern of what says, behind an answer, that it is not the answer."""
 _DENIAL = re.compile(
-    r"(?:\b(?:not|never|cannot|neither|nor|except|no)|n['\u2019]t|\b(?:any|every)thing\s+but)\s+"
-    r"(?:(?:be|equals?|to|a|an|the|exactly|just|only|simply|quite|minus|negative)\s+){0,4}"
-    r"[-+]?\.?[0-9]"
-    rf"|[0-9]%?(?:\s*[a-zA-Z]+(?<!and))?{REJECTED_BEHIND}",
+    r"(?:\b(?:not|never|cannot|neither|nor|except|no|none\s+of)|n['\u2019]t|\b(?:any|every)thing\s+but)\s+"
+    r"(?:(?:be|equals?|to|a|an|the|these|those|exactly|just|only|simply|quite|minus|negative)\s+){0,4}"
+    r"[-+]?[(√]*\.?[0-9]"
+    rf"|[0-9)]%?(?:\s*[a-zA-Z]+(?<!and))?{REJECTED_BEHIND}",
     re.IGNORECASE,
 )
 _CORRECTION = (

@@ -42,6 +42,7 @@ _ABOUT_THE_ANSWER = re.compile(
 )
 """What follows "the answer is" where its value is not stated: "rounded to 2 decimals"."""
 _FACTORIAL = re.compile(r"[0-9)}]\s*!(?!=)")
+_GOES_ON = re.compile(r"[0-9]\s*(?:\.{2,}|…)\s*$")
 
 Value = TypeVar("Value")
 
@@ -205,7 +206,7 @@ def _grade_numeric(text: str, gold: Gold, truncated: bool, config: TaskConfig) -
 
 
 def _stated_number(statement: Statement) -> Number | Ambiguous | None:
-    if statement.in_box and _FACTORIAL.search(statement.text):
+    if statement.in_box and (_FACTORIAL.search(statement.text) or _GOES_ON.search(statement.text)):
         return Ambiguous()
     if not (statement.in_box or statement.is_marked) and _ABOUT_THE_ANSWER.match(statement.text):
         return None

@@ -32,6 +32,10 @@ _LABELS = (
     "|chapter|page|solution|exercise|hint|remark|stage|phase|appendix|footnote|line"
 )
 _LABEL = re.compile(rf"\W*(?:{_LABELS})s?\s*#?\s*[0-9]+(?![0-9])", re.IGNORECASE)
+_DENIED_BEFORE = re.compile(
+    r"(?:\b(?:not|never|cannot)|n['\u2019]t)\s+(?:(?:be|the|an?|answer|exactly|just)\s*){1,3}$",
+    re.IGNORECASE,
+)
 _CALCULATING = "+-*/^×÷%√:_&"
 
 
@@ -62,13 +66,19 @@ def last_number(text: str) -> Number | Ambiguous | None:
         tokens = tokenize(normalise(line))
         numbers = [i for i, token in enumerate(tokens) if token.kind == "number"]
         if numbers:
-            run = _run_around(tokens, numbers[-1])
-            return answer_number("".join(t.text if t.glued else f" {t.text}" for t in run))
+            start, end = _run_around(tokens, numbers[-1])
+            if _DENIED_BEFORE.search(_written(tokens[max(start - 5, 0) : start])):
+                return Ambiguous()
+            return answer_number(_written(tokens[start:end]))
     return None
 
 
-def _run_around(tokens: Sequence[Token], at: int) -> Sequence[Token]:
-    """The number at ``at`` with all that belongs to it: signs, brackets, variables, "or more"."""
+def _written(tokens: Sequence[Token]) -> str:
+    return "".join(token.text if token.glued else f" {token.text}" for token in tokens)
+
+
+def _run_around(tokens: Sequence[Token], at: int) -> tuple[int, int]:
+    """Where the run of tokens begins and ends that is the number at ``at`` with all that belongs to it: signs, brackets, variables, "or more"."""
     start, end = at, at + 1
     while start > 0 and _belongs(tokens, start - 1):
         start -= 1
@@ -85,7 +95,7 @@ def _run_around(tokens: Sequence[Token], at: int) -> Sequence[Token]:
     while end > at + 1 and tokens[end - 1].text in ")]" and _closing(tokens[start:end], 0) is None:
         end -= 1  # it closes a bracket with words in it
     is_dash = tokens[start].text in "-+*" and not tokens[start + 1].glued if start < at else False
-    return tokens[start + is_dash : end]
+    return start + is_dash, end
 
 
 def _belongs(tokens: Sequence[Token], at: int) -> bool:
@@ -122,6 +132,8 @@ def _read_equation(tokens: Sequence[Token]) -> Number | Ambiguous | None:
     """Read the sides of an equation: the last that is a number counts, if all the others are clear."""
     sides = _sides(tokens)
     readings = [_read_side(side) for side in sides]
+    if len(sides) > 1 and not sides[-1]:
+        return Ambiguous()  # "3 ="
     if len(sides) == 1:
         only = readings[0]
         return Ambiguous() if only in ("name", "calculation") else only  # type: ignore[return-value]

@@ -52,6 +52,12 @@ SMALL_NUMBERS = _words(
     """
 )
 """Numbers in words; they are not read, but beside digits they change what those say."""
+SPELT_NUMBERS = (
+    SMALL_NUMBERS
+    | SCALES.keys()
+    | _words("zero one half halves third thirds quarter quarters fourths fifth fifths tenth tenths")
+) - {"bn", "grand"}
+"""Words that numbers are spelt with."""
 ATTACHED_BEFORE = (
     OPERATION_BEFORE
     | OPERATION_AFTER

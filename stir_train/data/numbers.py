@@ -262,7 +262,7 @@ def _scale(tokens: Sequence[Token], at: int) -> tuple[int, int]:
 def _percent(tokens: Sequence[Token], at: int) -> tuple[bool, int]:
     if at >= len(tokens):
         return False, at
-    if tokens[at].is_text("%", "percent"):
+    if tokens[at].is_text("%", "percent", "pct"):
         return True, at + 1
     following = at + 1 < len(tokens) and tokens[at + 1]
     if following and (

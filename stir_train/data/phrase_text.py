@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from stir_train.data.number_words import SPELT_NUMBERS
+
 _SUBSCRIPT = re.compile(r"(?<=[a-zA-Z])_\s*(?:\([^()]{0,40}\)|[0-9a-zA-Z]+| [0-9a-zA-Z]{1,5} )")
 _TAG = re.compile(r"</?[a-zA-Z]{1,10}\s?/?>")
 _TIMES = re.compile(r"(?<=[0-9])\s?[xX]\s?(?=[0-9])")
@@ -22,8 +24,20 @@ _AND_A_HALF = re.compile(
     r"(?<=[0-9]) and (?:(?:a|one)[ -](half|quarter|third)|(two|three)[ -](quarters|thirds))\b",
     re.IGNORECASE,
 )
+_AND_A_FRACTION = re.compile(r"(?<=[0-9])\s+and\s+(?=\(?[0-9]{1,3}\)?\s?/\s?\(?[0-9])")
 _PARTS = {"half": "1/2", "quarter": "1/4", "third": "1/3"}
 _NUM_PARTS = {"two": "2", "three": "3"}
+_SPELT = (
+    rf"(?<![\w-])(?:(?:{'|'.join(sorted(SPELT_NUMBERS, reverse=True))}|an?)(?![a-zA-Z])"
+    r"(?:,?\s+and\s+|[,\s-]\s*)?){1,16}+"
+)
+_SPELT_BEFORE = re.compile(
+    rf"((?:minus|negative)\s+)?{_SPELT}"
+    r"(?=\(\s*\(?([-+]?)\.?[0-9][^()]*\)?(?:/\([0-9]+\))?\s*\))",
+    re.IGNORECASE,
+)
+_SPELT_BEHIND = re.compile(rf"(?<=[0-9)])\s*\(\s*{_SPELT}\s*\)", re.IGNORECASE)
+"""A number in words and, in brackets, in digits; and the other way round."""
 _SENTENCE_END = re.compile(r"(?<=\S)[.!?]+[\"')\]*]*(?=\s+[^\W\d]|\s+[(\[\"'#]|\s*$)")
 _REASON = re.compile(
     r"[,;]?\s+(?:because|since|as|which|due to|given that|meaning|i\.e\.|e\.g\.)\s.*", re.DOTALL
@@ -41,8 +55,14 @@ def normalise(phrase: str) -> str:
     phrase = _TIMES.sub("×", _ROOT_WORD.sub("√", phrase))
     for written, sign in _RELATIONS:
         phrase = phrase.replace(written, sign)
-    phrase = _AND_A_HALF.sub(_written_part, phrase)
+    phrase = _SPELT_BEHIND.sub(" ", _SPELT_BEFORE.sub(_sign_word, phrase))
+    phrase = _AND_A_FRACTION.sub(" ", _AND_A_HALF.sub(_written_part, phrase))
     return _DENIED_LAST.sub(r"\1 ", _DENIED_FIRST.sub(" ", phrase))
+
+
+def _sign_word(match: re.Match[str]) -> str:
+    """ "minus twelve (12)" keeps its sign, which "minus twelve (-12)" has in its digits."""
+    return "" if match[2] == "-" else match[1] or ""
 
 
 def _written_part(match: re.Match[str]) -> str:

@@ -13,6 +13,9 @@ _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-", strict
 _MINUS = dict.fromkeys(map(ord, "−–‒﹣－➖‐"), "-")
 _SLASHES = {ord("⁄"): "/", ord("∕"): "/"}
 _EM_DASH_SIGN = re.compile(r"(?:^|(?<=[(\[$]))—(?=[$.]?[0-9])")
+_ARROW_FIRST = re.compile(
+    r"^\s*\$?(?:[→⇒➜➔⟶]|\\(?:implies|(?:[Rr]|[Ll]ongr)ightarrow)(?![a-zA-Z]))"
+)
 _STRUCK_OUT = re.compile(r"~~[^~\n]{1,200}~~|<(s|del|strike)>[^<\n]{0,200}</\1>")
 _CURRENCY = "$€£¥₹₽"
 _BRACED = r"\{\s*([^{}]{1,80})\s*\}"
@@ -34,7 +37,10 @@ _LATEX = (
     ),
     (re.compile(r"\{([^{}]{1,80})\\over(?![a-zA-Z])([^{}]{1,80})\}"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\[()\[\]]|\\(?:qquad|quad)(?![a-zA-Z])"), " "),
+    (re.compile(r"(?<=[0-9])(?:\\!)?,\\!(?=[0-9]{3}(?![0-9]))"), ""),
     (re.compile(r"(?<=[0-9])(?:\{,\}|\\[,!])(?=[0-9])"), ""),
+    (re.compile(r"\\(?:blacksquare|qed|checkmark)(?![a-zA-Z])|\\\\\s*$"), " "),
+    (re.compile(r"(?<=[0-9)}])\s?[·⋅∙]\s?(?=[0-9(√\\])"), "×"),
     (re.compile(r"\\[,;!: ]"), " "),
     (re.compile(r"\\([%$#&])"), r"\1"),
     (re.compile(r"\\(?:times|cdot)(?![a-zA-Z])"), "×"),
@@ -54,7 +60,7 @@ MAX_NESTING = 3
 """Fractions and roots within each other, from the inside."""
 _BOLD_DIGITS = re.compile(r"(?<=[0-9)])\*\*(?=[0-9(-])")
 _EMPHASIS = re.compile(r"(?<![\w)*])([*_])(?=\S)([^*_\n]{1,80})(?<=\S)\1(?![\w*])")
-_NARROW_GROUPS = re.compile(r"(?<=[0-9])[\u00a0\u202f\u2009](?=[0-9]{3}(?![0-9]))")
+_NARROW_GROUPS = re.compile(r"(?<=[0-9])[\u00a0\u202f\u2009\u2019](?=[0-9]{3}(?![0-9]))")
 _DOLLARS_OF = re.compile(
     r"(?<![a-zA-Z])(?:US|AUD?|CAD?|NZD?|HKD?|NT|SGD?|MXN?|R|S)\$(?=\s?[-.]?[0-9])"
 )
@@ -79,7 +85,7 @@ def clean(text: str) -> str:
     text = re.sub(
         "[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda m: "^" + "".join(_SUPERSCRIPTS[c] for c in m.group()), text
     )
-    text = _NARROW_GROUPS.sub("", text)
+    text = _NARROW_GROUPS.sub("", _ARROW_FIRST.sub("", text))
     text = unicodedata.normalize("NFKC", text).translate(_MINUS | _SLASHES)
     text = _STRUCK_OUT.sub(" ", _EM_DASH_SIGN.sub("-", text))
     text = "".join(

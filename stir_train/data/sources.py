@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def read_json(text: str | bytes) -> Any:
             parse_int=NumberText,
             parse_float=NumberText,
             parse_constant=_refuse_constant,
-            object_pairs_hook=_without_repeats,
+            object_pairs_hook=without_repeats,
         )
     except RecursionError as error:
         raise DataError("not JSON: nested too deeply") from error
@@ -118,7 +118,12 @@ def _refuse_constant(name: str) -> None:
     raise DataError(f"{name} is no number in JSON; write it as text, or leave the row out")
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, as a hook of `json.loads`.
+
+    Raises:
+        DataError: If a key stands twice in it.
+    """
     values = dict(pairs)
     if len(values) < len(pairs):
         repeated = next(key for key in values if sum(key == k for k, _ in pairs) > 1)
@@ -168,8 +173,7 @@ def _csv_rows(file: Path) -> Iterator[SourceRow]:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.reader(lines, strict=True)
             columns = next(reader, [])
-            if len(set(columns)) < len(columns):
-                raise DataError(f"task.source: {file} names a column twice: {', '.join(columns)}")
+            _require_columns_once(file, columns)
             for cells in reader:
                 place = f"{file}:{reader.line_num}"
                 if len(cells) == len(columns):
@@ -182,9 +186,15 @@ def _csv_rows(file: Path) -> Iterator[SourceRow]:
         raise DataError(f"task.source: {file} is not UTF-8 (byte {error.start})") from error
 
 
+def _require_columns_once(file: Path, columns: Sequence[str]) -> None:
+    if len(set(columns)) < len(columns):
+        raise DataError(f"task.source: {file} names a column twice: {', '.join(columns)}")
+
+
 def _parquet_rows(file: Path) -> Iterator[SourceRow]:
     try:
         table = pq.ParquetFile(file)
+        _require_columns_once(file, table.schema_arrow.names)
         number = 0
         for batch in table.iter_batches():
             single = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import socket
 import time
@@ -10,13 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stir_train.artifacts.attempts import RunningProcess, running_processes
-from stir_train.artifacts.run_dir import CHECKSUMS, CONFIG_FILE, FAILURE_FILE, RunDir
+from stir_train.artifacts.attempts import (
+    RunningProcess,
+    attempts_of,
+    failure_of,
+    running_processes,
+)
+from stir_train.artifacts.run_dir import CHECKSUMS, CONFIG_FILE, RunDir
 from stir_train.config.load import load_config
 from stir_train.config.pipeline import STAGE_NAMES, stages_off
 from stir_train.config.run import RunConfig
 from stir_train.errors import ArtifactError, StageError
-from stir_train.launch.slurm import LOGS, SLURM, recorded_jobs, submitted_jobs
+from stir_train.launch.slurm import SLURM, recorded_jobs, submitted_jobs
 from stir_train.launch.slurm_commands import ALIVE, job_state
 from stir_train.monitoring.console import duration
 from stir_train.runtime.upstream import WHY, End, abstains, end_of_run, stages_left_out
@@ -232,15 +236,13 @@ def _figures(summary: dict[str, object]) -> str:
 
 def _last_failure(run_dir: RunDir) -> str:
     """The message of the newest attempt, if it failed."""
-    attempts = sorted(
-        (run_dir.path / LOGS).glob("attempt_*"), key=lambda p: int(p.name.rpartition("_")[2])
-    )
-    if not attempts or not (attempts[-1] / FAILURE_FILE).is_file():
+    attempts = attempts_of(run_dir.path)
+    failure = failure_of(attempts[-1]) if attempts else None
+    if failure is None:
         return ""
-    held = json.loads((attempts[-1] / FAILURE_FILE).read_text(encoding="utf-8"))
     return (
-        f"{attempts[-1].name}: rank {held['rank']} on {held['host']}: {held['kind']}: "
-        f"{held['message']}"
+        f"{attempts[-1].name}: rank {failure.rank} on {failure.host}: {failure.kind}: "
+        f"{failure.message}"
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from stir_train.models.sharding import (
     load_tensor_parallel,
     load_zero3,
 )
+
+_BLOCK_NUMBER = re.compile(r"\.[0-9]+\.")
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,7 @@ def _load_whole(path: str, settings: dict[str, Any], device: torch.device) -> Pr
         for what, names in (
             ("missing from its files", found["missing_keys"]),
             ("of another shape than its config says", found["mismatched_keys"]),
+            ("of blocks that its config leaves out", _left_out(model, found["unexpected_keys"])),
         )
         if names
     ]
@@ -138,6 +142,12 @@ def _load_whole(path: str, settings: dict[str, Any], device: torch.device) -> Pr
                 "checkpoint is damaged, or was saved from a training that diverged"
             )
     return model.to(device)  # type: ignore[arg-type]  # transformers wraps the signature
+
+
+def _left_out(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Those of some names that would be weights of one more block: layers.7 of a model with layers.0 to 6."""
+    held = {name for name, _ in model.named_parameters()}
+    return [name for name in names if _BLOCK_NUMBER.sub(".0.", name, count=1) in held]
 
 
 def load_trainable(config: ModelConfig, world: World, deepspeed: dict[str, Any]) -> LoadedModel:
@@ -194,9 +204,19 @@ def _as_loaded(
 
 
 def resolve_device(device: str, local_rank: int = 0) -> torch.device:
-    """Resolve ``auto`` to this rank's GPU when there is one."""
+    """Resolve ``auto`` to this rank's GPU when there is one.
+
+    Raises:
+        ModelError: If a GPU is named that is not here.
+    """
     if device != "auto":
-        return torch.device(device)
+        found = torch.device(device)
+        if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+            raise ModelError(
+                f"model.device: there is no {device} here: torch finds {torch.cuda.device_count()} GPUs; "
+                "use auto, or cpu"
+            )
+        return found
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", local_rank % torch.cuda.device_count())

@@ -19,8 +19,14 @@ from pathlib import Path
 from rich.console import Console
 
 from stir_train.artifacts.atomic import write_json, write_text
-from stir_train.artifacts.attempts import PROVENANCE_FILE, ProcessRecord, save_process
-from stir_train.artifacts.run_dir import CONFIG_FILE, FAILURE_FILE, METRICS_FILE, RunDir
+from stir_train.artifacts.attempts import (
+    FAILURE_FILE,
+    PROVENANCE_FILE,
+    FailureRecord,
+    ProcessRecord,
+    save_process,
+)
+from stir_train.artifacts.run_dir import CONFIG_FILE, METRICS_FILE, RunDir
 from stir_train.config.base import imported_by
 from stir_train.config.import_path import load_object
 from stir_train.config.load import dump_config
@@ -205,16 +211,16 @@ def _record_failure(attempt: Path, world: World, error: Exception) -> None:
     """Leave word of what went wrong; of several ranks the first to fail is the cause."""
     if isinstance(error, Preempted | PeerError):
         return
-    message = {
-        "rank": world.rank,
-        "host": world.launch.host,
-        "kind": type(error).__name__,
-        "message": str(error),
-        "traceback": traceback.format_exc(),
-    }
+    failure = FailureRecord(
+        world.rank,
+        world.launch.host,
+        type(error).__name__,
+        str(error),
+        traceback=traceback.format_exc(),
+    )
     try:
         with (attempt / FAILURE_FILE).open("x", encoding="utf-8") as stream:
-            json.dump(message, stream, indent=1)
+            json.dump(dataclasses.asdict(failure), stream, indent=1)
     except FileExistsError:
         return  # another rank failed before
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from stir_train.config.deepspeed import deepspeed_config
+from stir_train.config.inputs import SPREAD
 from stir_train.config.pipeline import stages_off
 from stir_train.config.run import RunConfig
 from stir_train.config.steering import PreviewingSteering
@@ -16,6 +17,7 @@ from stir_train.distill.plan import one_module
 from stir_train.distill.terms import make_terms
 from stir_train.errors import StageError, StirError
 from stir_train.models.describe import ModelDescription
+from stir_train.models.load import resolve_device
 from stir_train.models.lora_targets import require_servable_targets
 from stir_train.monitoring.console import caution
 from stir_train.runtime.context import RunContext
@@ -84,7 +86,9 @@ def _checks(context: RunContext, left: set[str]) -> Iterator[Callable[[], None]]
     if not left - {"report"}:
         return
     _ = context.resources.described  # where there is no model, nothing else can be asked
-    yield lambda: _require_room(context, "evaluate" in left)
+    if config.model.device != SPREAD:
+        yield lambda: _require_device(context)
+    yield lambda: _require_prompts(context, "evaluate" in left)
     if "rollout" in left and config.external.is_used:
         yield lambda: require_external(context)
     if left & {"value", "distill"}:
@@ -104,14 +108,43 @@ def _require_targets(config: RunConfig) -> None:
             require_servable_targets(config.model, one_module(config.distill, objective, block=0))
 
 
-def _require_room(context: RunContext, asks_others: bool) -> None:
-    """Check that every prompt of every split leaves room for a completion."""
+def _require_prompts(context: RunContext, asks_others: bool) -> None:
+    """Check that the model can read every prompt of every split, and has room for a completion."""
     described = context.resources.described
     places = {problem.problem_id: problem.place for problem in context.problems}
     asked: dict[str, Sequence[Prompt]] = {name: split for name, split in context.splits.items()}
     if asks_others:
         asked |= {f"evaluate.out_of_domain.{n}": p for n, p in context.out_of_domain.items()}
+    require_known_tokens(asked, places, described.vocab_size)
     require_room(asked, places, described.max_tokens, context.config.generation.max_new_tokens)
+
+
+def _require_device(context: RunContext) -> None:
+    resolve_device(context.config.model.device, context.world.launch.local_rank)
+
+
+def require_known_tokens(
+    asked: Mapping[str, Sequence[Prompt]], places: Mapping[str, str], vocab_size: int
+) -> None:
+    """Check that a model has a row for every token of its prompts.
+
+    Args:
+        asked: Prompts by split or task.
+        places: Where problems stand in their source, by id.
+        vocab_size: Rows of the model's embedding.
+
+    Raises:
+        StageError: Naming a prompt that holds another, by where it stands.
+    """
+    for name, prompts in asked.items():
+        for prompt in prompts:
+            beyond = max(prompt.token_ids, default=0)
+            if beyond >= vocab_size:
+                place = places.get(prompt.prompt_id) or repr(prompt.question[:60])
+                raise StageError(
+                    f"{place} ({name}) holds token {beyond}, and the model's embedding has {vocab_size} "
+                    "rows: its tokenizer is another model's, or was extended without the model"
+                )
 
 
 def require_room(

@@ -133,7 +133,7 @@ def _warnings(config: RunConfig, costs: Sequence[StageCost]) -> list[str]:
             f"{in_words(hours)} is more than warn_hours={config.warn_hours:g}; effort=quick, fewer modes or "
             "smaller splits spend less"
         )
-    memory = max(cost.memory_gib for cost in costs)
+    memory = max((cost.memory_gib for cost in costs), default=0.0)
     own = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
     on_cpu = config.model.device == "cpu" or not torch.cuda.is_available()
     if on_cpu and memory > own / 2:

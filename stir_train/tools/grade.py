@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from stir_train.config.inputs import TaskConfig
 from stir_train.data.grading import Grader, require_gold
 from stir_train.data.problems import gold_as_written, require_text
+from stir_train.data.sources import NumberText, without_repeats
 from stir_train.errors import DataError
 from stir_train.types.rollout import Gold
 
@@ -86,7 +87,8 @@ def _lines(path: Path, task: TaskConfig, bad: list[str]) -> Iterator[ResponseLin
 
 def _parse(line: bytes, task: TaskConfig) -> ResponseLine:
     try:
-        values = json.loads(line)
+        values = json.loads(line, object_pairs_hook=without_repeats)
+        written = json.loads(line, parse_int=NumberText, parse_float=NumberText)
     except (ValueError, RecursionError) as error:
         raise DataError(f"not JSON: {error}") from error
     if not isinstance(values, dict):
@@ -100,7 +102,7 @@ def _parse(line: bytes, task: TaskConfig) -> ResponseLine:
         raise DataError("choices is not a list of texts")
     if not isinstance(truncated, bool):
         raise DataError(f"truncated is neither true nor false: {truncated!r:.80}")
-    answer, question = gold_as_written(values["answer"], task), values.get("question", "")
+    answer, question = gold_as_written(written["answer"], task), values.get("question", "")
     texts = [("response", response), ("gold answer", answer), ("question", question)]
     texts += [(key, value) for key, value in values.items() if isinstance(value, str)]
     for name, text in (*texts, *(("option", choice) for choice in choices)):

@@ -73,6 +73,12 @@ TEXTS = (
     ),
     *('extends: ["\\0"]', "extends: [no.yaml]", f"extends: [{'x' * 5000}]", "extends: [[a.yaml]]"),
     *("extends: [config.yaml]", "extends: [./config.yaml, ./config.yaml]", "extends: true"),
+    "name: x\nnum_threads: 100000",  # crashes torch
+    # Values that would be tried twice.
+    *("name: x\nharvest: {depths: [0.5, 0.5]}", "name: x\ntune: {modes: [value, value]}"),
+    "name: x\ntune: {strengths: [1.0, 2.0, 1.0]}",
+    "name: x\nvalidation: {strengths: [3, 3.0]}",
+    "name: x\n<<: {seed: 1}\n<<: {seed: 2}",
     # Settings that cannot work.
     *("name: x\nharvest: {depths: [2]}", "name: x\nharvest: {depths: 1}", "name: x\nseed: -1"),
     *(
@@ -102,6 +108,8 @@ TEXTS = (
     f"name: x\ntask: {{grader: regex, answer_regex: '{'(' * 3000}{')' * 3000}'}}",
     *("name: x\nmodel: {shards: 2}", "name: x\nmodel: {max_memory: {cpu: 1GiB}}"),
     *("name: x\nmodel: {max_memory: [cpu]}", "name: x\nmodel: {device: spread}"),
+    *("name: x\nmodel: {device: gpu}", "name: x\nmodel: {device: 'cuda:-1'}"),
+    *("name: x\nmodel: {device: meta}", "name: x\nmodel: {device: 'cpu:9'}"),
 )
 """Whole files."""
 

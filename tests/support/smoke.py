@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stir_train.artifacts.run_dir import RunDir
 from tests.support.commands import stir_train
+from tests.support.read_only import read_only
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMOKE = ROOT / "configs" / "tiny" / "smoke.yaml"
@@ -76,7 +77,7 @@ class Looked:
 
 
 def look_at_smoke(output: Path, adapter: Path) -> Looked:
-    """Run each of these verbs once, while the run is locked as by another process that goes on with it."""
+    """Run each of these verbs once, on a disk that is read-only, while another process holds the run's lock."""
     verbs = {
         "trace": (),
         "generate": ("--prompt", "a3, b4, c1, d9: ones sum, exam\n"),
@@ -84,10 +85,20 @@ def look_at_smoke(output: Path, adapter: Path) -> Looked:
         "verify": (),
     }
 
+    of_a_run = {
+        "inspect": ("--deep",),
+        "status": (),
+        "explain": (),
+        "compare": (str(output / "smoke"),),
+    }
+
     def listed() -> dict[Path, int]:
         return {path: path.lstat().st_mtime_ns for path in (output / "smoke").rglob("*")}
 
     with RunDir(output / "smoke").locked():
         before = listed()
-        answers = {verb: run_smoke(output, *more, verb=verb) for verb, more in verbs.items()}
+        with read_only(output / "smoke"):
+            answers = {verb: run_smoke(output, *more, verb=verb) for verb, more in verbs.items()}
+            for verb, more in of_a_run.items():
+                answers[verb] = stir_train(verb, str(output / "smoke"), *more)
         return Looked(answers, adapter, before, listed())
