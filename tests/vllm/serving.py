@@ -130,10 +130,16 @@ class Server:
 
 
 @contextmanager
-def serving(run: Path, *arguments: str) -> Iterator[Server]:
-    """Start a server of a run on a free port; stop it as a terminal or a cluster does."""
+def serving(run: Path, *arguments: str, module: str = "stir_train") -> Iterator[Server]:
+    """Start a server of a run on a free port; stop it as a terminal or a cluster does.
+
+    Args:
+        run: Its directory.
+        arguments: Of vLLM's.
+        module: Whose command line it is.
+    """
     port = _free_port()
-    command = ["stir_train", "serve", str(run), "--port", str(port), "--", *SMALL, *arguments]
+    command = [module, "serve", str(run), "--port", str(port), "--", *SMALL, *arguments]
     with _started(command, port) as server:
         yield server
 

@@ -162,6 +162,20 @@ def test_what_one_request_left_in_the_cache_is_not_anothers(
     assert server.metric("vllm:prefix_cache_hits_total") > before, "prompts are shared"
 
 
+def test_without_our_keys_it_is_anothers(run: Path, ours: Ours, prompts: list[Prompt]) -> None:
+    """The remedy taken away: what was steered as a completion is read from the cache as an unsteered prompt."""
+    ids = (prompts[0].token_ids * 8)[:LONG]
+    first = dataclasses.replace(prompts[0], token_ids=ids)
+    made = ours.completed(first, 1.0, 80, stops=False)
+    further = dataclasses.replace(first, token_ids=(*ids, *made.token_ids[:-2]))
+    with serving(run, "--max-model-len=256", module="tests.vllm.unkeyed_server") as server:
+        answer = server.complete(BASE, ids, 80, 1.0, ignore_eos=True)
+        _require_same(answer, made)
+        again = server.complete(BASE, further.token_ids, 8, 0.0)
+    with pytest.raises(AssertionError):
+        _require_same(again, ours.completed(further, 0.0, 8))
+
+
 def test_by_the_openai_client_and_by_curl(
     server: Server, ours: Ours, prompts: list[Prompt]
 ) -> None:
