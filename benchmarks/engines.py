@@ -20,7 +20,7 @@ of the others, with the least and the most.
 from __future__ import annotations
 
 import argparse
-import os
+import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -46,8 +46,6 @@ from stir_train.steering.controller import BasisController
 from stir_train.types.rollout import Prompt
 
 NUM_POINTS, EVERY_TOKENS = 8, 16
-NO_TOKEN = -1
-"""Ends no completion."""
 OURS, VLLM = "transformers", "vllm"
 ENGINES = {OURS: "ours", VLLM: "vLLM"}
 """Heading of each backend."""
@@ -119,7 +117,7 @@ class Work:
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=sampling.max_new_tokens,
-                eos_token_id=NO_TOKEN,
+                min_new_tokens=sampling.max_new_tokens,
                 pad_token_id=0,
                 output_hidden_states=capture,
                 return_dict_in_generate=True,
@@ -189,8 +187,8 @@ def _cell(measured: Sequence[Turn], *, by_wall: bool) -> str:
 
 def _cpu_seconds() -> float:
     """Of this process, all its threads, and its children that have ended."""
-    took = os.times()
-    return took.user + took.system + took.children_user + took.children_system
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def main() -> None:
