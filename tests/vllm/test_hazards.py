@@ -22,7 +22,6 @@ from stir_train.generation.backend import (
 from stir_train.generation.controller import ControlBatch, Decision, Steering
 from stir_train.generation.fixed import FixedVector
 from stir_train.generation.transformers.engine import DecodeEngine
-from stir_train.generation.vllm.block_keys import Hashing
 from stir_train.generation.vllm.engine import VLLMEngine
 from stir_train.generation.vllm.extent import BLOCK_TOKENS
 from stir_train.models.load import LoadedModel
@@ -88,7 +87,9 @@ def _long(result: GenerationResult) -> list[tuple[float, ...]]:
 
 
 @contextmanager
-def _unkeyed(_steered: object) -> Iterator[Hashing]:
+def _unkeyed(_steered: object) -> Iterator[object]:
+    from stir_train.generation.vllm.block_keys import Hashing
+
     yield Hashing(is_called=True)
 
 
