@@ -27,11 +27,17 @@ from stir_train.generation.vllm.engine import VLLMEngine
 from stir_train.generation.vllm.extent import BLOCK_TOKENS, Extent
 from stir_train.generation.vllm.passes import Fed, plan_pass, record_pass
 from stir_train.generation.vllm.track import Track
-from stir_train.generation.vllm.versions import installed_version, require_internals
+from stir_train.generation.vllm.versions import (
+    installed_version,
+    load_part,
+    require_called,
+    require_internals,
+)
 from stir_train.models.load import LoadedModel
 from stir_train.runtime.abilities import require_backend
 from stir_train.types.places import Place
 from stir_train.types.rollout import Prompt
+from tests.support.smoke import run_smoke
 
 POINT, OTHER, WIDTH = 5, 6, 4
 VECTOR = torch.ones(WIDTH)
@@ -170,6 +176,21 @@ def test_missing_internals_are_named(installed: Callable[[str | None], None]) ->
         require_internals({"Path": (Path, ("exists", "gone"))})
 
 
+def test_what_cannot_be_imported_names_the_supported_version(
+    installed: Callable[[str | None], None],
+) -> None:
+    installed("0.32.0")
+    with pytest.raises(StageError, match=r"generation\.backend: .*; .* for vLLM 0\.32"):
+        load_part("stir_train.generation.vllm.gone:Session", kind="generation.backend")
+
+
+def test_what_is_not_called_is_named(installed: Callable[[str | None], None]) -> None:
+    installed("0.32.0")
+    require_called({"one": True})
+    with pytest.raises(StageError, match=r"vLLM 0.32.0 does not call two; .* for vLLM 0\.32"):
+        require_called({"one": True, "two": False})
+
+
 def test_a_run_without_vllm_is_refused_before_its_first_stage(
     installed: Callable[[str | None], None],
 ) -> None:
@@ -180,6 +201,17 @@ def test_a_run_without_vllm_is_refused_before_its_first_stage(
         require_backend(config, ["rollout"])
     require_backend(config, ["report"])
     assert "vllm" not in sys.modules
+
+
+def test_a_dry_run_says_that_it_would_stop(
+    installed: Callable[[str | None], None], tmp_path: Path
+) -> None:
+    installed(None)
+    asked = ("--dry-run", "generation.backend=vllm")
+    done = run_smoke(tmp_path, *asked)
+    assert done.returncode == 0, done.stderr
+    assert "the run would stop: generation.backend=vllm: expected vLLM 0.32" in done.stdout
+    assert "the run would stop" not in run_smoke(tmp_path, "--dry-run").stdout
 
 
 def test_previews_are_refused_by_name(installed: Callable[[str | None], None]) -> None:

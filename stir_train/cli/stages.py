@@ -22,6 +22,7 @@ from stir_train.cli.arguments import (
     run_directory,
 )
 from stir_train.config.pipeline import STAGE_NAMES, STAGES, stages_from
+from stir_train.errors import StirError
 
 if TYPE_CHECKING:
     from stir_train.config.run import RunConfig
@@ -291,7 +292,12 @@ def _show_plan(config: RunConfig, names: list[str], *, redo: bool, measures: boo
     for refusal in [stage.refusal for stage in planned if stage.refusal][:1]:
         out.print(caution(f"the run would stop: {refusal}"), soft_wrap=True)
     if measures:
+        from stir_train.runtime.abilities import require_backend
         from stir_train.tools.costs import show_costs
 
         left = [stage.name for stage in planned if stage.state not in ("done", "off")]
+        try:
+            require_backend(config, left)
+        except StirError as error:
+            out.print(caution(f"the run would stop: {error}"), soft_wrap=True)
         show_costs(config, left, out, width=PLAN_WIDTH)

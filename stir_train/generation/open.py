@@ -10,6 +10,7 @@ from pydantic import JsonValue
 
 from stir_train.config.backends import BACKENDS
 from stir_train.config.import_path import load_object
+from stir_train.distributed.world import World
 from stir_train.errors import ConfigError
 from stir_train.generation.backend import Ability, GenerationBackend
 from stir_train.models.load import LoadedModel
@@ -61,6 +62,15 @@ class BackendClass(Protocol):
         """
         ...
 
+    def prepare_ranks(self, world: World, *, num_shards: int) -> None:
+        """Do what all ranks of a launch must do at once before any of them starts it. Collective.
+
+        Args:
+            world: All ranks.
+            num_shards: Consecutive ranks that hold a model together and start it together.
+        """
+        ...
+
 
 def open_backend(name: str, loaded: LoadedModel, limits: Limits) -> GenerationBackend:
     """Start a backend over a model.
@@ -94,6 +104,11 @@ def check_installation(name: str, options: Mapping[str, JsonValue]) -> str:
         StageError: If what it needs is not installed.
     """
     return _backend(name).check_installation(options)
+
+
+def prepare_ranks(name: str, world: World, *, num_shards: int) -> None:
+    """Ready all ranks of a launch for a backend; see `BackendClass`. Collective."""
+    _backend(name).prepare_ranks(world, num_shards=num_shards)
 
 
 def _backend(name: str) -> BackendClass:

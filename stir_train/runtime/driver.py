@@ -26,7 +26,7 @@ from stir_train.config.pipeline import (
 from stir_train.config.run import RunConfig
 from stir_train.data.prompts import prompts_sha256, split_sha256
 from stir_train.errors import StageError
-from stir_train.generation.open import check_installation
+from stir_train.generation.open import check_installation, prepare_ranks
 from stir_train.monitoring.console import caution, good
 from stir_train.runtime.abilities import require_backend
 from stir_train.runtime.context import PROBLEMS_FILE, Finish, Outcome, RunContext
@@ -130,6 +130,9 @@ def begin(
     context.metrics.start()
     if context.is_sharded and decodes:
         _ = context.resources.loaded  # takes all ranks, so not when one of them first asks for it
+    if "generation" in settings:
+        backend = context.config.generation.backend
+        prepare_ranks(backend, context.world, num_shards=context.model_parallel_size)
     return directory
 
 

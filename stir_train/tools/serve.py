@@ -13,7 +13,6 @@ import torch
 from rich.console import Console
 
 from stir_train.answering.methods import STUDENT
-from stir_train.config.import_path import load_object
 from stir_train.config.steering import SteeringConfig
 from stir_train.distributed.environment import environment
 from stir_train.errors import ConfigError, ModelError, StageError
@@ -21,6 +20,7 @@ from stir_train.generation.backend import Ability, abilities_for, require_abilit
 from stir_train.generation.controller import controllers_of
 from stir_train.generation.open import abilities_of, check_installation
 from stir_train.generation.vllm.served import CONFIG_KEY, Attachment
+from stir_train.generation.vllm.versions import load_part
 from stir_train.models.load import resolve_device, resolve_dtype
 from stir_train.models.locate import locate_model
 from stir_train.models.lora import adapter_rank
@@ -159,7 +159,7 @@ def run_server(plan: ServerPlan, console: Console) -> None:
     with environment(ENVIRONMENT):
         serve = cast(
             "Callable[[Sequence[str], Attachment | None], None]",
-            load_object(SERVERS[plan.engine], kind="stir-train serve"),
+            load_part(SERVERS[plan.engine], kind="stir-train serve"),
         )
         serve(plan.arguments, plan.attachment)
 

@@ -21,9 +21,23 @@ def widened(name: str = "embedded/addition") -> LoadedModel:
     return LoadedModel(model, narrow.tokenizer, model.model.layers, narrow.identity)
 
 
-def save_widened(directory: Path, name: str = "embedded/addition") -> Path:
-    """The same as a directory that any tool loads."""
+def save_widened(
+    directory: Path, name: str = "embedded/addition", *, num_tokens: int | None = None
+) -> Path:
+    """The same as a directory that any tool loads.
+
+    Args:
+        directory: To be made.
+        name: Of the embedded model.
+        num_tokens: Rows of its embedding, if it is to have more; those are the padding's again, which is
+            never sampled.
+    """
     loaded = widened(name)
+    if num_tokens is not None:
+        model = loaded.model
+        rows = model.get_input_embeddings().weight.detach()
+        model.resize_token_embeddings(num_tokens, mean_resizing=False)
+        model.get_input_embeddings().weight.data[len(rows) :] = rows[model.config.pad_token_id]
     loaded.model.save_pretrained(directory)
     loaded.tokenizer.save_pretrained(directory)
     return directory

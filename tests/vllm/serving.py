@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -108,6 +109,19 @@ class Server:
         assert found(), "".join(self.log[-40:])
         return found()[0]
 
+    def wait_until_it_listens(self) -> None:
+        """Wait for the port, which opens a moment after the log says that all is ready."""
+        deadline = time.monotonic() + STOP_SECONDS
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port)).close()
+            except ConnectionRefusedError:
+                assert not self.is_over, "".join(self.log[-40:])
+                assert time.monotonic() < deadline, "".join(self.log[-40:])
+                time.sleep(0.02)  # watching for a port, not waiting out a race
+            else:
+                return
+
     @property
     def is_over(self) -> bool:
         return self.process.poll() is not None
@@ -130,10 +144,16 @@ class Server:
 
 
 @contextmanager
-def serving(run: Path, *arguments: str) -> Iterator[Server]:
-    """Start a server of a run on a free port; stop it as a terminal or a cluster does."""
+def serving(run: Path, *arguments: str, module: str = "stir_train") -> Iterator[Server]:
+    """Start a server of a run on a free port; stop it as a terminal or a cluster does.
+
+    Args:
+        run: Its directory.
+        arguments: Of vLLM's.
+        module: Whose command line it is.
+    """
     port = _free_port()
-    command = ["stir_train", "serve", str(run), "--port", str(port), "--", *SMALL, *arguments]
+    command = [module, "serve", str(run), "--port", str(port), "--", *SMALL, *arguments]
     with _started(command, port) as server:
         yield server
 
@@ -163,6 +183,7 @@ def _started(command: Sequence[str], port: int) -> Iterator[Server]:
     listener.start()
     try:
         server.said(READY)
+        server.wait_until_it_listens()
         yield server
         process.send_signal(signal.SIGTERM)
         assert process.wait(STOP_SECONDS) == 0, "".join(server.log[-40:])

@@ -157,9 +157,24 @@ def test_what_one_request_left_in_the_cache_is_not_anothers(
         _require_same(answer, made)
         further = dataclasses.replace(first, token_ids=(*ids, *made.token_ids[:-2]))
         for then in (0.0, strength):
-            again = server.complete(BASE, further.token_ids, 8, then)
-            _require_same(again, ours.completed(further, then, 8))
+            again = server.complete(BASE, further.token_ids, 8, then, ignore_eos=True)
+            _require_same(again, ours.completed(further, then, 8, stops=False))
     assert server.metric("vllm:prefix_cache_hits_total") > before, "prompts are shared"
+
+
+def test_without_our_keys_it_is_anothers(run: Path, ours: Ours, prompts: list[Prompt]) -> None:
+    """The remedy taken away: what was steered as a completion is read from the cache as an unsteered prompt."""
+    ids = (prompts[0].token_ids * 8)[:LONG]
+    first = dataclasses.replace(prompts[0], token_ids=ids)
+    made = ours.completed(first, 1.0, 80, stops=False)
+    further = dataclasses.replace(first, token_ids=(*ids, *made.token_ids[:-2]))
+    with serving(run, "--max-model-len=256", module="tests.vllm.unkeyed_server") as server:
+        answer = server.complete(BASE, ids, 80, 1.0, ignore_eos=True)
+        _require_same(answer, made)
+        again = server.complete(BASE, further.token_ids, 8, 0.0, ignore_eos=True)
+        assert server.metric("vllm:prefix_cache_hits_total") > 0, "it is read from the cache"
+    with pytest.raises(AssertionError):
+        _require_same(again, ours.completed(further, 0.0, 8, stops=False))
 
 
 def test_by_the_openai_client_and_by_curl(

@@ -13,6 +13,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from pydantic import JsonValue
 
 from stir_train.distributed.collective_forward import CollectiveForward
+from stir_train.distributed.world import World
 from stir_train.errors import ConfigError
 from stir_train.generation.backend import (
     Ability,
@@ -77,6 +78,10 @@ class DecodeEngine:
                 "which has none"
             )
         return ""
+
+    @staticmethod
+    def prepare_ranks(world: World, *, num_shards: int) -> None:
+        """Nothing: ranks that hold a model together met when they loaded it."""
 
     @property
     def collective_forward(self) -> CollectiveForward | None:

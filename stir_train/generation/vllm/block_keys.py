@@ -32,16 +32,25 @@ class Steered:
     owner: int | str
 
 
+@dataclass
+class Hashing:
+    """Whether vLLM has asked us about a block."""
+
+    is_called: bool = False
+
+
 @contextmanager
-def keyed_blocks(steered: Callable[[Any], Steered | None]) -> Iterator[None]:
+def keyed_blocks(steered: Callable[[Any], Steered | None]) -> Iterator[Hashing]:
     """Tell steered blocks apart inside the context.
 
     Args:
         steered: Of one of vLLM's requests; None if nobody steers it.
     """
     plain = getattr(kv_cache_utils, HASHING)
+    hashing = Hashing()
 
     def keyed(request: Any, start: int, end: int, multimodal: int) -> tuple[Any, int]:
+        hashing.is_called = True
         keys, multimodal = plain(request, start, end, multimodal)
         found = steered(request)
         if found is not None and end > found.first:
@@ -50,6 +59,6 @@ def keyed_blocks(steered: Callable[[Any], Steered | None]) -> Iterator[None]:
 
     setattr(kv_cache_utils, HASHING, keyed)
     try:
-        yield
+        yield hashing
     finally:
         setattr(kv_cache_utils, HASHING, plain)

@@ -6,18 +6,18 @@ It imports no vLLM until it completes a request.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 import torch
 from pydantic import JsonValue
 
-from stir_train.config.import_path import load_object
 from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.distributed.collective_forward import CollectiveForward
 from stir_train.distributed.environment import environment
-from stir_train.distributed.world import num_processes
-from stir_train.errors import ConfigError, ModelError, StageError
+from stir_train.distributed.world import World
+from stir_train.errors import ConfigError, ModelError
 from stir_train.generation.backend import (
     Ability,
     ControlSpec,
@@ -33,7 +33,7 @@ from stir_train.generation.teacher_forced import teacher_force
 from stir_train.generation.vllm.calls import SamplingCall
 from stir_train.generation.vllm.extent import Extent
 from stir_train.generation.vllm.track import Track
-from stir_train.generation.vllm.versions import installed_version
+from stir_train.generation.vllm.versions import installed_version, load_part
 from stir_train.models.load import LoadedModel
 from stir_train.types.rollout import Prompt, Rollout
 from stir_train.types.trajectory import CapturedStates
@@ -41,7 +41,9 @@ from stir_train.types.trajectory import CapturedStates
 if TYPE_CHECKING:
     from stir_train.generation.vllm.session import Session
 
+SETTING = "generation.backend"
 SESSION = "stir_train.generation.vllm.session:Session"
+GROUPS = "stir_train.generation.vllm.ranks:form_groups"
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_USE_V2_MODEL_RUNNER": "0",
@@ -62,7 +64,8 @@ REFUSED: Mapping[str, str] = {
     "async_scheduling": "a controller decides before the next token is scheduled",
     "speculative_config": "drafted tokens would be steered before they are accepted",
     "pipeline_parallel_size": "a pass is steered in one process",
-    "tensor_parallel_size": "a pass is steered in one process",
+    "tensor_parallel_size": "it is model.shards",
+    "distributed_executor_backend": "it follows from the launch",
     "data_parallel_size": "each rank has an engine of its own",
     "enable_chunked_prefill": "a prompt is steered in one pass",
     "max_model_len": "it follows from generation.max_new_tokens and the prompts",
@@ -107,14 +110,14 @@ class VLLMEngine:
 
         Raises:
             ConfigError: If an option is one of those that are refused.
-            ModelError: If ranks hold the model together.
+            ModelError: If ranks hold the model together otherwise than vLLM does.
             StageError: If there is no vLLM, or not the supported one.
         """
         self.check_installation(options or {})
-        if loaded.is_sharded:
+        if loaded.collective_forward is not None:
             raise ModelError(
-                "generation.backend=vllm: expected model.sharding=none, since each process has an engine "
-                "of its own; use generation.backend=transformers for a model that ranks hold together"
+                "generation.backend=vllm: expected model.sharding=none or tensor, found zero3, whose ranks "
+                "take turns in passes; use generation.backend=transformers for it"
             )
         self._loaded, self._options = loaded, dict(options or {})
         self._max_rows, self._max_cache_tokens = max_rows, max_cache_tokens
@@ -126,19 +129,26 @@ class VLLMEngine:
 
         Raises:
             ConfigError: If an option is one of those that are refused.
-            StageError: If there is no vLLM, or not the supported one, or this is one of several ranks.
+            StageError: If there is no vLLM, or not the supported one.
         """
-        if num_processes() > 1:
-            raise StageError(
-                "generation.backend=vllm: expected one process, found a launch of "
-                f"{num_processes()}; start several with --worker, each with an engine of its own"
-            )
         for name in options:
             if name in REFUSED:
                 raise ConfigError(
                     f"generation.options.{name}: not with generation.backend=vllm: {REFUSED[name]}"
                 )
         return installed_version()
+
+    @staticmethod
+    def prepare_ranks(world: World, *, num_shards: int) -> None:
+        """Make vLLM's process groups, so that each group of ranks starts its engine when it needs one.
+
+        Raises:
+            StageError: If vLLM lacks what we reach into.
+        """
+        if world.size > 1:
+            form = cast("Callable[[World, int], None]", load_part(GROUPS, kind=SETTING))
+            with starting_vllm():
+                form(world, num_shards)
 
     def generate(
         self,
@@ -199,10 +209,8 @@ class VLLMEngine:
         extent = Extent(
             self._max_rows, min(rounded, self._loaded.max_tokens), self._max_cache_tokens
         )
-        with environment(ENVIRONMENT), warnings.catch_warnings():
-            # Of what a library warns while it starts, a user can mend nothing.
-            warnings.simplefilter("ignore")
-            start = cast("type[Session]", load_object(SESSION, kind="generation.backend"))
+        with starting_vllm():
+            start = cast("type[Session]", load_part(SESSION, kind=SETTING))
             self._session = start(self._loaded, extent, self._options)
         try:
             self._require_same_model()
@@ -238,6 +246,14 @@ class VLLMEngine:
                 f"and transformers differ by {float(errors[worst]):.2g} of their norm, over {limit:g}; use "
                 "generation.backend=transformers for this model"
             )
+
+
+@contextmanager
+def starting_vllm() -> Iterator[None]:
+    """Its environment; of what a library warns while it starts, a user can mend nothing."""
+    with environment(ENVIRONMENT), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _rollout(

@@ -17,9 +17,25 @@ from stir_train.generation.controller import Controller
 from stir_train.generation.vllm.calls import REQUEST
 from stir_train.generation.vllm.passes import Fed, plan_pass, record_pass
 from stir_train.generation.vllm.track import Track
+from stir_train.generation.vllm.versions import OF_BATCH, OF_RUNNER, require_internals
 
 FORWARD = "_model_forward"
 """The runner's method around which we go: when it is called, the pass is laid out and not yet run."""
+
+
+def require_runner(runner: Any) -> None:
+    """Make sure that a started runner has what we read of it.
+
+    Raises:
+        StageError: If it lacks something.
+    """
+    require_internals({"GPUModelRunner": (runner, (FORWARD, *OF_RUNNER))})
+    require_internals(
+        {
+            "InputBatch": (runner.input_batch, OF_BATCH),
+            "query_start_loc": (runner.query_start_loc, ("np",)),
+        }
+    )
 
 
 @dataclass

@@ -11,6 +11,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from stir_train.config.import_path import load_object
 from stir_train.generation.vllm.block_keys import Steered, keyed_blocks
+from stir_train.generation.vllm.runner_hooks import require_runner
 from stir_train.generation.vllm.served import (
     Attachment,
     ServedSteering,
@@ -19,7 +20,6 @@ from stir_train.generation.vllm.served import (
 )
 from stir_train.generation.vllm.served_runner import ServedRunner
 from stir_train.generation.vllm.track import first_asked
-from stir_train.generation.vllm.versions import require_internals
 from stir_train.models.blocks import find_blocks
 
 SAY = init_logger("vllm.stir_train").info
@@ -58,18 +58,7 @@ class SteeredWorker:
         """Steer this worker's passes from now on."""
         attachment = attachment_of(self.vllm_config.additional_config)
         runner = self.model_runner
-        require_internals(
-            {
-                "GPUModelRunner": (
-                    runner,
-                    ("input_batch", "query_start_loc", "requests", "get_model"),
-                ),
-                "InputBatch": (
-                    runner.input_batch,
-                    ("req_ids", "num_reqs", "num_computed_tokens_cpu"),
-                ),
-            }
-        )
+        require_runner(runner)
         opener = cast(
             "Callable[..., ServedSteering]", load_object(attachment.opener, kind="stir-train serve")
         )

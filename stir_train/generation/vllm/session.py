@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,21 @@ from stir_train.generation.vllm.block_keys import HASHING, Steered, keyed_blocks
 from stir_train.generation.vllm.calls import REQUEST, SamplingCall
 from stir_train.generation.vllm.counter_noise import CounterNoise
 from stir_train.generation.vllm.extent import BLOCK_TOKENS, Extent
-from stir_train.generation.vllm.runner_hooks import FORWARD, SteeredRunner
+from stir_train.generation.vllm.ranks import (
+    LAUNCHED,
+    RankExecutor,
+    groups_are_formed,
+    num_shards,
+)
+from stir_train.generation.vllm.runner_hooks import FORWARD, SteeredRunner, require_runner
 from stir_train.generation.vllm.settings import require_settings
 from stir_train.generation.vllm.track import Track
-from stir_train.generation.vllm.versions import require_internals
+from stir_train.generation.vllm.versions import (
+    OF_ENGINE,
+    OF_SCHEDULER,
+    require_called,
+    require_internals,
+)
 from stir_train.generation.vllm.weights import LOAD_FORMAT, load_weights_from
 from stir_train.models.blocks import find_blocks
 from stir_train.models.load import LoadedModel
@@ -74,25 +85,15 @@ class Session:
                 "GPUModelRunner": (GPUModelRunner, (FORWARD,)),
                 "kv_cache_utils": (kv_cache_utils, (HASHING,)),
                 "core": (core, (CLEANING,)),
+                "LLMEngine": (LLMEngine, OF_ENGINE),
             }
         )
         self.extent = extent
         self._adapter = None if loaded.adapter is None else _adapter_request(loaded.adapter)
         self._engine = _start(loaded, extent, options)
         (self._runner,) = self._engine.model_executor.collective_rpc(_runner_of)
-        require_internals(
-            {
-                "GPUModelRunner": (
-                    self._runner,
-                    ("input_batch", "query_start_loc", "requests", "get_model"),
-                ),
-                "InputBatch": (
-                    self._runner.input_batch,
-                    ("req_ids", "num_reqs", "num_computed_tokens_cpu", "logitsprocs"),
-                ),
-                "Scheduler": (self._scheduler, ("max_num_scheduled_tokens",)),
-            }
-        )
+        require_runner(self._runner)
+        require_internals({"Scheduler": (self._scheduler, OF_SCHEDULER)})
         if self._runner.device.type != loaded.device.type:
             raise ModelError(
                 f"generation.backend=vllm: this vLLM is one for {self._runner.device.type}, and the model is on "
@@ -109,7 +110,7 @@ class Session:
     def close(self) -> None:
         """Give its memory back; engines beside it go on."""
         _LIVE.discard(self)
-        with _groups_kept(while_any=_LIVE):
+        with _groups_kept(others_need_them=bool(_LIVE) or groups_are_formed()):
             self._engine.engine_core.shutdown()
 
     def complete(
@@ -122,7 +123,7 @@ class Session:
         """Complete requests, from a cache that holds nothing of other calls.
 
         Args:
-            tracks: The requests, in order.
+            tracks: The requests, in order; one at least.
             sampling: How their tokens are chosen.
             control: Where control points are.
             controllers: Who steers.
@@ -133,32 +134,36 @@ class Session:
         cost = GenerationCost()
         steered = SteeredRunner(self._runner, self._blocks, tracks, control, controllers, cost)
         owners = _owners(tracks, controllers)
-        longest = max((track.num_context for track in tracks), default=0)
+        longest = max(track.num_context for track in tracks)
         # The same call makes the same batches, whatever was called before.
         self._scheduler.max_num_scheduled_tokens = max(PREFILL_TOKENS, longest)
         self._engine.reset_prefix_cache()
-        finished: dict[str, tuple[tuple[int, ...], str]] = {}
         self._noise.call = sampling
         try:
-            with steered.attached(), keyed_blocks(_steered):
+            with steered.attached(), keyed_blocks(_steered) as hashing:
                 names = [
                     self._add(track, sampling, controllers, owner)
                     for track, owner in zip(tracks, owners, strict=True)
                 ]
-                while self._engine.has_unfinished_requests():
-                    for output in self._engine.step():
-                        if output.finished:
-                            made = output.outputs[0]
-                            finished[output.request_id] = (
-                                tuple(made.token_ids),
-                                made.finish_reason,
-                            )
+                finished = self._run()
         except BaseException:
             self._abort()
             raise
         finally:
             self._noise.call = None
-        return [finished[name] for name in names], cost
+        completions = [finished[name] for name in names]
+        lengths = [
+            track.num_context + len(tokens)
+            for track, (tokens, _) in zip(tracks, completions, strict=True)
+        ]
+        require_called(
+            {
+                f"GPUModelRunner.{FORWARD}": cost.forward_passes > 0,
+                f"kv_cache_utils.{HASHING}": hashing.is_called or max(lengths) < BLOCK_TOKENS,
+                "its logits processors": all(sampling.logprobs),
+            }
+        )
+        return completions, cost
 
     @property
     def _scheduler(self) -> Any:
@@ -190,6 +195,16 @@ class Session:
         )
         return name
 
+    def _run(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Complete what is queued; sampled tokens and vLLM's reason to stop, by request."""
+        finished = {}
+        while self._engine.has_unfinished_requests():
+            for output in self._engine.step():
+                if output.finished:
+                    made = output.outputs[0]
+                    finished[output.request_id] = (tuple(made.token_ids), made.finish_reason)
+        return finished
+
     def _abort(self) -> None:
         """Leave no request behind for the next call."""
         states = self._engine.output_processor.request_states
@@ -219,8 +234,8 @@ def _adapter_request(directory: Path) -> LoRARequest:
 
 
 @contextmanager
-def _groups_kept(*, while_any: Collection[Session]) -> Iterator[None]:
-    """Keep the process's communication groups where other engines use them; memory is freed all the same."""
+def _groups_kept(*, others_need_them: bool) -> Iterator[None]:
+    """Keep the process's communication groups where others use them; memory is freed all the same."""
     cleaning = getattr(core, CLEANING)
 
     def free_memory() -> None:
@@ -228,7 +243,7 @@ def _groups_kept(*, while_any: Collection[Session]) -> Iterator[None]:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    setattr(core, CLEANING, free_memory if while_any else cleaning)
+    setattr(core, CLEANING, free_memory if others_need_them else cleaning)
     try:
         yield
     finally:
@@ -252,10 +267,15 @@ def _start(loaded: LoadedModel, extent: Extent, options: Mapping[str, JsonValue]
         }
         try:
             config = EngineArgs(**arguments).create_engine_config()
-            require_settings(config, what="generation.backend=vllm", given_by="generation.options")
+            require_settings(
+                config,
+                what="generation.backend=vllm",
+                given_by="generation.options",
+                num_shards=num_shards(),
+            )
             return LLMEngine(
                 vllm_config=config,
-                executor_class=Executor.get_class(config),
+                executor_class=RankExecutor if groups_are_formed() else Executor.get_class(config),
                 log_stats=False,
                 multiprocess_mode=False,
             )
@@ -277,6 +297,12 @@ def _start(loaded: LoadedModel, extent: Extent, options: Mapping[str, JsonValue]
 def _arguments(loaded: LoadedModel, extent: Extent) -> dict[str, Any]:
     """What the engine is started with. What follows from it here, the options may not change."""
     adapter: dict[str, Any] = {}
+    launched: dict[str, Any] = {}
+    if groups_are_formed():
+        launched = {
+            "distributed_executor_backend": LAUNCHED,
+            "tensor_parallel_size": num_shards(),
+        }
     if loaded.adapter is not None:
         adapter = {
             "enable_lora": True,
@@ -303,6 +329,7 @@ def _arguments(loaded: LoadedModel, extent: Extent) -> dict[str, Any]:
         "async_scheduling": False,
         "logits_processors": [CounterNoise],
         "disable_log_stats": True,
+        **launched,
         **adapter,
     }
 
@@ -317,8 +344,9 @@ def _config_of(loaded: LoadedModel) -> PretrainedConfig:
 
 
 def _token_bytes(loaded: LoadedModel) -> int:
-    """Memory of a token in the cache: keys and values of every block."""
+    """Memory of a token in this rank's cache: keys and values of every block."""
     config = loaded.model.config.get_text_config()
     num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * num_heads * width * loaded.model.dtype.itemsize)
+    whole = 2 * config.num_hidden_layers * num_heads * width * loaded.model.dtype.itemsize
+    return int(whole // num_shards())

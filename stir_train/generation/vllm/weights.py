@@ -53,10 +53,27 @@ def _weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Names as in checkpoints; of weights that share their memory, the first."""
     known: set[int] = set()
     for name, tensor in model.state_dict().items():
-        if ADAPTER in name or tensor.data_ptr() in known:
+        if ADAPTER in name:
             continue
-        known.add(tensor.data_ptr())
-        yield name.replace(BASE_LAYER, "."), tensor
+        place = _part(tensor).data_ptr()
+        # One at a time: a rank may have no memory for all that others hold. Whether a weight shares its
+        # memory, ranks may see differently; they gather it together all the same.
+        whole = _whole(tensor)
+        if place not in known:
+            known.add(place)
+            yield name.replace(BASE_LAYER, "."), whole
+
+
+def _part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a weight."""
+    to_local = getattr(tensor, "to_local", None)
+    return to_local() if to_local else tensor
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A weight, gathered where ranks hold it together."""
+    full_tensor = getattr(tensor, "full_tensor", None)
+    return full_tensor() if full_tensor else tensor
 
 
 def _refusal(model: PreTrainedModel, why: str) -> str:
