@@ -26,6 +26,7 @@ from stir_train.errors import StirError
 
 if TYPE_CHECKING:
     from stir_train.config.run import RunConfig
+    from stir_train.launch.estimate import Estimate
 
 app = typer.Typer()
 PLAN_WIDTH = 79
@@ -254,13 +255,7 @@ def _submit(
     for note in found.notes:
         out.print(caution(note), soft_wrap=True)
     if found.estimate is not None:
-        needs = found.estimate
-        out.print(
-            f"at most {needs.num_tokens:,} tokens on {needs.num_replicas} replicas: about "
-            f"{needs.hours:.1f} h, {needs.disk_gib:.1f} GiB of disk; per process "
-            f"{needs.generate_gib:.1f} GiB to generate, {needs.train_gib:.1f} GiB to train",
-            soft_wrap=True,
-        )
+        out.print(_in_words(found.estimate, config), soft_wrap=True)
     found.require()
     if shown.dry_run:
         return
@@ -270,6 +265,19 @@ def _submit(
     for job in slurm.submit(RunDir(config.directory), jobs, scripts):
         out.print(f"queued {job.job_id:>8}  {job.name}", soft_wrap=True)
     out.print(f"watch it with: stir-train status {config.directory}", soft_wrap=True)
+
+
+def _in_words(needs: Estimate, config: RunConfig) -> str:
+    """What a whole run needs at most, and each of its processes for what the run asks for."""
+    memory = [f"{needs.generate_gib:.1f} GiB to generate"]
+    if config.distill.enabled:
+        memory.append(f"{needs.train_gib:.1f} GiB to train")
+    if config.makes_directions:
+        memory.append(f"{needs.gradient_gib:.1f} GiB to differentiate")
+    return (
+        f"at most {needs.num_tokens:,} tokens on {needs.num_replicas} replicas: about "
+        f"{needs.hours:.1f} h, {needs.disk_gib:.1f} GiB of disk; per process {', '.join(memory)}"
+    )
 
 
 def _show_plan(config: RunConfig, names: list[str], *, redo: bool, measures: bool) -> None:
