@@ -99,9 +99,10 @@ def _answering(config: RunConfig) -> Settings:
 
 
 def _steering(config: RunConfig) -> Settings:
-    """Settings of what answers under a controller: whether there is a basis, and directions."""
+    """Settings of what answers under a controller: whether there is a basis, of what, and directions."""
     directions = {"directions": config.directions} if config.uses_directions else {}
-    return {**_answering(config), "needs_basis": config.needs_basis, **directions}
+    of_basis = {"steers_along_gradients": True} if config.steers_along_gradients else {}
+    return {**_answering(config), "needs_basis": config.needs_basis, **directions, **of_basis}
 
 
 def _rollout_settings(config: RunConfig) -> Settings:
@@ -112,11 +113,6 @@ def _rollout_settings(config: RunConfig) -> Settings:
         "task": config.task,
         "control_points": config.control_points,
     }
-
-
-def _directions_settings(config: RunConfig) -> Settings:
-    keeps_points = {"keeps_points": True} if config.steers_along_gradients else {}
-    return {**_steering(config), "directions": config.directions, **keeps_points}
 
 
 def _basis_settings(config: RunConfig) -> Settings:
@@ -226,7 +222,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "directions",
         "Differentiate rollouts for directions to steer in, and test whether there are any.",
-        _directions_settings,
+        lambda config: {**_steering(config), "directions": config.directions},
         plans.directions,
         reads=("rollout",),
         splits=("harvest",),

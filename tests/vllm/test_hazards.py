@@ -68,7 +68,7 @@ def one_by_one(wide: LoadedModel) -> Iterator[VLLMEngine]:
 
 
 @pytest.fixture(scope="module")
-def requests(wide: LoadedModel, prompts: list[Prompt]) -> list[GenerationRequest]:
+def continued(wide: LoadedModel, prompts: list[Prompt]) -> list[GenerationRequest]:
     """One long prefix, with impulses planned all along it, with others, and with none."""
     made = DecodeEngine(wide, max_rows=1).generate(
         [GenerationRequest(prompts[0])], SamplingParams(3 * BLOCK_TOKENS), seed=0
@@ -96,15 +96,15 @@ def _unkeyed(_steered: object) -> Iterator[object]:
 def test_steered_blocks_are_nobody_elses(
     one_by_one: VLLMEngine,
     wide: LoadedModel,
-    requests: list[GenerationRequest],
+    continued: list[GenerationRequest],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sampling = SamplingParams(2 * BLOCK_TOKENS + 8)
-    ours = DecodeEngine(wide, max_rows=1).generate(requests, sampling, seed=0)
-    require_same(ours, one_by_one.generate(requests, sampling, seed=0))
+    ours = DecodeEngine(wide, max_rows=1).generate(continued, sampling, seed=0)
+    require_same(ours, one_by_one.generate(continued, sampling, seed=0))
     assert len(set(_long(ours))) == 3
     monkeypatch.setattr("stir_train.generation.vllm.session.keyed_blocks", _unkeyed)
-    shared = one_by_one.generate(requests, sampling, seed=0)
+    shared = one_by_one.generate(continued, sampling, seed=0)
     with pytest.raises(AssertionError):
         require_same(ours, shared)
 
@@ -131,10 +131,10 @@ def test_prompts_that_nobody_steers_are_shared(
 
 
 def test_nothing_is_left_for_the_next_call(
-    one_by_one: VLLMEngine, requests: list[GenerationRequest], monkeypatch: pytest.MonkeyPatch
+    one_by_one: VLLMEngine, continued: list[GenerationRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampling = SamplingParams(2 * BLOCK_TOKENS + 8)
-    first, second = [requests[0]], [requests[1]]
+    first, second = [continued[0]], [continued[1]]
     alone = _long(one_by_one.generate(second, sampling, seed=0))
     one_by_one.generate(first, sampling, seed=0)
     assert _long(one_by_one.generate(second, sampling, seed=0)) == alone
