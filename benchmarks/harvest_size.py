@@ -1,7 +1,7 @@
 """What a basis steers along, and how many problems it is made from: differences of means or reward gradients.
 
-Usage: ``python benchmarks/harvest_size.py CONFIG --output RUNS [--sizes 16 32 64 128 256] [--plot FILE.svg]
-[SETTING=VALUE ...]``. For every size and both kinds, the whole pipeline runs from its own rollouts to the
+Usage: ``python benchmarks/harvest_size.py CONFIG [SETTING=VALUE ...] --output RUNS [--sizes 16 32 64 128 256]
+[--plot FILE.svg]``. For every size and both kinds, the whole pipeline runs from its own rollouts to the
 held-out comparison, without controls and students; runs that are done are read. Printed are the chosen controller and
 the published rule over the same basis, both on the test split, with 95 % paired intervals.
 """
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--sizes", type=int, nargs="+", default=[16, 32, 64, 128, 256])
     parser.add_argument("--plot", type=Path)
-    arguments = parser.parse_intermixed_args()
+    arguments = parser.parse_args()
     found = {
         (kind, size): results_of(arguments.config, arguments.output, kind, size, arguments.settings)
         for size in arguments.sizes
@@ -98,7 +98,7 @@ def main() -> None:
         table.add_row(str(size), KINDS[kind], *cells)
     make_console().print(table)
     if arguments.plot is not None:
-        plot(found, arguments.sizes, arguments.plot)
+        plot(found, sorted(arguments.sizes), arguments.plot)
 
 
 if __name__ == "__main__":
