@@ -154,6 +154,11 @@ def test_what_would_be_served_is_shown_and_what_cannot_be_is_refused(finished: P
     assert "smoke-lora-student: the student, unsteered" in shown.stdout
     for part in ("SteeredWorker", "SteeredScheduler", "--enable-lora", "--max-num-seqs 4"):
         assert part in shown.stdout
+    too_narrow = "takes heads of 32 and more, and those of embedded/addition are 16 wide"
+    assert too_narrow in " ".join(shown.stdout.split())
+    started = run_smoke(finished, verb="serve")
+    assert started.returncode == 1
+    assert too_narrow in " ".join(started.stderr.split())
     for argument, why in (
         ("--no-enforce-eager", "hooks on compiled graphs never run"),
         ("--tensor-parallel-size=2", "a pass is steered in one process"),

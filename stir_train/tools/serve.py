@@ -15,7 +15,7 @@ from rich.console import Console
 from stir_train.answering.methods import STUDENT
 from stir_train.config.steering import SteeringConfig
 from stir_train.distributed.environment import environment
-from stir_train.errors import ConfigError, ModelError, StageError
+from stir_train.errors import ConfigError, ModelError, StageError, StirError
 from stir_train.generation.backend import Ability, abilities_for, require_abilities
 from stir_train.generation.controller import controllers_of
 from stir_train.generation.open import abilities_of, check_installation
@@ -72,6 +72,8 @@ OURS: Mapping[str, str] = {
     "-dp": "a pass is steered in one process; start several servers instead",
 }
 """Arguments of vLLM's that are not the user's, and why."""
+NARROWEST_HEAD_ON_CPUS = 32
+"""Of vLLM 0.32."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,14 @@ class ServerPlan:
         sentences: What is served, for people.
         arguments: Of ``vllm serve``.
         attachment: How requests are steered; None steers none.
+        obstacle: Why vLLM could answer no request here; None if nothing is known to be in the way.
     """
 
     engine: str
     sentences: tuple[str, ...]
     arguments: tuple[str, ...]
     attachment: Attachment | None
+    obstacle: str | None = None
 
 
 def plan_server(
@@ -132,7 +136,7 @@ def plan_server(
         *student,
         *further,
     ]
-    return ServerPlan(engine, (*sentences, told), tuple(arguments), attachment)
+    return ServerPlan(engine, (*sentences, told), tuple(arguments), attachment, _obstacle(context))
 
 
 def show_server(plan: ServerPlan, console: Console) -> None:
@@ -142,8 +146,9 @@ def show_server(plan: ServerPlan, console: Console) -> None:
     console.print("as by this, with controllers attached before the first request:")
     console.print(f"  vllm serve {shlex.join(plan.arguments)}", soft_wrap=True, markup=False)
     try:
+        _require_answers(plan)
         check_installation(plan.engine, {})
-    except StageError as error:
+    except StirError as error:
         console.print(caution(str(error)), soft_wrap=True)
 
 
@@ -151,8 +156,10 @@ def run_server(plan: ServerPlan, console: Console) -> None:
     """Serve until told to stop.
 
     Raises:
+        ModelError: If vLLM could answer no request with this model here.
         StageError: If there is no vLLM, or not the supported one.
     """
+    _require_answers(plan)
     check_installation(plan.engine, {})
     for sentence in plan.sentences:
         console.print(sentence, soft_wrap=True)
@@ -185,6 +192,28 @@ def _model(context: RunContext) -> list[str]:
     if config.revision is not None and not Path(path).is_dir():
         arguments += ["--revision", config.revision]
     return [*arguments, *(["--trust-remote-code"] if config.trust_remote_code else [])]
+
+
+def _obstacle(context: RunContext) -> str | None:
+    """What would end vLLM at its first request: on CPUs, attention heads that are too narrow."""
+    path, _ = locate_model(context.config.model)
+    file = Path(path) / "config.json"
+    if resolve_device(context.config.model.device).type != "cpu" or not file.is_file():
+        return None
+    config = json.loads(file.read_text())
+    config = config.get("text_config", config)
+    width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    if width >= NARROWEST_HEAD_ON_CPUS:
+        return None
+    return (
+        f"model.name: vLLM's attention on CPUs takes heads of {NARROWEST_HEAD_ON_CPUS} and more, and those of "
+        f"{context.config.model.name} are {width} wide, as the embedded models' are: serve a run of another model"
+    )
+
+
+def _require_answers(plan: ServerPlan) -> None:
+    if plan.obstacle is not None:
+        raise ModelError(plan.obstacle)
 
 
 def _attachment(context: RunContext, engine: str, choice: SteeringConfig) -> Attachment:
