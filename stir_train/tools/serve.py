@@ -19,6 +19,7 @@ from stir_train.errors import ConfigError, ModelError, StageError, StirError
 from stir_train.generation.backend import Ability, abilities_for, require_abilities
 from stir_train.generation.controller import controllers_of
 from stir_train.generation.open import abilities_of, check_installation
+from stir_train.generation.vllm.heads import too_narrow
 from stir_train.generation.vllm.served import CONFIG_KEY, Attachment
 from stir_train.generation.vllm.versions import load_part
 from stir_train.models.load import resolve_device, resolve_dtype
@@ -72,8 +73,6 @@ OURS: Mapping[str, str] = {
     "-dp": "a pass is steered in one process; start several servers instead",
 }
 """Arguments of vLLM's that are not the user's, and why."""
-NARROWEST_HEAD_ON_CPUS = 32
-"""Of vLLM 0.32."""
 
 
 @dataclass(frozen=True)
@@ -198,17 +197,10 @@ def _obstacle(context: RunContext) -> str | None:
     """What would end vLLM at its first request: on CPUs, attention heads that are too narrow."""
     path, _ = locate_model(context.config.model)
     file = Path(path) / "config.json"
-    if resolve_device(context.config.model.device).type != "cpu" or not file.is_file():
+    if not file.is_file():
         return None
-    config = json.loads(file.read_text())
-    config = config.get("text_config", config)
-    width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    if width >= NARROWEST_HEAD_ON_CPUS:
-        return None
-    return (
-        f"model.name: vLLM's attention on CPUs takes heads of {NARROWEST_HEAD_ON_CPUS} and more, and those of "
-        f"{context.config.model.name} are {width} wide, as the embedded models' are: serve a run of another model"
-    )
+    device = resolve_device(context.config.model.device).type
+    return too_narrow(context.config.model.name, json.loads(file.read_text()), device)
 
 
 def _require_answers(plan: ServerPlan) -> None:

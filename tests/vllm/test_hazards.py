@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from stir_train.config.inputs import ModelConfig
 from stir_train.config.stages import ControlPointConfig
 from stir_train.data.control_points import build_automaton
 from stir_train.errors import ConfigError, ModelError, StageError
@@ -24,7 +25,7 @@ from stir_train.generation.fixed import FixedVector
 from stir_train.generation.transformers.engine import DecodeEngine
 from stir_train.generation.vllm.engine import VLLMEngine
 from stir_train.generation.vllm.extent import BLOCK_TOKENS
-from stir_train.models.load import LoadedModel
+from stir_train.models.load import LoadedModel, load_model
 from stir_train.types.places import Place
 from stir_train.types.rollout import Prompt
 from tests.vllm.conftest import BUDGET, READS, Pair, require_same
@@ -245,6 +246,14 @@ def test_what_vllm_would_turn_on_itself_is_refused_too(
         StageError, match="vLLM would use compiled graphs, where hooks do not reach"
     ):
         engine.generate(requests[:1], briefly, seed=0)
+
+
+def test_heads_that_its_attention_does_not_compute_are_refused_by_name() -> None:
+    narrow = load_model(ModelConfig(name="embedded/addition"))
+    with pytest.raises(
+        ModelError, match=r"takes heads of 32 and more, and those of .* are 16 wide"
+    ):
+        VLLMEngine(narrow, max_rows=1)
 
 
 def test_options_that_vllm_does_not_know_are_named(

@@ -32,6 +32,7 @@ from stir_train.generation.controller import Steering, controllers_of
 from stir_train.generation.teacher_forced import teacher_force
 from stir_train.generation.vllm.calls import SamplingCall
 from stir_train.generation.vllm.extent import Extent
+from stir_train.generation.vllm.heads import too_narrow
 from stir_train.generation.vllm.track import Track
 from stir_train.generation.vllm.versions import installed_version, load_part
 from stir_train.models.load import LoadedModel
@@ -110,7 +111,8 @@ class VLLMEngine:
 
         Raises:
             ConfigError: If an option is one of those that are refused.
-            ModelError: If ranks hold the model together otherwise than vLLM does.
+            ModelError: If ranks hold the model together otherwise than vLLM does, or its attention does not
+                compute the model's heads.
             StageError: If there is no vLLM, or not the supported one.
         """
         self.check_installation(options or {})
@@ -119,6 +121,10 @@ class VLLMEngine:
                 "generation.backend=vllm: expected model.sharding=none or tensor, found zero3, whose ranks "
                 "take turns in passes; use generation.backend=transformers for it"
             )
+        described = loaded.model.config.get_text_config().to_dict()
+        obstacle = too_narrow(loaded.identity.name, described, loaded.device.type)
+        if obstacle is not None:
+            raise ModelError(obstacle)
         self._loaded, self._options = loaded, dict(options or {})
         self._max_rows, self._max_cache_tokens = max_rows, max_cache_tokens
         self._session: Session | None = None
