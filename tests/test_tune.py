@@ -19,7 +19,7 @@ from stir_train.config.steering import (
 from stir_train.evals.choice import choose
 from stir_train.evals.metrics import compare_to_baseline
 from stir_train.evals.verdict import describe_passed_over
-from stir_train.types.results import PassedOver, SteeringTrial
+from stir_train.types.results import MethodMetrics, SteeringTrial
 from stir_train.types.rollout import Grade, GradedRollout, Rollout
 from stir_train.types.utility import Utility
 
@@ -75,7 +75,7 @@ def test_the_most_useful_setting_without_a_likely_loss_is_chosen() -> None:
     assert not three.is_gain(0.01)
 
 
-def _never_asked(_one: SteeringTrial, _other: SteeringTrial) -> PassedOver:
+def _never_asked(_one: SteeringTrial, _other: SteeringTrial) -> MethodMetrics:
     raise AssertionError("there is no fixed vector to compare with")
 
 
@@ -96,23 +96,14 @@ def test_a_controller_that_decides_must_beat_the_best_fixed_vector_by_the_interv
     decides = _trial(2.0, more, 50, greedy)
     asked = []
 
-    def against(one: SteeringTrial, other: SteeringTrial) -> PassedOver:
+    def against(one: SteeringTrial, other: SteeringTrial) -> MethodMetrics:
         asked.append((one, other))
-        found = compare_to_baseline(
+        return compare_to_baseline(
             "decides",
             _answers(more, 50),
             _answers(held, 50),
             num_resamples=2000,
             utility=Utility(0.5, BUDGET),
-        )
-        return PassedOver(
-            name=found.name,
-            settings=one.settings,
-            delta_accuracy=found.delta_accuracy,
-            delta_accuracy_ci95=found.delta_accuracy_ci95,
-            delta_tokens_fraction=found.delta_tokens_fraction,
-            delta_utility=found.delta_utility,
-            delta_utility_ci95=found.delta_utility_ci95,
         )
 
     chosen, passed_over = choose(
@@ -124,7 +115,7 @@ def test_a_controller_that_decides_must_beat_the_best_fixed_vector_by_the_interv
     if passed_over is not None:
         assert passed_over.settings == decides.settings
         said = describe_passed_over(passed_over)
-        assert said.startswith("A fixed vector is deployed. decides is not clearly better")
+        assert said.startswith("A fixed vector is deployed, since decides is not clearly better")
         assert "+1.5 [" in said
 
 

@@ -118,7 +118,11 @@ def _rollout_settings(config: RunConfig) -> Settings:
 def _basis_settings(config: RunConfig) -> Settings:
     if not config.steers_along_gradients:
         return {"basis": config.basis}
-    return {**_answering(config), "basis": config.basis, "directions": config.directions}
+    return {
+        "basis": config.basis,
+        "directions": config.directions,
+        "max_new_tokens": config.generation.max_new_tokens,
+    }
 
 
 def _validate_settings(config: RunConfig) -> Settings:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from stir_train.config.steering import NoSteering, SteeringConfig, VectorSteering
-from stir_train.types.results import PassedOver, SteeringTrial
+from stir_train.types.results import MethodMetrics, PassedOver, SteeringTrial
 
-Against = Callable[[SteeringTrial, SteeringTrial], PassedOver]
+Against = Callable[[SteeringTrial, SteeringTrial], MethodMetrics]
 """One trial's figures against another's, paired."""
 
 
@@ -40,10 +40,10 @@ def choose(
     if not fixed or isinstance(best.settings, VectorSteering):
         return best.settings, None
     simplest = max(fixed, key=_utility)
-    difference = against(best, simplest)
-    if difference.delta_utility_ci95[0] > 0:
+    metrics = against(best, simplest)
+    if metrics.delta_utility_ci95[0] > 0:
         return best.settings, None
-    return simplest.settings, difference
+    return simplest.settings, PassedOver(best.settings, metrics)
 
 
 def _utility(trial: SteeringTrial) -> float:

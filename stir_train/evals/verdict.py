@@ -46,11 +46,13 @@ def describe_abstention(tune: TuneReport) -> str:
 
 def describe_passed_over(passed_over: PassedOver) -> str:
     """That a fixed vector is deployed, since a controller is not clearly better."""
-    accuracy = _hundredths(passed_over.delta_accuracy, passed_over.delta_accuracy_ci95)
+    found = passed_over.metrics
+    accuracy = _hundredths(found.delta_accuracy, found.delta_accuracy_ci95)
+    tokens = _hundredths(found.delta_tokens_fraction, found.delta_tokens_ci95)
     return (
-        f"A fixed vector is deployed. {passed_over.name} is not clearly better: against it {accuracy} points, "
-        f"{100 * passed_over.delta_tokens_fraction:+.1f} % tokens, and a utility of "
-        f"{passed_over.delta_utility:+.3f} {_interval(passed_over.delta_utility_ci95, 1, 3)}."
+        f"A fixed vector is deployed, since {found.name} is not clearly better than it: {accuracy} points, "
+        f"{tokens} % tokens, and a utility of {found.delta_utility:+.3f} "
+        f"{_interval(found.delta_utility_ci95, 1, 3)}."
     )
 
 

@@ -32,12 +32,14 @@ class ModelDescription:
         tokenizer: Its tokenizer.
         vocab_size: Rows of its output layer.
         max_tokens: Context length in tokens.
+        head_width: Of an attention head; None of a model without attention.
     """
 
     identity: ModelIdentity
     tokenizer: PreTrainedTokenizerBase
     vocab_size: int
     max_tokens: int
+    head_width: int | None
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
@@ -98,7 +100,11 @@ def describe_model(config: ModelConfig) -> ModelDescription:
         size=(text_config.hidden_size, text_config.num_hidden_layers),
     )
     return ModelDescription(
-        identity, tokenizer, text_config.vocab_size, max_tokens_of(model_config)
+        identity,
+        tokenizer,
+        text_config.vocab_size,
+        max_tokens_of(model_config),
+        head_width_of(model_config),
     )
 
 
@@ -117,6 +123,14 @@ def decoder_config(config: ModelConfig) -> dict[str, Any]:
 def max_tokens_of(config: PretrainedConfig) -> int:
     """Context length in tokens; a million where the model names none."""
     return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
+
+
+def head_width_of(config: PretrainedConfig) -> int | None:
+    """Width of an attention head; None of a model without attention."""
+    text = config.get_text_config()
+    num_heads = getattr(text, "num_attention_heads", None)
+    width = getattr(text, "head_dim", None) or (num_heads and text.hidden_size // num_heads)
+    return int(width) if width else None
 
 
 def _architecture(config: PretrainedConfig) -> str:

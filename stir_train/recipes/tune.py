@@ -25,7 +25,7 @@ from stir_train.runtime.search import (
 )
 from stir_train.stores.reports import load_report, save_report
 from stir_train.types.reports import DirectionsReport
-from stir_train.types.results import PassedOver, SteeringTrial, TuneReport
+from stir_train.types.results import MethodMetrics, SteeringTrial, TuneReport
 
 
 def run(context: RunContext, stage: StageDir) -> Finish:
@@ -54,22 +54,13 @@ def run(context: RunContext, stage: StageDir) -> Finish:
             made.append(SteeringTrial(grid[candidate], metrics, len(answers), reused))
         return made
 
-    def against(one: SteeringTrial, other: SteeringTrial) -> PassedOver:
+    def against(one: SteeringTrial, other: SteeringTrial) -> MethodMetrics:
         candidate_of = {settings: candidate for candidate, settings in grid.items()}
         answers, baseline = (
             answers_of(context, stage, candidate, answerers[candidate], parts)
             for candidate in (candidate_of[one.settings], candidate_of[other.settings])
         )
-        found = compare_in_run(context, one.metrics.name, answers, baseline)
-        return PassedOver(
-            name=found.name,
-            settings=one.settings,
-            delta_accuracy=found.delta_accuracy,
-            delta_accuracy_ci95=found.delta_accuracy_ci95,
-            delta_tokens_fraction=found.delta_tokens_fraction,
-            delta_utility=found.delta_utility,
-            delta_utility_ci95=found.delta_utility_ci95,
-        )
+        return compare_in_run(context, one.metrics.name, answers, baseline)
 
     return lambda: _finish(context, stage, trials(), against)
 

@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +20,7 @@ from stir_train.errors import ConfigError, ModelError, StageError, StirError
 from stir_train.generation.backend import Ability, abilities_for, require_abilities
 from stir_train.generation.controller import controllers_of
 from stir_train.generation.open import abilities_of, check_installation
-from stir_train.generation.vllm.heads import too_narrow
+from stir_train.generation.vllm.heads import require_heads
 from stir_train.generation.vllm.served import CONFIG_KEY, Attachment
 from stir_train.generation.vllm.versions import load_part
 from stir_train.models.load import resolve_device, resolve_dtype
@@ -92,14 +93,14 @@ class ServerPlan:
         sentences: What is served, for people.
         arguments: Of ``vllm serve``.
         attachment: How requests are steered; None steers none.
-        obstacle: Why vLLM could answer no request here; None if nothing is known to be in the way.
+        require_answers: Refuses a model with which vLLM could answer no request here.
     """
 
     engine: str
     sentences: tuple[str, ...]
     arguments: tuple[str, ...]
     attachment: Attachment | None
-    obstacle: str | None = None
+    require_answers: Callable[[], None]
 
 
 def plan_server(
@@ -135,7 +136,11 @@ def plan_server(
         *student,
         *further,
     ]
-    return ServerPlan(engine, (*sentences, told), tuple(arguments), attachment, _obstacle(context))
+    described, device = context.resources.described, context.config.model.device
+    require_answers = partial(
+        require_heads, described.identity.name, described.head_width, resolve_device(device).type
+    )
+    return ServerPlan(engine, (*sentences, told), tuple(arguments), attachment, require_answers)
 
 
 def show_server(plan: ServerPlan, console: Console) -> None:
@@ -145,7 +150,7 @@ def show_server(plan: ServerPlan, console: Console) -> None:
     console.print("as by this, with controllers attached before the first request:")
     console.print(f"  vllm serve {shlex.join(plan.arguments)}", soft_wrap=True, markup=False)
     try:
-        _require_answers(plan)
+        plan.require_answers()
         check_installation(plan.engine, {})
     except StirError as error:
         console.print(caution(str(error)), soft_wrap=True)
@@ -158,7 +163,7 @@ def run_server(plan: ServerPlan, console: Console) -> None:
         ModelError: If vLLM could answer no request with this model here.
         StageError: If there is no vLLM, or not the supported one.
     """
-    _require_answers(plan)
+    plan.require_answers()
     check_installation(plan.engine, {})
     for sentence in plan.sentences:
         console.print(sentence, soft_wrap=True)
@@ -191,21 +196,6 @@ def _model(context: RunContext) -> list[str]:
     if config.revision is not None and not Path(path).is_dir():
         arguments += ["--revision", config.revision]
     return [*arguments, *(["--trust-remote-code"] if config.trust_remote_code else [])]
-
-
-def _obstacle(context: RunContext) -> str | None:
-    """What would end vLLM at its first request: on CPUs, attention heads that are too narrow."""
-    path, _ = locate_model(context.config.model)
-    file = Path(path) / "config.json"
-    if not file.is_file():
-        return None
-    device = resolve_device(context.config.model.device).type
-    return too_narrow(context.config.model.name, json.loads(file.read_text()), device)
-
-
-def _require_answers(plan: ServerPlan) -> None:
-    if plan.obstacle is not None:
-        raise ModelError(plan.obstacle)
 
 
 def _attachment(context: RunContext, engine: str, choice: SteeringConfig) -> Attachment:

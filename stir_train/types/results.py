@@ -258,18 +258,12 @@ class PassedOver:
     """A controller of more utility than the best fixed vector, but not by the interval of the difference.
 
     Attributes:
-        name, settings: What was passed over.
-        delta_accuracy, delta_tokens_fraction, delta_utility: Its figures less those of the fixed vector on the
-            same problems; tokens relative to them.
+        settings: What was passed over.
+        metrics: Its figures, paired with the fixed vector's on the same problems.
     """
 
-    name: str
     settings: Steering
-    delta_accuracy: float
-    delta_accuracy_ci95: Interval
-    delta_tokens_fraction: float
-    delta_utility: float
-    delta_utility_ci95: Interval
+    metrics: MethodMetrics
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -34,7 +34,7 @@ FAMILIAR = 0.999
 """Share of held-out states that count as like those of the training."""
 MOST_SAMPLED_INPUTS = 1 << 26
 """Where a sample of the states says as much as all, as many are read as hold so many numbers (256 MiB): of a
-7B model 18,000 of one block or 6,000 of three. All states of 16,000 rollouts take a minute a block."""
+7B model 18,000 of one block or 6,000 of three."""
 BAGGED = 0.75
 """Each member learns from this share of the prompts, its own: where they differ, data are few."""
 

@@ -32,9 +32,10 @@ from stir_train.generation.controller import Steering, controllers_of
 from stir_train.generation.teacher_forced import teacher_force
 from stir_train.generation.vllm.calls import SamplingCall
 from stir_train.generation.vllm.extent import Extent
-from stir_train.generation.vllm.heads import too_narrow
+from stir_train.generation.vllm.heads import require_heads
 from stir_train.generation.vllm.track import Track
 from stir_train.generation.vllm.versions import installed_version, load_part
+from stir_train.models.describe import head_width_of
 from stir_train.models.load import LoadedModel
 from stir_train.types.rollout import Prompt, Rollout
 from stir_train.types.trajectory import CapturedStates
@@ -121,10 +122,8 @@ class VLLMEngine:
                 "generation.backend=vllm: expected model.sharding=none or tensor, found zero3, whose ranks "
                 "take turns in passes; use generation.backend=transformers for it"
             )
-        described = loaded.model.config.get_text_config().to_dict()
-        obstacle = too_narrow(loaded.identity.name, described, loaded.device.type)
-        if obstacle is not None:
-            raise ModelError(obstacle)
+        width = head_width_of(loaded.model.config)
+        require_heads(loaded.identity.name, width, loaded.device.type)
         self._loaded, self._options = loaded, dict(options or {})
         self._max_rows, self._max_cache_tokens = max_rows, max_cache_tokens
         self._session: Session | None = None

@@ -48,6 +48,7 @@ from stir_train.generation.vllm.versions import (
 )
 from stir_train.generation.vllm.weights import LOAD_FORMAT, load_weights_from
 from stir_train.models.blocks import find_blocks
+from stir_train.models.describe import head_width_of
 from stir_train.models.load import LoadedModel
 from stir_train.models.lora import adapter_rank
 
@@ -347,6 +348,8 @@ def _token_bytes(loaded: LoadedModel) -> int:
     """Memory of a token in this rank's cache: keys and values of every block."""
     config = loaded.model.config.get_text_config()
     num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    whole = 2 * config.num_hidden_layers * num_heads * width * loaded.model.dtype.itemsize
+    head_width = head_width_of(config)
+    assert head_width is not None, "the engine refuses a model without attention"
+    numbers = 2 * config.num_hidden_layers * num_heads * head_width
+    whole = numbers * loaded.model.dtype.itemsize
     return int(whole // num_shards())
