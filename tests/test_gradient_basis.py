@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from stir_train.config.run import RunConfig
 from stir_train.directions.advantages import Advantages
 from stir_train.directions.cells import CellSums
 from stir_train.errors import ConfigError, StageError
+from stir_train.recipes import directions as recipe
 from stir_train.stores.reports import load_report
 from stir_train.stores.steering import load_basis
 from stir_train.types.directions import PointGradients
@@ -49,8 +51,8 @@ def _recorded(
 ) -> tuple[PointGradients, Advantages]:
     """Two samples a problem, one right: their gradients point along and against ``wanted[cell]``.
 
-    Even problems reach point 1 near the first key, odd ones near the second; all reach point 2. The
-    prompt's end carries a gradient too, which is no control point's.
+    Even problems reach point 1 near the first key, odd ones near the second; all reach point 2 near the first,
+    which is of point 1, so that the only key of point 2 is theirs. The prompt's end carries a gradient too, which is no control point's.
     """
     labels, states, gradients, worth = [], [], [], {}
     for number in range(first, first + NUM_PROBLEMS):
@@ -60,7 +62,7 @@ def _recorded(
             worth[prompt_id, sample] = advantage
             for point, cell in ((0, None), (1, number % 2), (2, 2)):
                 labels.append(StateLabel(prompt_id, sample, point, 5 * point - 1, 7))
-                near = torch.ones(WIDTH) if cell is None else KEYS[cell]
+                near = torch.ones(WIDTH) if cell is None else KEYS[cell % 2]
                 states.append(9 * near + 0.1 * torch.randn(WIDTH, generator=generator))
                 planted = torch.full((WIDTH,), 50.0) if cell is None else advantage * wanted[cell]
                 gradients.append(planted + noise * torch.randn(WIDTH, generator=generator))
@@ -137,28 +139,79 @@ def test_every_harvested_block_must_be_differentiated() -> None:
         load_config(RunConfig, SMOKE, settings)
 
 
-SETTINGS = ("basis.directions=reward_gradient", "rollout.temperature=1.0", "distill.enabled=false")
+SETTINGS = (
+    "basis.directions=reward_gradient",
+    "rollout.temperature=1.0",
+    "generation.chunk_completions=32",
+    "distill.enabled=false",
+)
 
 
-def test_a_basis_of_gradients_has_the_same_entries_and_steers_elsewhere(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As far as the basis, several chunks of rollouts long."""
+    output = tmp_path_factory.mktemp("gradients")
     for verb in ("rollout", "directions", "harvest", "basis"):
-        done = run_smoke(tmp_path, *SETTINGS, verb=verb)
+        done = run_smoke(output, *SETTINGS, verb=verb)
         assert done.returncode == 0, done.stderr
     assert "along reward gradients" in " ".join(done.stderr.split())
-    run = RunDir(tmp_path / "smoke")
-    made = run.stage("basis")
-    (basis, _), report = load_basis(made), load_report(made, BasisReport)
+    return output
+
+
+def test_a_basis_of_gradients_has_the_same_entries_and_steers_elsewhere(
+    made: Path, tmp_path: Path
+) -> None:
+    run = RunDir(made / "smoke")
+    (basis, _), report = (
+        load_basis(run.stage("basis")),
+        load_report(run.stage("basis"), BasisReport),
+    )
     assert not basis.saves_tokens.any()
     assert [cell.block for cell in report.cells] == basis.blocks.unique().tolist()
-
-    plain = tmp_path / "plain"
     for stage in ("rollout", "harvest"):
-        shutil.copytree(run.stage(stage).path, plain / "smoke" / stage)
-    done = run_smoke(plain, *SETTINGS, "basis.directions=difference", verb="basis")
+        shutil.copytree(run.stage(stage).path, tmp_path / "smoke" / stage)
+    done = run_smoke(tmp_path, *SETTINGS, "basis.directions=difference", verb="basis")
     assert done.returncode == 0, done.stderr
-    differences, _ = load_basis(RunDir(plain / "smoke").stage("basis"))
+    plain = RunDir(tmp_path / "smoke").stage("basis")
+    differences, _ = load_basis(plain)
     right = differences.select(~differences.saves_tokens)
     assert torch.equal(right.keys, basis.keys)
     assert torch.equal(right.directions[right.is_anchor], basis.directions[basis.is_anchor])
     assert not torch.allclose(right.directions, basis.directions)
-    assert load_report(RunDir(plain / "smoke").stage("basis"), BasisReport).cells == ()
+    assert load_report(plain, BasisReport).cells == ()
+
+
+def test_points_whose_chunk_was_cut_off_are_made_again_to_the_same_bytes(
+    made: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(made / "smoke" / "rollout", tmp_path / "smoke" / "rollout")
+    whole, num_saved = recipe.save_gradients, 0
+
+    def stop_behind_the_points(*arguments: object) -> None:
+        nonlocal num_saved
+        num_saved += 1
+        if num_saved == 2:
+            raise KeyboardInterrupt
+        whole(*arguments)  # type: ignore[arg-type]
+
+    with mock.patch.object(recipe, "save_gradients", stop_behind_the_points):
+        assert run_smoke(tmp_path, *SETTINGS, verb="directions").returncode != 0
+    stage, expected = (output / "smoke" / "directions" for output in (tmp_path, made))
+    assert len(list(stage.glob("points-*"))) == len(list(stage.glob("gradients-*"))) + 1
+    done = run_smoke(tmp_path, *SETTINGS, verb="directions")
+    assert done.returncode == 0, done.stderr
+    names = sorted(path.name for path in expected.glob("*.safetensors"))
+    assert names == sorted(path.name for path in stage.glob("*.safetensors"))
+    assert "points-00001.safetensors" in names
+    for name in names:
+        assert (stage / name).read_bytes() == (expected / name).read_bytes()
+
+
+def test_damaged_points_are_named(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "smoke" / "basis")
+    points = tmp_path / "copy" / "smoke" / "directions" / "points-00000.safetensors"
+    points.write_bytes(points.read_bytes()[:-1] + b"?")
+    done = run_smoke(tmp_path / "copy", *SETTINGS, verb="basis")
+    assert done.returncode == 1
+    assert points.name in done.stderr
