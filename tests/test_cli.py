@@ -101,6 +101,28 @@ def test_dry_run_shows_the_work_and_touches_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("verb", "override", "expected"),
+    [
+        ("run", "model.name=/no/such/dir", "no directory '/no/such/dir'"),
+        ("run", "task.source=/no/such/file.jsonl", "no file or folder /no/such/file.jsonl"),
+        ("run", "splits.num_test=100000", "the source has 3000 distinct ones"),
+        ("run", "distill.targets=[nowhere]", "{'nowhere'} not found in the base model"),
+        ("harvest", "seed=1", "rollout stage is missing; run it first"),
+    ],
+)
+def test_a_dry_run_finds_what_the_run_would_stop_at(
+    tmp_path: Path, verb: str, override: str, expected: str
+) -> None:
+    shown = stir_train(verb, DEMO, f"output_dir={tmp_path / 'runs'}", override, "--dry-run")
+    assert shown.returncode == 1
+    assert "to do" in shown.stdout, "the plan comes first"
+    assert "measuring" not in shown.stdout
+    assert "the run would stop: " in shown.stderr
+    assert expected in shown.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (("run", "nowhere.yaml"), "no such configuration file"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,11 +22,12 @@ from stir_train.cli.arguments import (
     run_directory,
 )
 from stir_train.config.pipeline import STAGE_NAMES, STAGES, stages_from
-from stir_train.errors import StirError
+from stir_train.errors import StageError, StirError
 
 if TYPE_CHECKING:
     from stir_train.config.run import RunConfig
     from stir_train.launch.estimate import Estimate
+    from stir_train.launch.plan import PlannedStage
 
 app = typer.Typer()
 PLAN_WIDTH = 79
@@ -35,11 +36,11 @@ WORKERS = [stage.name for stage in STAGES if stage.takes_workers]
 
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Show what would happen and measure what it costs; do nothing."),
+    typer.Option("--dry-run", help="Show what would happen, check that it can, and measure what it costs; do nothing."),
 ]
 NoMeasure = Annotated[
     bool,
-    typer.Option("--no-measure", help="With --dry-run: load no model, and leave the costs out."),
+    typer.Option("--no-measure", help="With --dry-run: load no weights, and leave the costs out."),
 ]
 Redo = Annotated[bool, typer.Option("--redo", help="Remake this stage and those after it.")]
 
@@ -248,7 +249,7 @@ def _submit(
     scripts = slurm.scripts_of(config, site, jobs)
     out = console()
     if shown.dry_run:
-        _show_plan(config, names, redo=False, measures=False)
+        _show_plan(config, names, redo=False, checks=False)
         answers().print(jobs_table(jobs, site), width=PLAN_WIDTH)
         for script, text in scripts[1:] if shown.scripts else ():
             print(f"# {script}\n{text}")
@@ -280,12 +281,19 @@ def _in_words(needs: Estimate, config: RunConfig) -> str:
     )
 
 
-def _show_plan(config: RunConfig, names: list[str], *, redo: bool, measures: bool) -> None:
+def _show_plan(
+    config: RunConfig,
+    names: list[str],
+    *,
+    redo: bool,
+    checks: bool = True,
+    measures: bool = False,
+) -> None:
+    """Show what the named stages would do; then check that they can, and measure what it costs."""
     from rich.box import SIMPLE
     from rich.table import Table
 
     from stir_train.launch.plan import plan_run
-    from stir_train.monitoring.console import caution
 
     remade = stages_from(min(names, key=STAGE_NAMES.index)) if redo else ()
     planned = [stage for stage in plan_run(config, remade=remade) if stage.name in names]
@@ -297,15 +305,29 @@ def _show_plan(config: RunConfig, names: list[str], *, redo: bool, measures: boo
     out = answers()
     out.print(f"{config.model.name} on {config.task.name}, in {config.directory}", soft_wrap=True)
     out.print(table, width=PLAN_WIDTH)
-    for refusal in [stage.refusal for stage in planned if stage.refusal][:1]:
-        out.print(caution(f"the run would stop: {refusal}"), soft_wrap=True)
+    if not checks:
+        return
+    _require_startable(config, names, planned, redo=redo)
     if measures:
-        from stir_train.runtime.abilities import require_backend
         from stir_train.tools.costs import show_costs
 
         left = [stage.name for stage in planned if stage.state not in ("done", "off")]
-        try:
-            require_backend(config, left)
-        except StirError as error:
-            out.print(caution(f"the run would stop: {error}"), soft_wrap=True)
         show_costs(config, left, out, width=PLAN_WIDTH)
+
+
+def _require_startable(
+    config: RunConfig, names: list[str], planned: Sequence[PlannedStage], *, redo: bool
+) -> None:
+    """Ask all that the run itself asks before its first stage; nothing is written."""
+    from stir_train.runtime.attempt import look_at_run
+    from stir_train.runtime.driver import require_startable
+    from stir_train.runtime.upstream import require_sources
+
+    try:
+        for refusal in [stage.refusal for stage in planned if stage.refusal][:1]:
+            raise StageError(refusal)
+        require_sources(config, names)
+        with look_at_run(config, console()) as context:
+            require_startable(context, names, redo=redo)
+    except StirError as error:
+        raise StageError(f"the run would stop: {error}") from error

@@ -86,6 +86,14 @@ def read_run(config: RunConfig, console: Console) -> Iterator[RunContext]:
             f"{run_dir.path}: no run here (no {CONFIG_FILE}); if it was made with overrides "
             "(name=...), give its directory"
         )
+    with look_at_run(config, console) as context:
+        yield context
+
+
+@contextmanager
+def look_at_run(config: RunConfig, console: Console) -> Iterator[RunContext]:
+    """The context of a run that is there or not, to which nothing is written, and nothing made for it."""
+    run_dir = RunDir(config.directory)
     with open_world() as world:
         _prepare(config)
         resources = Resources(config, world)

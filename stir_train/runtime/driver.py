@@ -50,11 +50,7 @@ def run_stages(context: RunContext, names: Sequence[str], *, redo: bool) -> str 
     """
     told: set[str] = set()
     wanted = [stage for stage in STAGES if stage.name in names]
-    require_backend(context.config, [s.name for s in wanted if s.is_on(context.config)])
-    remade = stages_from(wanted[0].name) if redo else ()
-    context.world.on_main(
-        "check", lambda: require_feasible(context, [s.name for s in wanted], remade=remade)
-    )
+    require_startable(context, names, redo=redo)
     warn_of_stop_tokens(context)
     if redo:
         _discard(context, wanted[0])
@@ -78,6 +74,21 @@ def run_stages(context: RunContext, names: Sequence[str], *, redo: bool) -> str 
             context.console.print(caution(asked))
     end = end_of_run(context.run_dir, stages_off(context.config))
     return None if end is None else end.reason
+
+
+def require_startable(context: RunContext, names: Sequence[str], *, redo: bool) -> None:
+    """Check what can be found wrong with the named stages before the first of them begins. Collective.
+
+    Raises:
+        StirError: Where one of them needs what the run's backend lacks, or would be refused for its
+            settings, model or problems.
+    """
+    wanted = [stage for stage in STAGES if stage.name in names]
+    require_backend(context.config, [s.name for s in wanted if s.is_on(context.config)])
+    remade = stages_from(wanted[0].name) if redo else ()
+    context.world.on_main(
+        "check", lambda: require_feasible(context, [s.name for s in wanted], remade=remade)
+    )
 
 
 def run_stage(context: RunContext, stage: Stage) -> None:

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from stir_train.config.run import RunConfig
-from stir_train.errors import StirError
 from stir_train.launch.costs import (
     CHUNK_OVERHEAD,
     CHUNK_SECONDS,
@@ -39,17 +38,16 @@ def show_costs(config: RunConfig, stages: Collection[str], console: Console, *, 
         stages: Those that are left to make.
         console: Where it is told.
         width: Columns to keep to.
+
+    Raises:
+        StirError: If the model cannot be loaded, or its answers cannot be timed.
     """
     if not stages:
         return
     seconds = LENGTH_SECONDS + 2 * WIDTH_SECONDS
     told = f"measuring this machine, for at most about {seconds:.0f} s (--no-measure leaves it out)"
     console.print(told, width=width)
-    try:
-        rates, shape = measure(config)
-    except StirError as error:
-        console.print(caution(f"what it costs cannot be measured: {error}"), soft_wrap=True)
-        return
+    rates, shape = measure(config)
     costs = [cost for cost in stage_costs(config, shape, rates) if cost.name in stages]
     console.print(_table(costs), width=width)
     for line in _rates_in_words(config, rates):
