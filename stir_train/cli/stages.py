@@ -36,7 +36,10 @@ WORKERS = [stage.name for stage in STAGES if stage.takes_workers]
 
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Show what would happen, check that it can, and measure what it costs; do nothing."),
+    typer.Option(
+        "--dry-run",
+        help="Show what would happen, check that it can, and measure what it costs; do nothing.",
+    ),
 ]
 NoMeasure = Annotated[
     bool,
