@@ -36,7 +36,7 @@ BY_VECTORS = (
     "directions={num_permutations: 19, significance: 0.99, num_steps: 2}",
     "tune={modes: [vector], vectors: {every_token: [0.1]}, max_accuracy_loss: 1}",
     "utility.token_price=5",
-    "distill.enabled=false",
+    "distill={num_steps: 2, num_samples: 1, also: {}, objective: {logits: 1, states: 1}}",
 )
 BY_GRADIENTS = (
     "splits={num_harvest: 24, num_tune: 12, num_test: 12}",

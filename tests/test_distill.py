@@ -13,7 +13,7 @@ from stir_train.config.inputs import ModelConfig
 from stir_train.config.learning import DistillConfig, ObjectiveConfig
 from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.distill.objective import DistillLoss
-from stir_train.distill.replay import steered_block
+from stir_train.distill.replay import DecidedAgain, steered_block
 from stir_train.distill.samples import (
     IGNORED,
     BatchConfig,
@@ -23,10 +23,13 @@ from stir_train.distill.terms import divergence, replays_steering
 from stir_train.distill.validation import validation_loss
 from stir_train.errors import StageError
 from stir_train.generation.control_hook import PassPlan
+from stir_train.generation.fixed import FixedVector
 from stir_train.models.load import LoadedModel
 from stir_train.models.lora import make_whole_student
 from stir_train.train.loop import sum_of
+from stir_train.types.places import Place
 from stir_train.types.rollout import Impulse, Prompt, Rollout
+from tests.support import bases
 from tests.support.distilling import (
     CONCISE,
     INSTRUCTION,
@@ -37,6 +40,7 @@ from tests.support.distilling import (
     label_logprobs,
     loss_of,
     points_that_moved,
+    rollouts_under,
     steered_rollouts,
 )
 
@@ -66,6 +70,39 @@ def test_the_replayed_teacher_is_the_one_that_decoded(steered: list[Rollout]) ->
             assert changed[first + 1 :].any(), "an impulse that changes nothing shows nothing"
         else:
             assert not changed.any()
+
+
+@pytest.mark.parametrize(
+    "places",
+    [("every_token",), ("control_point",), ("segment", "prompt_end"), ("everywhere", "segment")],
+)
+def test_a_teacher_under_vectors_of_no_basis_is_the_one_that_decoded(
+    loaded: LoadedModel,
+    prompts: list[Prompt],
+    automaton: ControlPointAutomaton,
+    places: tuple[Place, ...],
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    blocks = (bases.BLOCK, 1)
+    vectors = [
+        FixedVector(place, block, torch.randn(loaded.identity.width, generator=generator), 1.0)
+        for place, block in zip(places, blocks, strict=False)
+    ]
+    samples = rollouts_under(vectors, loaded, prompts, automaton)
+    assert all(impulse.entry < 0 for sample in samples for impulse in sample.impulses)
+    replay = DecidedAgain(vectors, bases.MAX_POINTS, torch.device("cpu"))
+    (batch,) = batch_of(samples, replay=replay)
+    with torch.no_grad():
+        loss = loss_of(LOGITS)
+        taught = label_logprobs(loss.head.logits(loss._teach(batch).hidden), batch)
+        plain = dataclasses.replace(
+            batch, points=dataclasses.replace(batch.replayed, plan=PassPlan())
+        )
+        untaught = label_logprobs(loss.head.logits(loss._teach(plain).hidden), plain)
+    order = next(batch_indices(samples, 0, BatchConfig(len(samples), 0, seed=0)))
+    decoded = torch.tensor([value for i in order for value in samples[i].logprobs])
+    torch.testing.assert_close(taught, decoded, atol=2e-4, rtol=0)
+    assert ((untaught - decoded).abs() > 2e-3).float().mean() > 0.05
 
 
 def test_an_untrained_student_is_as_far_from_its_teacher_as_the_base(
@@ -174,9 +211,6 @@ def test_objectives_without_meaning_are_refused(steered: list[Rollout]) -> None:
     assert not replays_steering(CONCISE)
     with pytest.raises(ValidationError, match="a teacher to judge"):
         ObjectiveConfig(on_policy=0.5)
-    static = dataclasses.replace(steered[0], impulses=(Impulse(3, 4, -1, 1.0),))
-    with pytest.raises(StageError, match="use the sequence objective alone"):
-        steered_block([static])
     two = dataclasses.replace(steered[0], impulses=(Impulse(3, 4, 0, 1.0), Impulse(9, 2, 0, 1.0)))
     with pytest.raises(StageError, match=r"blocks \[2, 4\]"):
         steered_block([two])

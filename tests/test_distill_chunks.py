@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stir_train.config.inputs import ModelConfig
 from stir_train.config.learning import DistillConfig, ObjectiveConfig
 from stir_train.distill.objective import DistillLoss
-from stir_train.distill.replay import ControlPoints
+from stir_train.distill.replay import ControlPoints, RecordedImpulses, steered_block
 from stir_train.distill.samples import IGNORED, BatchConfig, SequenceBatch, sequence_batches
 from stir_train.distributed.engine import PlainEngine
 from stir_train.distributed.world import alone
@@ -54,9 +54,8 @@ def _parts(student: Student, num_samples: int, num_parts: int = 1) -> list[Seque
     directions = torch.randn(
         1, student.base.identity.width, generator=torch.Generator().manual_seed(2)
     ).double()
-    return next(
-        sequence_batches(samples, engine, 0, BatchConfig(num_samples, 0, seed=0), directions)
-    )
+    replay = RecordedImpulses(directions, steered_block(samples))
+    return next(sequence_batches(samples, engine, 0, BatchConfig(num_samples, 0, seed=0), replay))
 
 
 def _gradients(student: Student, loss: torch.Tensor) -> dict[str, torch.Tensor]:

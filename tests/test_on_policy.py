@@ -15,6 +15,7 @@ from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.data.prompts import Wording, reword
 from stir_train.distill.objective import DistillLoss
 from stir_train.distill.on_policy import StudentSampling, on_policy_batches
+from stir_train.distill.replay import DecidedAgain
 from stir_train.distill.samples import (
     IGNORED,
     BatchConfig,
@@ -42,6 +43,7 @@ from tests.support.distilling import (
     loss_of,
     places_of_points,
     plain_engine,
+    recorded,
     steered_rollouts,
     value_teacher,
 )
@@ -90,7 +92,7 @@ def test_a_student_samples_for_a_teacher_under_an_instruction(
     steered: list[Rollout],
 ) -> None:
     sampling = dataclasses.replace(
-        _sampling(automaton, prompts, loaded.stop_token_ids), controller=None
+        _sampling(automaton, prompts, loaded.stop_token_ids), replay=None
     )
     samples, engine = steered[:4], plain_engine(num_parts=3)
     batching = BatchConfig(2, 0, seed=0, instructed=_instructed(prompts, INSTRUCTION))
@@ -116,7 +118,7 @@ def _sampling(
         prompts={prompt.prompt_id: prompt for prompt in prompts},
         sampling=SamplingParams(40, stop, temperature=0.7, top_p=0.95),
         control=ControlSpec(automaton, bases.MAX_POINTS),
-        controller=value_teacher(),
+        replay=DecidedAgain(value_teacher(), bases.MAX_POINTS, torch.device("cpu")),
         seed=0,
         share=1.0,
     )
@@ -128,18 +130,18 @@ def test_the_teacher_decides_in_one_pass_what_it_decided_in_decoding(
     automaton: ControlPointAutomaton,
     steered: list[Rollout],
 ) -> None:
-    sampling = _sampling(automaton, prompts, loaded.stop_token_ids)
+    replay = DecidedAgain(value_teacher(), bases.MAX_POINTS, torch.device("cpu"))
     (batch,) = batch_of(steered)
-    recorded = batch.replayed
-    order = {place: i for i, place in enumerate(places_of_points(recorded))}
-    decided = sampling.points_of([steered[i] for i in _order(steered)], count=recorded.count)
+    by_record = batch.replayed
+    order = {place: i for i, place in enumerate(places_of_points(by_record))}
+    decided = replay.points_of([steered[i] for i in _order(steered)], count=by_record.count)
     assert set(places_of_points(decided)) <= set(order)
     judged = dataclasses.replace(batch, points=decided)
     with torch.no_grad():
         loss = loss_of(LOGITS)
-        by_record, by_pass = (loss.head.logits(loss._teach(b).hidden) for b in (batch, judged))
-    torch.testing.assert_close(by_pass, by_record, atol=2e-3, rtol=0)
-    assert any(bool(edit.deltas.any()) for edit in recorded.plan.edits)
+        replayed, asked = (loss.head.logits(loss._teach(b).hidden) for b in (batch, judged))
+    torch.testing.assert_close(asked, replayed, atol=2e-3, rtol=0)
+    assert any(bool(edit.deltas.any()) for edit in by_record.plan.edits)
 
 
 def _order(samples: list[Rollout]) -> list[int]:
@@ -162,7 +164,7 @@ def _fit_on_policy(
     batching = BatchConfig(6, 0, seed=0)
 
     def batches(start: int) -> Iterator[list[SequenceBatch]]:
-        given = sequence_batches(samples, engine, start, batching, bases.basis().directions)
+        given = sequence_batches(samples, engine, start, batching, recorded())
         return on_policy_batches(samples, engine, start, batching, given, sampling)
 
     def on_step(record: StepRecord) -> None:
@@ -210,7 +212,7 @@ def test_a_batch_by_the_student_is_fresh_and_none_of_its_tokens_is_a_target(
 ) -> None:
     sampling = _sampling(automaton, prompts, loaded.stop_token_ids)
     engine, batching = plain_engine(num_parts=5), BatchConfig(12, 0, seed=0)
-    given = sequence_batches(steered, engine, 0, batching, bases.basis().directions)
+    given = sequence_batches(steered, engine, 0, batching, recorded())
     batches = on_policy_batches(steered, engine, 0, batching, given, sampling)
     first, second = next(batches), next(batches)
     assert len(first) == 5

@@ -1,8 +1,7 @@
 """Batches that the student samples itself, with what the teacher would have done to them.
 
-The steered block's own states do not depend on impulses in it, which only the blocks above see. So
-the teacher decides at every control point of a finished completion in the one pass that scores it,
-and needs no decoding of its own (on-policy distillation, GKD, arXiv 2306.13649).
+The teacher decides at every control point of a finished completion in the one pass that scores it
+(`DecidedAgain`), and needs no decoding of its own (on-policy distillation, GKD, arXiv 2306.13649).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from stir_train.distill.replay import ControlPoints
+from stir_train.distill.replay import DecidedAgain, num_points
 from stir_train.distill.samples import (
     BatchConfig,
     SequenceBatch,
@@ -24,10 +23,7 @@ from stir_train.distill.samples import (
 )
 from stir_train.distributed.engine import TrainEngine
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
-from stir_train.generation.control_hook import PassPlan
-from stir_train.generation.controller import Steering, controllers_of
 from stir_train.generation.open import Limits, open_backend
-from stir_train.generation.rollout_plan import asks_again, control_sites
 from stir_train.models.lora import Student
 from stir_train.train.loop import parts_of
 from stir_train.types.rollout import Prompt, Rollout
@@ -42,8 +38,7 @@ class StudentSampling:
         prompts: Of the samples, by id.
         sampling: As for rollouts.
         control: Where control points are.
-        controller: The steered teacher's, which must decide without previews; None of a teacher that is given
-            an instruction.
+        replay: What the steered teacher adds to a completion; None of a teacher that is given an instruction.
         seed: Of the noise, and of which batches are sampled.
         share: Of the batches.
     """
@@ -52,7 +47,7 @@ class StudentSampling:
     prompts: Mapping[str, Prompt]
     sampling: SamplingParams
     control: ControlSpec
-    controller: Steering | None
+    replay: DecidedAgain | None
     seed: int
     share: float
 
@@ -78,18 +73,6 @@ class StudentSampling:
         made = backend.generate(requests, self.sampling, seed=self.seed, control=self.control)
         self.student.model.train(was_training)
         return list(made.rollouts)
-
-    def points_of(self, samples: Sequence[Rollout], *, count: int) -> ControlPoints | None:
-        """The control points at which the teacher may act, for it to decide in its own pass."""
-        if self.controller is None:
-            return None
-        limit, base = self.control.max_points, self.student.base
-        asks = asks_again(samples, self.controller, max_points=limit, device=base.device)
-        sites = control_sites(samples, max_points=limit)
-        controllers = controllers_of(self.controller)
-        return ControlPoints(
-            controllers[0].block, sites.rows, sites.columns, count, PassPlan(asks=asks), controllers
-        )
 
 
 def on_policy_batches(
@@ -123,17 +106,13 @@ def on_policy_batches(
             sampling.answer([(numbered[i], samples[i]) for i in part])
             for part in parts_of(batch, engine)
         ]
-        made = [sample for part in parts for sample in part]
-        limit = sampling.control.max_points
-        counts = [
-            num_tokens(made),
-            sum(len(sample.control_points[:limit]) for sample in made),
-        ]
+        made, replay = [sample for part in parts for sample in part], sampling.replay
+        counts = [num_tokens(made), 0 if replay is None else num_points(made, replay)]
         num_targets, count = engine.world.sum(torch.tensor(counts, dtype=torch.double)).tolist()
         yield [
             dataclasses.replace(
                 batch_of_part,
-                points=sampling.points_of(own, count=int(count)),
+                points=None if replay is None else replay.points_of(own, count=int(count)),
                 by_student=True,
             )
             for own, batch_of_part in (

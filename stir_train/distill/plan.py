@@ -37,7 +37,7 @@ def adapter_config(config: DistillConfig, spec: StudentSpec) -> DistillConfig:
     """The settings of a student's adapter: those of all, or of one module of the block that was steered.
 
     Raises:
-        StageError: If its samples were steered by no basis entry, or in several blocks.
+        StageError: If its samples were steered in several blocks.
     """
     if not spec.objective.module:
         return config

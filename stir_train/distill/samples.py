@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from stir_train.distill.replay import ControlPoints, control_points_of, steered_block
+from stir_train.distill.replay import ControlPoints, Replay, num_points
 from stir_train.distributed.engine import TrainEngine
 from stir_train.train.loop import all_parts_of, parts_of
 from stir_train.types.rollout import GradedRollout, Rollout
@@ -112,25 +112,23 @@ def sequence_batches(
     engine: TrainEngine,
     start: int,
     config: BatchConfig,
-    directions: Float[Tensor, "K D"] | None = None,
+    replay: Replay | None = None,
 ) -> Iterator[list[SequenceBatch]]:
     """This rank's parts of every batch from step ``start`` on, shuffled epoch after epoch.
 
-    With the basis's ``directions``, batches carry the impulses that their samples were made under.
+    With a ``replay``, batches carry what a steered teacher adds to their samples.
     """
-    block = steered_block(samples) if directions is not None else 0
     for batch in batch_indices(samples, start, config):
         num_targets = num_tokens([samples[i] for i in batch])
         most_targets = max(num_tokens([samples[i] for i in p]) for p in all_parts_of(batch, engine))
-        count = sum(len(samples[i].control_points) for i in batch)
+        count = 0 if replay is None else num_points([samples[i] for i in batch], replay)
         parts = []
         for part in parts_of(batch, engine):
             own, made = collate_part(
                 [samples[i] for i in part], samples[batch[0]], config, num_targets
             )
-            if directions is not None:
-                points = control_points_of(own, directions, block=block, count=count)
-                made = dataclasses.replace(made, points=points)
+            if replay is not None:
+                made = dataclasses.replace(made, points=replay.points_of(own, count=count))
             parts.append(dataclasses.replace(made, most_targets=most_targets))
         yield parts
 

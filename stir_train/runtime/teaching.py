@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from stir_train.answering.methods import GREEDY, settings_label
 from stir_train.config.learning import ObjectiveConfig
@@ -15,6 +13,7 @@ from stir_train.data.prompts import Wording, knows, reword
 from stir_train.distill.objective import DistillLoss
 from stir_train.distill.on_policy import StudentSampling, on_policy_batches
 from stir_train.distill.plan import StudentSpec
+from stir_train.distill.replay import DecidedAgain, RecordedImpulses, Replay, steered_block
 from stir_train.distill.samples import (
     BatchConfig,
     SequenceBatch,
@@ -26,7 +25,7 @@ from stir_train.distill.terms import replays_steering
 from stir_train.distill.validation import validation_loss
 from stir_train.distributed.engine import TrainEngine
 from stir_train.errors import StageError
-from stir_train.generation.controller import Steering, previewing
+from stir_train.generation.controller import previewing
 from stir_train.models.lora import Student
 from stir_train.runtime.answerers import control_spec, controller_for
 from stir_train.runtime.context import RunContext
@@ -56,8 +55,8 @@ def student_batches(
     batching = dataclasses.replace(
         _batching(context, student), instructed=instructed_prompts(context, spec.objective)
     )
-    directions = _entries(context) if replays_steering(spec.objective) else None
-    by_teacher = sequence_batches(spec.samples, engine, start, batching, directions)
+    replay = _replay(context, spec, student) if replays_steering(spec.objective) else None
+    by_teacher = sequence_batches(spec.samples, engine, start, batching, replay)
     if not spec.objective.on_policy:
         return by_teacher
     sampling = _student_sampling(context, spec, student)
@@ -93,11 +92,31 @@ def instructed_prompts(
     return {prompt.prompt_id: prompt.token_ids for prompt in worded}
 
 
-def _entries(context: RunContext) -> Float[Tensor, "K D"]:
-    """What impulses are multiples of; nothing in a run without a basis."""
-    if context.config.needs_basis:
-        return context.steering.basis().directions
-    return torch.zeros(0, context.resources.described.identity.width)
+def _replay(context: RunContext, spec: StudentSpec, student: Student) -> Replay:
+    """How the steered teacher is had again: from the record, or, of what is in no basis, by the controller."""
+    if any(impulse.entry < 0 for sample in spec.samples for impulse in sample.impulses):
+        return _decided_again(context, student)
+    width = context.resources.described.identity.width
+    entries = (
+        context.steering.basis().directions if context.config.needs_basis else torch.zeros(0, width)
+    )
+    return RecordedImpulses(entries, steered_block(spec.samples))
+
+
+def _decided_again(context: RunContext, student: Student) -> DecidedAgain:
+    """The chosen controller, asked in the teacher's pass.
+
+    Raises:
+        StageError: If it has to preview.
+    """
+    choice = context.steering.choice()
+    controller = controller_for(context, choice)
+    if previewing(controller) is not None:
+        raise StageError(
+            f"distill.objective: the chosen controller ({choice.mode}) previews before it acts, and "
+            "cannot judge a finished completion in one pass; tune among value, similarity, static and vector"
+        )
+    return DecidedAgain(controller, control_spec(context).max_points, student.base.device)
 
 
 def _batching(context: RunContext, student: Student) -> BatchConfig:
@@ -126,27 +145,10 @@ def _student_sampling(context: RunContext, spec: StudentSpec, student: Student) 
         prompts={prompt.prompt_id: prompt for prompt in context.splits["harvest"]},
         sampling=sampling_params(context, greedy=False),
         control=control_spec(context),
-        controller=_judge(context) if replays_steering(spec.objective) else None,
+        replay=_decided_again(context, student) if replays_steering(spec.objective) else None,
         seed=context.config.seed,
         share=spec.objective.on_policy,
     )
-
-
-def _judge(context: RunContext) -> Steering:
-    """The steered teacher's controller.
-
-    Raises:
-        StageError: If it has to preview.
-    """
-    choice = context.steering.choice()
-    controller = controller_for(context, choice)
-    if previewing(controller) is not None:
-        raise StageError(
-            f"distill.objective.on_policy: the chosen controller ({choice.mode}) previews before it "
-            "acts, and cannot judge a finished completion in one pass; tune among value, similarity "
-            "and static"
-        )
-    return controller
 
 
 def early_stopping(

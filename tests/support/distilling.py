@@ -11,7 +11,7 @@ from stir_train.config.learning import DistillConfig, ObjectiveConfig
 from stir_train.config.steering import ValueSteering
 from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.distill.objective import DistillLoss
-from stir_train.distill.replay import ControlPoints
+from stir_train.distill.replay import ControlPoints, RecordedImpulses, Replay
 from stir_train.distill.samples import (
     IGNORED,
     BatchConfig,
@@ -21,6 +21,7 @@ from stir_train.distill.samples import (
 from stir_train.distributed.engine import PlainEngine
 from stir_train.distributed.world import alone
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
+from stir_train.generation.controller import Steering
 from stir_train.generation.transformers.engine import DecodeEngine
 from stir_train.models.load import LoadedModel
 from stir_train.models.lora import Student, make_whole_student
@@ -60,10 +61,18 @@ def plain_engine(num_parts: int = 1) -> PlainEngine:
     return PlainEngine(model, [torch.optim.AdamW(trainable)], alone(), num_parts=num_parts)
 
 
-def batch_of(samples: list[Rollout], num_parts: int = 1) -> list[SequenceBatch]:
+def batch_of(
+    samples: list[Rollout], num_parts: int = 1, replay: Replay | None = None
+) -> list[SequenceBatch]:
     batching = BatchConfig(len(samples), pad_token_id=0, seed=0)
-    directions = bases.basis().directions
-    return next(sequence_batches(samples, plain_engine(num_parts), 0, batching, directions))
+    return next(
+        sequence_batches(samples, plain_engine(num_parts), 0, batching, replay or recorded())
+    )
+
+
+def recorded() -> RecordedImpulses:
+    """The steered teacher by its record."""
+    return RecordedImpulses(bases.basis().directions, bases.BLOCK)
 
 
 def loss_of(objective: ObjectiveConfig) -> DistillLoss:
@@ -76,20 +85,31 @@ def label_logprobs(logits: torch.Tensor, batch: SequenceBatch) -> torch.Tensor:
     return logits.log_softmax(-1).gather(-1, labels[:, None])[:, 0]
 
 
-def steered_rollouts(
-    loaded: LoadedModel, prompts: list[Prompt], automaton: ControlPointAutomaton
+def rollouts_under(
+    steering: Steering,
+    loaded: LoadedModel,
+    prompts: list[Prompt],
+    automaton: ControlPointAutomaton,
 ) -> list[Rollout]:
-    """Sampled completions under a controller, most of them with impulses."""
+    """Sampled completions under controllers."""
     result = DecodeEngine(loaded, max_rows=12).generate(
         [GenerationRequest(prompt) for prompt in prompts[:12]],
         SamplingParams(96, loaded.stop_token_ids, temperature=0.7, top_p=0.95),
         seed=0,
         control=ControlSpec(automaton, bases.MAX_POINTS),
-        controller=value_teacher(),
+        controller=steering,
     )
-    assert sum(bool(r.impulses) for r in result.rollouts) >= 8
-    assert any(len(r.control_points) > len(r.impulses) for r in result.rollouts)
     return list(result.rollouts)
+
+
+def steered_rollouts(
+    loaded: LoadedModel, prompts: list[Prompt], automaton: ControlPointAutomaton
+) -> list[Rollout]:
+    """Sampled completions under a controller, most of them with impulses."""
+    rollouts = rollouts_under(value_teacher(), loaded, prompts, automaton)
+    assert sum(bool(r.impulses) for r in rollouts) >= 8
+    assert any(len(r.control_points) > len(r.impulses) for r in rollouts)
+    return rollouts
 
 
 def points_that_moved(points: ControlPoints) -> torch.Tensor:

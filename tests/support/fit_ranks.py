@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from stir_train.config.inputs import ModelConfig
 from stir_train.config.learning import DistillConfig, ObjectiveConfig, TrainConfig
 from stir_train.distill.objective import DistillLoss
+from stir_train.distill.replay import RecordedImpulses, steered_block
 from stir_train.distill.samples import BatchConfig, sequence_batches
 from stir_train.distributed.engine import open_engine
 from stir_train.distributed.world import open_world
@@ -71,12 +72,11 @@ def main(output: Path, config: TrainConfig, checkpoints: Path | None, stop_at: i
         generator = torch.Generator().manual_seed(99)
         directions = torch.randn(1, student.base.identity.width, generator=generator)
         samples = [sample(index) for index in range(NUM_SAMPLES)]
+        replay = RecordedImpulses(directions, steered_block(samples))
         student.model.train()
         fitted = fit(
             engine,
-            lambda step: sequence_batches(
-                samples, engine, step, BatchConfig(5, 0, seed=0), directions
-            ),
+            lambda step: sequence_batches(samples, engine, step, BatchConfig(5, 0, seed=0), replay),
             DistillLoss(
                 engine.module,
                 student,
