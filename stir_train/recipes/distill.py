@@ -38,6 +38,7 @@ def run(context: RunContext, stage: StageDir) -> Finish:
         students_taught(context.run_dir, context.config),
         lambda objective: samples_of(context, objective),
     )
+    context.resources.release_model()  # every student brings a copy of its own, its teacher's too
     taught = [_teach(context, stage, spec) for spec in specs]
     return lambda: _finish(specs, taught)
 
@@ -48,7 +49,6 @@ def _teach(context: RunContext, stage: StageDir, spec: StudentSpec) -> StudentFi
     done = f"{spec.prefix}{FIGURES_FILE}"
     if context.world.on_main(f"{name} is there", lambda: stage.has(done)):
         return _shared(context, name, lambda: load_record(stage.path / done, StudentFigures))
-    # A second copy: the run's own model stays the frozen base.
     student = make_student(
         config.model,
         adapter_config(config.distill, spec),

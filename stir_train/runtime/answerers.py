@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
+
 from stir_train.answering.baseline import BaselineAnswerer
 from stir_train.answering.interface import BASE
 from stir_train.answering.model import ModelAnswerer
@@ -167,14 +169,16 @@ def controller_for(
     basis: ControlBasis | None = None,
     *,
     directions: DirectionSet | None = None,
+    device: torch.device | None = None,
 ) -> Steering:
     """The controller that settings describe; without a depth, at the first harvested one.
 
-    The run's own basis and directions are read where no others are given, and only if it uses them.
+    The run's own basis and directions are read where no others are given, and only if it uses them; without a
+    device, the controller is for the run's own model, which is loaded.
     """
     return context.steering.controller(
         with_depth(settings, context.config),
-        device=context.resources.loaded.device,
+        device=context.resources.loaded.device if device is None else device,
         basis=basis,
         directions=directions,
     )

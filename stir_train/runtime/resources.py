@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from functools import cached_property
+
+import torch
 
 from stir_train.config.inputs import TaskConfig
 from stir_train.config.run import RunConfig
@@ -93,10 +96,27 @@ class Resources:
         """The block at a depth fraction."""
         return resolve_depth(depth, self.described.identity.num_blocks)
 
+    def release_model(self) -> None:
+        """Let go of the model and of every engine, students' too; what is asked for later is loaded again.
+
+        A training has a copy of its own, and a machine that holds one may not hold two.
+        """
+        for engine in self._engines():
+            engine.close()
+        self.students.clear()
+        for name in ("engine", "loaded"):
+            vars(self).pop(name, None)
+        gc.collect()  # modules and their hooks refer to one another
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def close(self) -> None:
         """Stop what is held open."""
-        made = [self.engine] if "engine" in vars(self) else []
-        for engine in (*made, *self.students.values()):
+        for engine in self._engines():
             engine.close()
         for grader in self._graders.values():
             grader.close()
+
+    def _engines(self) -> list[GenerationBackend]:
+        made = [self.engine] if "engine" in vars(self) else []
+        return [*made, *self.students.values()]

@@ -110,7 +110,7 @@ def _decided_again(context: RunContext, student: Student) -> DecidedAgain:
         StageError: If it has to preview.
     """
     choice = context.steering.choice()
-    controller = controller_for(context, choice)
+    controller = controller_for(context, choice, device=student.base.device)
     if previewing(controller) is not None:
         raise StageError(
             f"distill.objective: the chosen controller ({choice.mode}) previews before it acts, and "
