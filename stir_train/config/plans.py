@@ -67,7 +67,11 @@ def tune(config: RunConfig) -> str:
     """How many settings are tried on how many problems."""
     num_settings = config.num_tried_settings
     fewer = "; the worse half answers fewer" if config.tune.num_halvings else ""
-    return f"{num_settings} settings x {config.splits.num_tune} problems, greedy beside them{fewer}"
+    ranked = "; at most, since replays rank them first" if config.ranks_by_replays else ""
+    return (
+        f"{num_settings} settings x {config.splits.num_tune} problems, greedy beside them{fewer}"
+        f"{ranked}"
+    )
 
 
 def steer(config: RunConfig) -> str:

@@ -113,6 +113,11 @@ class RunConfig(FrozenConfig):
         self._require_variants()
         self._require_directions()
         self._require_external()
+        if self.tune.num_shortlisted is not None and not self.validation.enabled:
+            raise ValueError(
+                "tune.num_shortlisted: settings are ranked by the log of validation, and "
+                "validation.enabled is false; enable it, or leave tune.num_shortlisted out"
+            )
         if self.model.sharding != "none" and self.distill.enabled and self.train.zero_stage != 3:
             raise ValueError(
                 f"model.sharding={self.model.sharding} is for a model that one process cannot hold, and "
@@ -282,6 +287,12 @@ class RunConfig(FrozenConfig):
     def needs_basis(self) -> bool:
         """Whether some mode in use steers by the control basis; if none does, none is made."""
         return bool(self.modes_in_use - {"vector", "none"})
+
+    @property
+    def ranks_by_replays(self) -> bool:
+        """Whether tuning leaves out settings for what the log of validation says of them."""
+        is_asked = self.tune.enabled and self.tune.num_shortlisted is not None
+        return is_asked and self.needs_basis and self.validation.enabled
 
     @property
     def uses_directions(self) -> bool:

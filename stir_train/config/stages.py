@@ -219,6 +219,9 @@ class TuneConfig(FrozenConfig):
     num_halvings: Annotated[int, Field(ge=0, le=6)] = 1
     """How often the worse half of the settings is given up: once means that all answer the first half
     of the problems and the better half of them (and the best of each mode) the rest."""
+    num_shortlisted: PositiveInt | None = None
+    """Settings of a mode that are tried: the best by what the log of validation says they gain, and those of
+    which it says too little; None tries all. Modes `value` and `similarity` have such estimates."""
     max_accuracy_loss: Fraction = 0.01
     """A setting is chosen only if the 95 % interval of its accuracy excludes a greater loss."""
 

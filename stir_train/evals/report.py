@@ -17,7 +17,7 @@ from stir_train.evals.intervals import describe_method
 from stir_train.evals.phrases import PhraseChange, examples_of, phrase_changes
 from stir_train.evals.strength import strength_curves
 from stir_train.evals.tables import verdict
-from stir_train.evals.verdict import describe_passed_over
+from stir_train.evals.verdict import describe_passed_over, describe_shortlist
 from stir_train.monitoring.console import duration
 from stir_train.stores.metric_log import StageLog
 from stir_train.types.reports import (
@@ -181,6 +181,7 @@ def page_environment() -> Environment:
     )
     environment.filters["with_code"] = _with_code
     environment.filters["passed_over"] = describe_passed_over
+    environment.filters["shortlist"] = describe_shortlist
     environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
     environment.filters["interval"] = lambda ends: f"[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
     environment.filters["duration"] = duration

@@ -5,6 +5,7 @@ from __future__ import annotations
 from stir_train.evals.intervals import describe_interval
 from stir_train.evals.lengths import MUCH_CUT_OFF
 from stir_train.types.results import Interval, MethodMetrics, PassedOver, Results, TuneReport
+from stir_train.types.shortlist import Shortlist
 
 GREEDY, STEERED, STUDENT = "greedy", "stir", "lora-student"
 
@@ -53,6 +54,15 @@ def describe_passed_over(passed_over: PassedOver) -> str:
         f"A fixed vector is deployed, since {found.name} is not clearly better than it: {accuracy} points, "
         f"{tokens} % tokens, and a utility of {found.delta_utility:+.3f} "
         f"{_interval(found.delta_utility_ci95, 1, 3)}."
+    )
+
+
+def describe_shortlist(shortlist: Shortlist) -> str:
+    """How many settings were ranked and tried, and what that saved."""
+    num_ranked = len(shortlist.ranked)
+    return (
+        f"{num_ranked} settings ranked by {shortlist.num_replays:,} replays, "
+        f"{num_ranked - shortlist.num_left_out} decoded: saved about {shortlist.tokens_saved:,.0f} tokens"
     )
 
 

@@ -11,7 +11,7 @@ from stir_train.directions.grid import vector_grid
 from stir_train.errors import StageError
 from stir_train.evals.choice import Against, choose
 from stir_train.evals.halving import Candidate, split_by_halving
-from stir_train.evals.verdict import describe_abstention, describe_passed_over
+from stir_train.evals.verdict import describe_abstention, describe_passed_over, describe_shortlist
 from stir_train.monitoring.console import caution
 from stir_train.runtime.answerers import steered_answerer, with_depth
 from stir_train.runtime.context import Finish, Outcome, RunContext
@@ -23,18 +23,22 @@ from stir_train.runtime.search import (
     part_name,
     search_by_halving,
 )
+from stir_train.runtime.shortlist import make_shortlist, still_tried, with_tokens_saved
 from stir_train.stores.reports import load_report, save_report
 from stir_train.types.reports import DirectionsReport
 from stir_train.types.results import MethodMetrics, SteeringTrial, TuneReport
+from stir_train.types.shortlist import Shortlist
 
 
 def run(context: RunContext, stage: StageDir) -> Finish:
     """Try every setting on the tune split and freeze the choice."""
     basis = context.steering.basis() if context.config.needs_basis else None
-    grid = {
+    everything = {
         Candidate(settings_label(settings), settings.mode): settings
         for settings in trial_grid(context)
     }
+    shortlist = make_shortlist(context, everything)
+    grid = still_tried(everything, shortlist)
     greedy = greedy_job(context)
     answerers = {
         candidate: continued(context, stage, steered_answerer(context, settings, basis), greedy)
@@ -62,7 +66,12 @@ def run(context: RunContext, stage: StageDir) -> Finish:
         )
         return compare_in_run(context, one.metrics.name, answers, baseline)
 
-    return lambda: _finish(context, stage, trials(), against)
+    def finish() -> Outcome:
+        tried = trials()
+        said = shortlist and with_tokens_saved(shortlist, tried, len(parts[0]))
+        return _finish(context, stage, tried, against, said)
+
+    return finish
 
 
 def greedy_job(context: RunContext) -> GenerationJob:
@@ -111,7 +120,11 @@ def _vectors(context: RunContext) -> list[SteeringConfig]:
 
 
 def _finish(
-    context: RunContext, stage: StageDir, trials: Sequence[SteeringTrial], against: Against
+    context: RunContext,
+    stage: StageDir,
+    trials: Sequence[SteeringTrial],
+    against: Against,
+    shortlist: Shortlist | None,
 ) -> Outcome:
     """Freeze the choice."""
     config, num_problems = context.config, len(context.splits["tune"])
@@ -123,10 +136,12 @@ def _finish(
         )
     else:  # the given settings are used as they stand, whatever they gain
         chosen, passed_over = whole[0].settings, None
-    report = TuneReport(chosen, num_problems, tuple(trials), passed_over)
+    report = TuneReport(chosen, num_problems, tuple(trials), passed_over, shortlist)
     save_report(stage, report)
     if report.abstains:
         context.console.print(caution(describe_abstention(report)), soft_wrap=True)
+    if shortlist is not None:
+        context.console.print(describe_shortlist(shortlist), soft_wrap=True)
     if passed_over is not None:
         context.console.print(describe_passed_over(passed_over), soft_wrap=True)
     for trial in trials:

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from stir_train.config.steering import NoSteering, SteeringConfig
+from stir_train.types.shortlist import Shortlist
 
 Steering = Annotated[SteeringConfig, Field(discriminator="mode")]
 """A controller's settings, by mode."""
@@ -275,12 +276,14 @@ class TuneReport:
         num_problems: Problems of the tune split.
         trials: Everything that was tried, in the order in which it was given up, survivors last.
         passed_over: What a fixed vector was chosen instead of, since it is not clearly better.
+        shortlist: What was left out untried; None where everything was tried.
     """
 
     chosen: Steering
     num_problems: int
     trials: tuple[SteeringTrial, ...]
     passed_over: PassedOver | None = None
+    shortlist: Shortlist | None = None
 
     @property
     def share_reused(self) -> float:
