@@ -161,9 +161,7 @@ def shortlists(rows: Sequence[Row]) -> Table:
         saved = 1 - sum(row.num_decoded for row in tried) / total
         lost = max(utilities) - max(row.utility for row in tried)
         at_random = max(utilities) - best_of_random(utilities, len(tried))
-        table.add_row(
-            str(size), str(len(tried)), f"{saved:.0%}", f"{lost:.3f}", f"{at_random:.3f}"
-        )
+        table.add_row(str(size), str(len(tried)), f"{saved:.0%}", f"{lost:.3f}", f"{at_random:.3f}")
     return table
 
 

@@ -8,10 +8,11 @@ import re
 from pathlib import Path
 
 from stir_train.artifacts.attempts import makers_of
-from stir_train.config.steering import StaticSteering
+from stir_train.config.steering import StaticSteering, ValueSteering
 from stir_train.evals.report import Changes, Evaluation, ReportData, Sample, render_report
 from stir_train.stores.metric_log import read_metric_log
 from stir_train.types.results import SteeringTrial, TuneReport
+from stir_train.types.shortlist import GainEstimate, RankedSetting, Shortlist
 from tests.support.results import metrics, results
 
 SETTINGS = StaticSteering(strength=2.0)
@@ -125,3 +126,19 @@ def test_attempts_of_the_same_code_and_hardware_are_named_together(tmp_path: Pat
     page = render_report(_data(makers=made))
     assert "Attempts 1, 2: commit <code>a</code>" in page
     assert "Attempt 3: commit <code>b</code>" in page
+
+
+def test_the_report_shows_who_was_left_out_and_why() -> None:
+    ranked = (
+        RankedSetting("value-good", ValueSteering(), GainEstimate(0.25, 0.1, 50.0, 0.5), True),
+        RankedSetting("value-poor", ValueSteering(), GainEstimate(-0.125, 0.1, 50.0, 0.5), False),
+        RankedSetting("value-unseen", ValueSteering(), None, True),
+    )
+    data = _data()
+    assert data.evaluation is not None
+    tune = dataclasses.replace(data.evaluation.tune, shortlist=Shortlist(1600, ranked, 1234.4))
+    page = render_report(_data(evaluation=dataclasses.replace(data.evaluation, tune=tune)))
+    assert "3 settings ranked by 1,600 replays, 2 decoded: saved about 1,234 tokens" in page
+    for shown in ("value-poor", "-0.125 ± 0.100", "unknown"):
+        assert shown in page
+    assert "ranked by" not in render_report(data)
