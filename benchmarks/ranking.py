@@ -3,7 +3,7 @@
 Usage: ``python benchmarks/ranking.py RUN_DIRECTORY...``, of runs that tried everything (``tune.num_shortlisted``
 unset; with ``tune.num_halvings=0`` on the whole tune split, else on its first part). Nothing is decoded. For
 every size of a shortlist: what it would have saved of the tokens, and what it would have lost of the utility of
-the best setting, beside as many settings drawn at random.
+the best setting.
 """
 
 from __future__ import annotations
@@ -57,6 +57,11 @@ class Row:
     estimate: GainEstimate | None
     utility: float
     num_decoded: int
+
+    @property
+    def gain(self) -> float:
+        """What to rank it by; without an estimate it comes last."""
+        return -math.inf if self.estimate is None else self.estimate.gain
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -134,11 +139,7 @@ def show(console: Console, path: Path, rows: Sequence[Row]) -> None:
             sorted(rows, key=lambda row: row.depth or 0.0), key=lambda row: row.depth
         )
     ]
-    ahead = sum(
-        (r.estimate.gain if r.estimate else -math.inf)
-        > (rows[0].estimate.gain if rows[0].estimate else -math.inf)
-        for r in rows
-    )
+    ahead = sum(row.gain > rows[0].gain for row in rows)
     console.print(
         f"Spearman {correlation(rows):+.2f} over {sum(r.estimate is not None for r in rows)} settings with an "
         f"estimate, {correlation(known):+.2f} over the {len(known)} with enough replays, "
@@ -150,18 +151,27 @@ def show(console: Console, path: Path, rows: Sequence[Row]) -> None:
 
 
 def shortlists(rows: Sequence[Row]) -> Table:
-    """What is saved and lost by how many settings are kept."""
+    """What is saved and lost by how many settings are kept.
+
+    The last two columns are about the order alone: so many settings and no others, the best by their estimates
+    (those without one last), and drawn at random.
+    """
     table = Table()
-    for column in ("best kept", "tried", "tokens saved", "utility lost", "lost at random"):
+    for column in ("best kept", "tried", "tokens saved", "utility lost"):
         table.add_column(column)
+    table.add_column("lost by the order alone")
+    table.add_column("at random")
     utilities, total = [row.utility for row in rows], sum(row.num_decoded for row in rows)
-    for size in SIZES:
+    order = sorted(rows, key=lambda row: -row.gain)
+    for size in [size for size in SIZES if size < len(rows)]:
         flags = worth_trying([r.candidate for r in rows], [r.estimate for r in rows], size)
         tried = [row for row, is_tried in zip(rows, flags, strict=True) if is_tried]
         saved = 1 - sum(row.num_decoded for row in tried) / total
         lost = max(utilities) - max(row.utility for row in tried)
-        at_random = max(utilities) - best_of_random(utilities, len(tried))
-        table.add_row(str(size), str(len(tried)), f"{saved:.0%}", f"{lost:.3f}", f"{at_random:.3f}")
+        alone = max(utilities) - max(row.utility for row in order[:size])
+        at_random = max(utilities) - best_of_random(utilities, size)
+        figures = (f"{saved:.0%}", f"{lost:.3f}", f"{alone:.3f}", f"{at_random:.3f}")
+        table.add_row(str(size), str(len(tried)), *figures)
     return table
 
 

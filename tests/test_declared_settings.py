@@ -23,6 +23,7 @@ OVER_A_BASIS = (
     "splits.num_test=12",
     "validation={trials_per_round: 100, selection_problems: 8}",
     "value.num_steps=100",
+    "tune.num_shortlisted=1",
     "baselines.methods=[nowait]",
     "evaluate={controls: false, num_samples: 2, variants: {shut: {margin: 10}}, "
     "out_of_domain: {sums: {task: {name: addition}, num_problems: 8}}}",

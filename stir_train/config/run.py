@@ -292,7 +292,7 @@ class RunConfig(FrozenConfig):
     def ranks_by_replays(self) -> bool:
         """Whether tuning leaves out settings for what the log of validation says of them."""
         is_asked = self.tune.enabled and self.tune.num_shortlisted is not None
-        return is_asked and self.needs_basis and self.validation.enabled
+        return is_asked and self.needs_basis
 
     @property
     def uses_directions(self) -> bool:
