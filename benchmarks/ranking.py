@@ -162,6 +162,7 @@ def shortlists(rows: Sequence[Row]) -> Table:
     table.add_column("lost by the order alone")
     table.add_column("at random")
     utilities, total = [row.utility for row in rows], sum(row.num_decoded for row in rows)
+    rows = sorted(rows, key=lambda row: row.candidate.name)  # ties must not go by what was measured
     order = sorted(rows, key=lambda row: -row.gain)
     for size in [size for size in SIZES if size < len(rows)]:
         flags = worth_trying([r.candidate for r in rows], [r.estimate for r in rows], size)
