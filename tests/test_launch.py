@@ -280,6 +280,7 @@ def test_a_dry_run_with_a_site_shows_a_line_a_job_and_scripts_only_if_asked(
     lines = [line.split() for line in shown.stdout.splitlines()]
     assert ["rollout-array", "x", "3", "1", "4", "1", "04:00:00", "-"] in lines
     assert ["rollout", "1", "4", "4", "04:00:00", "rollout-array"] in lines
+    assert lines[lines.index(["and", "basis"]) - 1][0] == "harvest", "every stage is in a job"
     assert any(line[:1] + line[4:5] == ["evaluate", "30"] for line in lines)
     assert "#SBATCH" not in shown.stdout
     whole = stir_train(*plan, "--show-scripts")
