@@ -124,7 +124,7 @@ def lm_eval(
     try:
         from lm_eval.__main__ import cli_evaluate
     except ModuleNotFoundError:
-        fail("lm-eval is not installed here: pip install 'stir-train[lm-eval]'")
+        fail("lm-eval is not installed here: in the clone, pip install '.[lm-eval]'")
     import stir_train.tools.lm_eval_model  # noqa: F401  # registers the model
 
     sys.argv = ["lm-eval", *arguments]  # where its own command line looks
