@@ -19,7 +19,7 @@ from stir_train.tools.compare import (
     result_rows,
     write_plot,
 )
-from stir_train.types.results import OutOfDomainResults
+from stir_train.types.results import MethodRow, OutOfDomainResults
 from tests.support.results import metrics, results
 
 
@@ -50,7 +50,8 @@ def test_tasks_outside_the_harvest_have_rows_under_the_settings_of_their_methods
 
 
 def test_a_comparison_fits_80_columns_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = results("greedy", "stir", "control-random-vectors")
+    chosen = MethodRow(metrics("best"), "value-depth0.8-strength2-doubt1-candidates16", "tune")
+    found = results("greedy", "stir", "control-random-vectors", rows=(chosen,))
     monkeypatch.setattr("stir_train.tools.compare.read_results", lambda run: found)
     rows = result_rows([Path("first/demo"), Path("second/demo")])
     out = StringIO()
@@ -63,6 +64,8 @@ def test_a_comparison_fits_80_columns_whole(monkeypatch: pytest.MonkeyPatch) -> 
     for row in rows:
         for figure in (row[1], *row[3:]):  # settings are folded
             assert figure in shown
+    for setting in chosen.label.split("-"):
+        assert setting in shown, "no setting is cut in two"
 
 
 def test_a_page_of_several_runs_stands_alone_and_warns_of_what_cannot_be_compared() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,8 @@ COLUMNS = (
     "no marker",
 )
 NUM_TEXT_COLUMNS = 3
+SETTINGS_WIDTH = 24
+"""What 80 columns leave to them."""
 
 
 def read_results(run: Path) -> Results:
@@ -82,12 +85,23 @@ def as_table(rows: Sequence[tuple[str, ...]]) -> Table:
             table.add_row(run, style="bold")
             before = run
         table.add_row(
-            f"{method}\n  {settings}".rstrip(),
-            f"{accuracy}\n{points}",
+            "\n  ".join([method, *_folded(settings)]),
+            f"{accuracy}%\n{points}",
             f"{tokens} ({passes})\n{change_of_tokens}",
             f"{cut}\n{unmarked}",
         )
     return table
+
+
+def _folded(settings: str) -> list[str]:
+    """Lines that end between settings, which hyphens join."""
+    lines: list[str] = []
+    for piece in re.split(r"(?<=-)", settings):
+        if lines and len(lines[-1] + piece) <= SETTINGS_WIDTH:
+            lines[-1] += piece
+        elif piece:
+            lines.append(piece)
+    return lines
 
 
 def as_markdown(rows: Sequence[tuple[str, ...]]) -> str:
