@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
+from stir_train.artifacts.run_dir import RunDir, StageInputs
 from stir_train.errors import ArtifactError
 from stir_train.evals.comparison_page import render_comparison, warnings_of
 from stir_train.evals.frontier import frontier, undominated
@@ -20,6 +21,7 @@ from stir_train.tools.compare import (
     write_plot,
 )
 from stir_train.types.results import MethodRow, OutOfDomainResults
+from tests.support.commands import stir_train
 from tests.support.results import metrics, results
 
 
@@ -47,6 +49,22 @@ def test_tasks_outside_the_harvest_have_rows_under_the_settings_of_their_methods
     assert rows[1] == ("one", "stir", "stir-label", "50.0")
     assert rows[3] == ("one on lists", "stir", "stir-label", "25.0")
     assert [row[0] for row in rows[4:]] == ["two", "two", "two on lists", "two on lists"]
+
+
+def test_runs_without_results_are_left_out_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated = RunDir(tmp_path / "evaluated").stage("evaluate")
+    evaluated.begin(StageInputs(config={}, sources={}))
+    evaluated.finish({})
+    (tmp_path / "begun").mkdir()
+    found = results("greedy", "stir")
+    monkeypatch.setattr("stir_train.tools.compare.read_results", lambda run: found)
+    done = stir_train("compare", *map(str, sorted(tmp_path.iterdir())))
+    assert done.returncode == 0, done.stderr
+    assert "begun: left out, it has no finished evaluation" in " ".join(done.stderr.split())
+    assert "evaluated" in done.stdout
+    assert "begun" not in done.stdout
 
 
 def test_a_comparison_fits_80_columns_whole(monkeypatch: pytest.MonkeyPatch) -> None:

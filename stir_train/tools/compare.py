@@ -10,6 +10,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from stir_train.artifacts.atomic import write_text
+from stir_train.artifacts.run_dir import RunDir
 from stir_train.evals.comparison_page import render_comparison
 from stir_train.evals.frontier import frontiers, undominated
 from stir_train.evals.tables import BASELINE, change
@@ -40,6 +41,11 @@ def read_results(run: Path) -> Results:
         ArtifactError: If it is not finished, or damaged.
     """
     return load_run_results(run, "evaluate")
+
+
+def without_results(runs: Sequence[Path]) -> list[Path]:
+    """Those of some directories, as of ``runs/*``, in which no evaluation is finished."""
+    return [run for run in runs if not RunDir(run).stage("evaluate").is_complete]
 
 
 def result_rows(runs: Sequence[Path]) -> list[tuple[str, ...]]:
