@@ -307,6 +307,7 @@ def test_nothing_that_submits_imports_torch(tmp_path: Path) -> None:
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.count("#SBATCH --job-name=") == 8
     assert "GiB of disk" in shown.stderr
+    assert "0.0 h" not in shown.stderr
     assert not any(tmp_path.iterdir())
 
 

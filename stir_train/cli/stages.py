@@ -292,9 +292,11 @@ def _in_words(needs: Estimate, config: RunConfig) -> str:
         memory.append(f"{needs.train_gib:.1f} GiB to train")
     if config.makes_directions:
         memory.append(f"{needs.gradient_gib:.1f} GiB to differentiate")
+    replicas = f"{needs.num_replicas} replica{'s' if needs.num_replicas > 1 else ''}"
+    time = f"about {needs.hours:.1f} h" if needs.hours >= 0.05 else "minutes"
     return (
-        f"at most {needs.num_tokens:,} tokens on {needs.num_replicas} replicas: about "
-        f"{needs.hours:.1f} h, {needs.disk_gib:.1f} GiB of disk; per process {', '.join(memory)}"
+        f"at most {needs.num_tokens:,} tokens on {replicas}: {time}, "
+        f"{needs.disk_gib:.1f} GiB of disk; per process {', '.join(memory)}"
     )
 
 
