@@ -253,6 +253,18 @@ def test_a_mistake_ends_the_process_without_a_traceback() -> None:
     assert "Traceback" not in failed.stderr
 
 
+def test_an_interrupted_run_says_that_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_given: object, **_named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stir_train.runtime.driver.run_stages", interrupted)
+    ended = stir_train("run", DEMO, f"output_dir={tmp_path}")
+    assert ended.returncode == 130
+    assert "the same command goes on" in ended.stderr
+
+
 def test_a_directory_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
     blocker = tmp_path / "file"
     blocker.write_text("in the way")

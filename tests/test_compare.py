@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
+from stir_train.artifacts.run_dir import RunDir, StageInputs
 from stir_train.errors import ArtifactError
 from stir_train.evals.comparison_page import render_comparison, warnings_of
 from stir_train.evals.frontier import frontier, undominated
@@ -19,7 +20,8 @@ from stir_train.tools.compare import (
     result_rows,
     write_plot,
 )
-from stir_train.types.results import OutOfDomainResults
+from stir_train.types.results import MethodRow, OutOfDomainResults
+from tests.support.commands import stir_train
 from tests.support.results import metrics, results
 
 
@@ -49,8 +51,25 @@ def test_tasks_outside_the_harvest_have_rows_under_the_settings_of_their_methods
     assert [row[0] for row in rows[4:]] == ["two", "two", "two on lists", "two on lists"]
 
 
+def test_runs_without_results_are_left_out_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated = RunDir(tmp_path / "evaluated").stage("evaluate")
+    evaluated.begin(StageInputs(config={}, sources={}))
+    evaluated.finish({})
+    (tmp_path / "begun").mkdir()
+    found = results("greedy", "stir")
+    monkeypatch.setattr("stir_train.tools.compare.read_results", lambda run: found)
+    done = stir_train("compare", *map(str, sorted(tmp_path.iterdir())))
+    assert done.returncode == 0, done.stderr
+    assert "begun: left out, it has no finished evaluation" in " ".join(done.stderr.split())
+    assert "evaluated" in done.stdout
+    assert "begun" not in done.stdout
+
+
 def test_a_comparison_fits_80_columns_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = results("greedy", "stir", "control-random-vectors")
+    chosen = MethodRow(metrics("best"), "value-depth0.8-strength2-doubt1-candidates16", "tune")
+    found = results("greedy", "stir", "control-random-vectors", rows=(chosen,))
     monkeypatch.setattr("stir_train.tools.compare.read_results", lambda run: found)
     rows = result_rows([Path("first/demo"), Path("second/demo")])
     out = StringIO()
@@ -63,6 +82,8 @@ def test_a_comparison_fits_80_columns_whole(monkeypatch: pytest.MonkeyPatch) -> 
     for row in rows:
         for figure in (row[1], *row[3:]):  # settings are folded
             assert figure in shown
+    for setting in chosen.label.split("-"):
+        assert setting in shown, "no setting is cut in two"
 
 
 def test_a_page_of_several_runs_stands_alone_and_warns_of_what_cannot_be_compared() -> None:

@@ -138,6 +138,18 @@ def test_other_programs_exist_or_say_why_they_are_not_run() -> None:
             assert set(extra.split(",")) <= extras, str(command)
 
 
+def test_nobody_is_told_to_install_from_an_index_that_has_no_such_package() -> None:
+    told = re.compile(r"pip\s+install[\s\"']*(?:--?\S+\s+)*[\"']*stir[-_]train")
+    for spelt in (
+        "pip install 'stir-train[vllm]'",
+        "pip install\nstir_train",
+        "pip install -U stir-train",
+    ):
+        assert told.search(spelt)
+    pages = [*PAGES, *sorted((ROOT / "stir_train").rglob("*.py"))]
+    assert not [str(page) for page in pages if told.search(page.read_text())]
+
+
 @pytest.mark.parametrize("command", [c for c in STIR_TRAIN if _is_cheap(c)], ids=str)
 def test_cheap_commands_run(command: Command, workplace: Path) -> None:
     if command.block.not_run:

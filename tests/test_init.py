@@ -72,7 +72,14 @@ def test_a_model_of_ones_own_gets_its_chat_template_and_settings_of_a_real_one(
     config = _init(tmp_path, str(thinks), "reasoning-gym:chain_sum")
     assert config.task.chat_template is True
     limit = json.loads((thinks / "config.json").read_text())["max_position_embeddings"]
-    assert config.generation.max_new_tokens < limit, "thinking fills the context, not more"
+    # A small context is not given away to the prompt, and no block is captured twice.
+    assert limit / 2 < config.generation.max_new_tokens < limit, (
+        "thinking fills the context, not more"
+    )
+    last = json.loads((thinks / "config.json").read_text())["num_hidden_layers"] - 1
+    blocks = [round(depth * last) for depth in config.harvest.depths]
+    assert len(set(blocks)) == len(blocks)
+    assert "0 million" not in (tmp_path / "first.yaml").read_text()
     assert config.distill.learning_rate == 1e-4
     assert config.tune.modes == ("vector",)
     assert config.effort == "quick"
@@ -160,6 +167,7 @@ def test_a_commented_file_reads_back_as_its_decisions(tmp_path: Path) -> None:
         Decision("tune.modes", ["vector"], "One."),
         Decision("task.chat_template", True, "Yes."),
     ]
+    assert not [decision.key for decision in decisions if "\n" in decision.written]
     file = tmp_path / "file.yaml"
     file.write_text(commented_yaml("A title.", decisions))
     found = read_yaml(file)

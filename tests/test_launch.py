@@ -280,6 +280,7 @@ def test_a_dry_run_with_a_site_shows_a_line_a_job_and_scripts_only_if_asked(
     lines = [line.split() for line in shown.stdout.splitlines()]
     assert ["rollout-array", "x", "3", "1", "4", "1", "04:00:00", "-"] in lines
     assert ["rollout", "1", "4", "4", "04:00:00", "rollout-array"] in lines
+    assert lines[lines.index(["and", "basis"]) - 1][0] == "harvest", "every stage is in a job"
     assert any(line[:1] + line[4:5] == ["evaluate", "30"] for line in lines)
     assert "#SBATCH" not in shown.stdout
     whole = stir_train(*plan, "--show-scripts")
@@ -306,6 +307,7 @@ def test_nothing_that_submits_imports_torch(tmp_path: Path) -> None:
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.count("#SBATCH --job-name=") == 8
     assert "GiB of disk" in shown.stderr
+    assert "0.0 h" not in shown.stderr
     assert not any(tmp_path.iterdir())
 
 

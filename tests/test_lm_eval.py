@@ -20,7 +20,7 @@ from tests.support.smoke import ONE_VECTOR, run_smoke
 
 needs_lm_eval = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None,
-    reason="lm-eval is an extra: pip install 'stir-train[lm-eval]'",
+    reason="lm-eval is an extra: pip install '.[lm-eval]'",
 )
 SETTINGS = (
     "steering={mode: value, strength: 3.0, doubt: 0.0, num_candidates: 4}",
@@ -74,7 +74,7 @@ def test_without_lm_eval_the_verb_says_what_to_install(monkeypatch: pytest.Monke
     monkeypatch.setitem(__import__("sys").modules, "lm_eval.__main__", None)
     done = stir_train("lm-eval", "run", "--model", "stir")
     assert done.returncode == 1
-    assert "stir-train[lm-eval]" in done.stderr
+    assert "pip install '.[lm-eval]'" in done.stderr
 
 
 @needs_lm_eval

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
 
 import pytest
+from rich.console import Console
 
 from stir_train.artifacts.attempts import (
     RECENT_SECONDS,
@@ -49,7 +51,7 @@ def test_a_stage_of_one_long_chunk_is_seen_to_move_by_its_tokens(clock: Clock) -
         for _ in range(TOKENS_BETWEEN_LOOKS):
             clock.now += 0.05
             meter.sampled()
-    assert out.getvalue().startswith(f"rollout: 0/8 rollouts, {TOKENS_BETWEEN_LOOKS} tokens, 20/s")
+    assert out.getvalue().startswith(f"rollout: 0/8 rollouts, {TOKENS_BETWEEN_LOOKS} tokens (20/s)")
 
 
 def test_the_time_left_is_by_tokens_of_what_is_done(clock: Clock) -> None:
@@ -62,6 +64,20 @@ def test_the_time_left_is_by_tokens_of_what_is_done(clock: Clock) -> None:
             meter.sampled()
         clock.now += 5
         assert meter.seconds_left == pytest.approx(5)
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_a_terminal_shows_every_figure_at_any_width(clock: Clock, width: int) -> None:
+    out = io.StringIO()
+    terminal = Console(file=out, force_terminal=True, width=width, markup=False)
+    with progress(terminal, "rollouts", 20_480, "rollouts") as meter:
+        clock.now += 100
+        meter(1024, "correct 59%", num_tokens=1_200_000)
+    shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", out.getvalue())
+    assert "…" not in shown
+    words = shown.split()
+    for figure in ("1024/20480", "1,200,000", "(12,000/s),", "32", "left,", "59%"):
+        assert figure in words, figure
 
 
 def test_lines_become_seldom_and_the_end_is_said_once(clock: Clock) -> None:

@@ -11,6 +11,20 @@ from stir_train.artifacts.attempts import makers_of
 from stir_train.config.steering import StaticSteering, ValueSteering
 from stir_train.evals.report import Changes, Evaluation, ReportData, Sample, render_report
 from stir_train.stores.metric_log import read_metric_log
+from stir_train.types.reports import (
+    BasisReport,
+    BlockDiagnostics,
+    Calibration,
+    DirectionEstimate,
+    DirectionsReport,
+    DirectionStep,
+    EntryUplift,
+    HeadReport,
+    InjectionUplift,
+    PointYield,
+    ValidationReport,
+    ValueReport,
+)
 from stir_train.types.results import SteeringTrial, TuneReport
 from stir_train.types.shortlist import GainEstimate, RankedSetting, Shortlist
 from tests.support.results import metrics, results
@@ -66,6 +80,65 @@ def test_a_control_wears_no_green_gain() -> None:
     page = render_report(_data())
     assert page.count('<td class="gain">gain</td>') == 1
     assert "<td>gain without vectors</td>" in page
+
+
+PROSE = re.compile(r"<(table|svg|nav|h2).*?</\1>", re.DOTALL)
+EXPLAINED = {
+    "Held-out results": (
+        "Wins / losses:",
+        "McNemar p:",
+        "Passes:",
+        "Of which previews:",
+        "No marker:",
+    ),
+    "Settings tried": ("Margin:", "doubt:", "change of utility:"),
+    "Is there anything": ("Split half:", "Shuffled:", "p:", "over all rows:"),
+    "Harvest and basis": ("Keys, raw:", "centred:", "Split-half:", "Quality:", "log-determinant"),
+    "Causal validation": ("A trial is", "uplift is", "State:", "Helped and harmed:"),
+    "Value head": ("AUROC:", "length-only:", "Brier:", "majority:", "ECE:"),
+    "Wins": ("greedy decoding fails and steering solves",),
+    "Losses": ("greedy decoding solves and steering fails",),
+}
+
+
+def _whole() -> ReportData:
+    """A page with every section that a stage's own report makes."""
+    row = DirectionEstimate(1, "prompt_end", 0.2, 0.1, 0.5, 0.0, 0.05, 0.01, 0.01, 1.0)
+    step = DirectionStep(1, (), 0.5, 20.0, (row,))
+    calibration = Calibration(10, 0.5, 0.9, 0.1, 0.02)
+    head = HeadReport(calibration, {}, 0.6, 0.25, (), 1.0)
+    return _data(
+        directions=DirectionsReport((step,), 0.05, 8, 2, 8, 2, 0.0, 100, 100),
+        basis=BasisReport(
+            (BlockDiagnostics(1, 1.0, 0.9, 0.1, 0.2, 0.9),),
+            (),
+            (PointYield(1, 4, 2.0),),
+            (0.5, 1.0),
+            {1: (1.0, 2.0)},
+            {"1": (0.0, -1.0)},
+            {"1": (0.0, -1.0)},
+        ),
+        validation=ValidationReport(
+            (EntryUplift(0, 2, 0.1, -0.1, 0.3, 0.1),),
+            (InjectionUplift(1, 1.0, True, 2, 0.1, 0.5, 0.0),),
+        ),
+        value=ValueReport({1: head}),
+    )
+
+
+def test_what_a_stranger_cannot_know_is_explained_in_its_section() -> None:
+    sections = re.split(r"<h2 [^>]*>", render_report(_whole()))
+    for title, terms in EXPLAINED.items():
+        (section,) = (text for text in sections if text.startswith(title))
+        prose = PROSE.sub("", section)
+        assert not [term for term in terms if term not in prose], title
+
+
+def test_figures_and_origins_are_written_out() -> None:
+    page = render_report(_data(summaries={"rollout": {"num_tokens": 337_123.0, "rate": 0.12345}}))
+    assert "num_tokens 337,123, rate 0.1235" in page
+    assert "chosen on the tune split" in page
+    assert "seed 0" in page
 
 
 def test_settings_are_sorted_by_what_is_shown() -> None:

@@ -13,12 +13,14 @@ import yaml
 
 from stir_train.artifacts.run_dir import RunDir
 from stir_train.config.load import load_config
+from stir_train.config.pipeline import STAGE_NAMES
 from stir_train.config.run import RunConfig
 from stir_train.errors import ArtifactError, ConfigError, StageError
 from stir_train.launch import slurm, slurm_commands
-from stir_train.launch.jobs import Job
+from stir_train.launch.jobs import Job, plan_jobs
 from stir_train.launch.site import SiteConfig
 from stir_train.launch.status import run_status
+from tests.support.commands import stir_train
 from tests.support.submitting import SMOKE, submit
 
 SBATCH = """#!/bin/sh
@@ -276,3 +278,70 @@ def test_two_submissions_at_once_queue_one_chain(tmp_path: Path, fake: Fake) -> 
         submit(tmp_path)
     run_dir, _ = submit(tmp_path)
     assert not list(run_dir.path.rglob("*.partial"))
+
+
+def _written(folder: Path, directory: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    site = folder.parent / "site.yaml"
+    site.write_text("{nodes: 2, array: 3, options: {partition: gpu}}")
+    plan = ["run", str(SMOKE), f"output_dir={json.dumps(str(directory))}", "--dry-run", *more]
+    return stir_train(*plan, "--site", str(site), "--scripts-to", str(folder))
+
+
+def test_scripts_in_a_folder_are_those_that_submit_writes_and_queue_the_same_chain(
+    tmp_path: Path, fake: Fake
+) -> None:
+    state = fake(after="echo '* MAINTENANCE 7 *'", end="echo bye")
+    folder, directory = tmp_path / "two words", tmp_path / "runs"
+    written = _written(folder, directory)
+    assert written.returncode == 0, written.stderr
+    assert f"bash '{folder}/submit.sh'" in written.stderr
+    assert not directory.exists(), "a dry run makes no run directory"
+    assert (folder / "logs").is_dir(), "Slurm does not make the folder of a job's log"
+    config = load_config(RunConfig, SMOKE, [f"output_dir={json.dumps(str(directory))}"])
+    assert load_config(RunConfig, folder / "config.yaml") == config
+    site = load_config(SiteConfig, tmp_path / "site.yaml")
+    jobs = plan_jobs(config, site, STAGE_NAMES)
+    submitted = slurm.scripts_of(config, site, jobs)
+    own = f"{config.directory}/slurm/config.yaml"
+    for path, text in submitted[1:]:
+        expected = text.replace(f"{config.directory}/logs/slurm", f"{folder}/logs")
+        expected = expected.replace(own, f"{folder}/config.yaml").replace("'", "")
+        assert (folder / path.name).read_text().replace("'", "") == expected
+
+    done = subprocess.run(
+        ["bash", str(folder / "submit.sh")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    asked = (state / "sbatch").read_text().splitlines()
+    assert [line.rpartition("/")[2] for line in asked] == [path.name for path, _ in submitted[1:]]
+    waits = [word for line in asked for word in line.split() if word.startswith("--dependency")]
+    assert waits == [f"--dependency=afterok:{100 + i}" for i in range(len(jobs) - 1)]
+
+
+def test_a_refused_job_ends_a_chain_that_is_queued_by_hand(tmp_path: Path, fake: Fake) -> None:
+    assert _written(tmp_path / "jobs", tmp_path / "runs").returncode == 0
+    state = fake(
+        before=f"[ $(wc -l < {tmp_path}/state/queue) -lt 2 ] || {{ echo full >&2; exit 1; }}"
+    )
+    done = subprocess.run(
+        ["bash", str(tmp_path / "jobs" / "submit.sh")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "full" in done.stderr
+    assert len((state / "queue").read_text().splitlines()) == 2
+
+
+def test_scripts_are_written_only_whole_checked_and_into_a_new_folder(tmp_path: Path) -> None:
+    folder, directory = tmp_path / "jobs", tmp_path / "runs"
+    refused = _written(folder, directory, "splits.num_test=99999999")
+    assert refused.returncode == 1
+    assert not folder.exists(), "a chain that would fail leaves no scripts"
+    assert _written(folder, directory).returncode == 0
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    again = _written(folder, directory, "seed=7")
+    assert again.returncode == 1
+    assert "new or empty folder" in again.stderr
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    alone = stir_train("run", str(SMOKE), "--scripts-to", str(tmp_path / "other"))
+    assert alone.returncode == 1
+    assert "--dry-run with --site" in alone.stderr

@@ -29,7 +29,7 @@ SHAPE = {
     "tie_word_embeddings": False,
 }
 ESTIMATE = re.compile(
-    r"at most ([\d,]+) tokens on (\d+) replicas: about ([\d.]+) h, ([\d.]+) GiB of disk; per process "
+    r"at most ([\d,]+) tokens on (\d+) replicas?: about ([\d.]+) h, ([\d.]+) GiB of disk; per process "
     r"([\d.]+) GiB to generate(?:, ([\d.]+) GiB to train)?"
 )
 

@@ -77,8 +77,14 @@ def opened(
     config = load(path, overrides)
     from stir_train.runtime.attempt import open_run
 
-    with open_run(config, console(), sys.argv, stages=stages, is_worker=is_worker) as context:
-        yield context
+    try:
+        with open_run(config, console(), sys.argv, stages=stages, is_worker=is_worker) as context:
+            yield context
+    except KeyboardInterrupt:
+        print(
+            "interrupted: what is finished is kept, and the same command goes on", file=sys.stderr
+        )
+        raise
 
 
 @contextmanager

@@ -124,7 +124,7 @@ def lm_eval(
     try:
         from lm_eval.__main__ import cli_evaluate
     except ModuleNotFoundError:
-        fail("lm-eval is not installed here: pip install 'stir-train[lm-eval]'")
+        fail("lm-eval is not installed here: in the clone, pip install '.[lm-eval]'")
     import stir_train.tools.lm_eval_model  # noqa: F401  # registers the model
 
     sys.argv = ["lm-eval", *arguments]  # where its own command line looks
@@ -215,16 +215,24 @@ def compare(
     ] = None,
 ) -> None:
     """Put the held-out results of several runs side by side."""
+    from stir_train.monitoring.console import caution
     from stir_train.tools.compare import (
         as_markdown,
         as_table,
         by_method_markdown,
         result_rows,
+        without_results,
         write_page,
         write_plot,
     )
 
-    directories = [run_directory(run) for run in runs]
+    given = [run_directory(run) for run in runs]
+    lacking = without_results(given)
+    if len(lacking) < len(given):  # else they are told what to do with the first
+        for run in lacking:
+            said = caution(f"{run}: left out, it has no finished evaluation")
+            console().print(said, soft_wrap=True)
+    directories = [run for run in given if run not in lacking] or given
     for target, write in ((html, write_page), (plot, write_plot)):
         if target is not None:
             write(directories, target)

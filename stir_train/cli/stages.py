@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,13 @@ ShowScripts = Annotated[
     bool,
     typer.Option("--show-scripts", help="With --dry-run and --site: print the sbatch scripts too."),
 ]
+ScriptsTo = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --dry-run and --site: write the sbatch scripts, the configuration that they read and "
+        "a submit.sh that queues them in order into a new folder."
+    ),
+]
 Worker = Annotated[
     bool,
     typer.Option(
@@ -81,6 +89,7 @@ def _stage_command(name: str) -> Callable[..., None]:
         submit: Submit = False,
         site: Site = None,
         show_scripts: ShowScripts = False,
+        scripts_to: ScriptsTo = None,
         worker: Worker = False,
     ) -> None:
         if worker and name not in WORKERS:
@@ -89,10 +98,10 @@ def _stage_command(name: str) -> Callable[..., None]:
             )
         if worker and redo:
             fail("--worker --redo: one of several workers would discard what the others make")
-        _require_plan(show_scripts=show_scripts, dry_run=dry_run, site=site)
+        shown = _Shown(dry_run, show_scripts, scripts_to)
+        shown.require_plan(site)
         if submit or site is not None:
             _refuse_redo(redo=redo)
-            shown = _Shown(dry_run, show_scripts)
             _submit([name], config, overrides or [], site, shown)
             return
         if dry_run:
@@ -117,6 +126,7 @@ def run(
     submit: Submit = False,
     site: Site = None,
     show_scripts: ShowScripts = False,
+    scripts_to: ScriptsTo = None,
     only: Annotated[
         str | None, typer.Option(help="Only these stages, as in harvest,basis.")
     ] = None,
@@ -126,10 +136,11 @@ def run(
     unknown = sorted(set(names) - set(STAGE_NAMES))
     if unknown:
         fail(f"--only: no stage {', '.join(unknown)}; stages: {', '.join(STAGE_NAMES)}")
-    _require_plan(show_scripts=show_scripts, dry_run=dry_run, site=site)
+    shown = _Shown(dry_run, show_scripts, scripts_to)
+    shown.require_plan(site)
     if submit or site is not None:
         _refuse_redo(redo=redo)
-        _submit(names, config, overrides or [], site, _Shown(dry_run, show_scripts))
+        _submit(names, config, overrides or [], site, shown)
         return
     if dry_run:
         _show_plan(load(config, overrides or []), names, redo=redo, measures=not no_measure)
@@ -216,19 +227,19 @@ def _refuse_redo(*, redo: bool) -> None:
         )
 
 
-def _require_plan(*, show_scripts: bool, dry_run: bool, site: Path | None) -> None:
-    if show_scripts and not (dry_run and site is not None):
-        fail(
-            "--show-scripts: it is for --dry-run with --site SITE, which says what scripts ask for"
-        )
-
-
 @dataclass(frozen=True)
 class _Shown:
-    """Whether a chain is only shown, and with its scripts."""
+    """Whether a chain is only shown; with its scripts; and the folder that they are written into."""
 
     dry_run: bool
     scripts: bool
+    folder: Path | None
+
+    def require_plan(self, site: Path | None) -> None:
+        """Stop where scripts are asked for and there is no chain that is only shown."""
+        option = "--show-scripts" if self.scripts else "--scripts-to" if self.folder else ""
+        if option and not (self.dry_run and site is not None):
+            fail(f"{option}: it is for --dry-run with --site SITE, which says what scripts ask for")
 
 
 def _submit(
@@ -249,7 +260,7 @@ def _submit(
     site = SiteConfig() if site_file is None else load_config(SiteConfig, site_file)
     found = preflight(config, site, read_data=require_problems)
     jobs = plan_jobs(config, site, names)
-    scripts = slurm.scripts_of(config, site, jobs)
+    scripts = slurm.scripts_of(config, site, jobs, folder=shown.folder)
     out = console()
     if shown.dry_run:
         _show_plan(config, names, redo=False, checks=False)
@@ -261,10 +272,13 @@ def _submit(
     if found.estimate is not None:
         out.print(_in_words(found.estimate, config), soft_wrap=True)
     found.require()
-    if shown.dry_run:
-        return
     if not jobs:
         out.print("every stage is done: nothing to queue")
+        return
+    if shown.folder is not None:
+        submission = shlex.quote(str(slurm.write_scripts(shown.folder, scripts)))
+        out.print(f"wrote {len(jobs)} jobs; queue them with: bash {submission}", soft_wrap=True)
+    if shown.dry_run:
         return
     for job in slurm.submit(RunDir(config.directory), jobs, scripts):
         out.print(f"queued {job.job_id:>8}  {job.name}", soft_wrap=True)
@@ -278,9 +292,11 @@ def _in_words(needs: Estimate, config: RunConfig) -> str:
         memory.append(f"{needs.train_gib:.1f} GiB to train")
     if config.makes_directions:
         memory.append(f"{needs.gradient_gib:.1f} GiB to differentiate")
+    replicas = f"{needs.num_replicas} replica{'s' if needs.num_replicas > 1 else ''}"
+    time = f"about {needs.hours:.1f} h" if needs.hours >= 0.05 else "minutes"
     return (
-        f"at most {needs.num_tokens:,} tokens on {needs.num_replicas} replicas: about "
-        f"{needs.hours:.1f} h, {needs.disk_gib:.1f} GiB of disk; per process {', '.join(memory)}"
+        f"at most {needs.num_tokens:,} tokens on {replicas}: {time}, "
+        f"{needs.disk_gib:.1f} GiB of disk; per process {', '.join(memory)}"
     )
 
 

@@ -100,7 +100,8 @@ def grade(
     reasons = grade_file(config, file, sys.stdout, num_workers=workers)
     total = sum(reasons.values())
     share = f" ({reasons['equal'] / total:.2%})" if total else ""
-    print(f"{total} responses, {reasons['equal']} correct{share}", file=sys.stderr)
+    responses = "response" if total == 1 else "responses"
+    print(f"{total} {responses}, {reasons['equal']} correct{share}", file=sys.stderr)
     for reason, count in reasons.most_common():
         print(f"  {reason:>12} {count}", file=sys.stderr)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,9 @@ class Decision:
     @property
     def written(self) -> str:
         """The value as YAML, on one line."""
-        return yaml.safe_dump([self.value], default_flow_style=True, width=10**6).strip()[1:-1]
+        text = yaml.safe_dump([self.value], default_flow_style=True, width=10**6).strip()[1:-1]
+        # YAML's plain quotes hold a line break by an empty line; JSON's, which YAML reads too, by \n.
+        return json.dumps(self.value, ensure_ascii=False) if "\n" in text else text
 
 
 def commented_yaml(title: str, decisions: Sequence[Decision]) -> str:

@@ -92,8 +92,8 @@ def _dataset(source: str, parameters_json: str) -> ProceduralDataset:
         import reasoning_gym  # noqa: PLC0415 - an optional extra
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"task.source: {source} needs the package reasoning-gym: pip install "
-            "'stir-train[reasoning-gym]'"
+            f"task.source: {source} needs the package reasoning-gym: in the clone, pip "
+            "install '.[reasoning-gym]'"
         ) from error
     name = source.removeprefix(REASONING_GYM)
     parameters = json.loads(parameters_json)

@@ -169,7 +169,7 @@ def _basis_figures(basis: BasisReport) -> dict[str, Markup]:
         "logdet": plots.curves(
             {f"block {b}": dict(enumerate(v, start=1)) for b, v in basis.logdet.items()},
             "entries picked",
-            "log det",
+            "log-determinant",
         ),
     }
 
@@ -180,6 +180,8 @@ def page_environment() -> Environment:
         loader=PackageLoader("stir_train.evals", "."), autoescape=True, undefined=StrictUndefined
     )
     environment.filters["with_code"] = _with_code
+    environment.filters["origin"] = _origin
+    environment.filters["figure"] = _figure
     environment.filters["passed_over"] = describe_passed_over
     environment.filters["shortlist"] = describe_shortlist
     environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
@@ -199,6 +201,19 @@ def page_environment() -> Environment:
 def _with_code(sentence: str) -> Markup:
     """A sentence whose names in backquotes are set as code; all else is escaped."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(sentence))))
+
+
+def _origin(chosen_on: str) -> str:
+    """Where a method's settings come from, in words."""
+    words = {"tune": "chosen on the tune split", "nothing": ""}
+    return words.get(chosen_on, f"with the {chosen_on}")
+
+
+def _figure(value: float | str) -> str:
+    """A figure of a stage's summary: counts whole, measurements to four digits."""
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
 
 
 def build_examples(

@@ -30,9 +30,7 @@ and needs no controller.
 
 ## Use it
 
-```sh
-pip install stir-train
-```
+It takes the package stir-train, which is installed from a clone of its repository (`pip install .`).
 
 ```python
 {% if card.is_attachable %}import torch

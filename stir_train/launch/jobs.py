@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from stir_train.artifacts.run_dir import RunDir
 from stir_train.config.pipeline import STAGES, Stage
@@ -17,7 +17,7 @@ from stir_train.errors import ConfigError
 from stir_train.launch.site import SiteConfig
 from stir_train.runtime.upstream import stages_left_out
 
-TEMPLATE = "job.sbatch.j2"
+TEMPLATE, SUBMISSION = "job.sbatch.j2", "submit.sh.j2"
 # In a checkout the templates lie at its top; a wheel carries them beside this module.
 INSTALLED, CHECKOUT = Path(__file__).with_name("slurm_files"), Path(__file__).parents[2] / "slurm"
 
@@ -89,6 +89,22 @@ def render_job(job: Job, site: SiteConfig, *, config_file: Path, logs: Path) -> 
     verb = [job.stages[0]] if job.array else ["run"]
     words = [*program, *verb, str(config_file.resolve())]
     words += ["--worker"] if job.array else ["--only", ",".join(job.stages)]
+    return _template(TEMPLATE).render(
+        job=job,
+        site=site,
+        directives=[shlex.quote(_one_line(word)) for word in _directives(job, site, logs)],
+        modules=[shlex.join(module.split()) for module in site.modules],
+        directory=_one_line(str(Path.cwd())),
+        command=_one_line(shlex.join(words)),
+    )
+
+
+def render_submission(scripts: Sequence[Path]) -> str:
+    """A shell script that queues jobs, each to start when the one before it has succeeded."""
+    return _template(SUBMISSION).render(scripts=[_one_line(str(script)) for script in scripts])
+
+
+def _template(name: str) -> Template:
     templates = INSTALLED if INSTALLED.is_dir() else CHECKOUT
     environment = Environment(
         loader=FileSystemLoader(templates),
@@ -98,14 +114,7 @@ def render_job(job: Job, site: SiteConfig, *, config_file: Path, logs: Path) -> 
         keep_trailing_newline=True,
     )
     environment.filters["quoted"] = shlex.quote
-    return environment.get_template(TEMPLATE).render(
-        job=job,
-        site=site,
-        directives=[shlex.quote(_one_line(word)) for word in _directives(job, site, logs)],
-        modules=[shlex.join(module.split()) for module in site.modules],
-        directory=_one_line(str(Path.cwd())),
-        command=_one_line(shlex.join(words)),
-    )
+    return environment.get_template(name)
 
 
 def _directives(job: Job, site: SiteConfig, logs: Path) -> list[str]:

@@ -19,8 +19,8 @@ from stir_train.artifacts.atomic import remove_leftovers, write_json, write_text
 from stir_train.artifacts.run_dir import CONFIG_FILE, RunDir
 from stir_train.config.load import dump_config
 from stir_train.config.run import RunConfig
-from stir_train.errors import ArtifactError, StageError
-from stir_train.launch.jobs import Job, render_job
+from stir_train.errors import ArtifactError, ConfigError, StageError
+from stir_train.launch.jobs import Job, render_job, render_submission
 from stir_train.launch.site import SiteConfig
 from stir_train.launch.slurm_commands import (
     ALIVE,
@@ -32,7 +32,7 @@ from stir_train.launch.slurm_commands import (
     submit_script,
 )
 
-SLURM, JOBS_FILE, LOGS = "slurm", "jobs.json", "logs"
+SLURM, JOBS_FILE, LOGS, SUBMIT_FILE = "slurm", "jobs.json", "logs", "submit.sh"
 
 
 @dataclass(frozen=True)
@@ -69,20 +69,52 @@ class SubmittedJob:
     script: str
 
 
-def scripts_of(config: RunConfig, site: SiteConfig, jobs: Sequence[Job]) -> list[tuple[Path, str]]:
-    """Path and text of every job's script, after the configuration that they all read."""
-    directory = config.directory / SLURM
+def scripts_of(
+    config: RunConfig, site: SiteConfig, jobs: Sequence[Job], *, folder: Path | None = None
+) -> list[tuple[Path, str]]:
+    """Path and text of every job's script, after the configuration that they all read.
+
+    Args:
+        config: Of the run.
+        site: What the cluster offers.
+        jobs: Of `plan_jobs`.
+        folder: Where they and Slurm's logs will lie; None for the run's own places.
+    """
+    directory = config.directory / SLURM if folder is None else folder
+    logs = config.directory / LOGS / SLURM if folder is None else folder / LOGS
     frozen = directory / CONFIG_FILE
     return [
         (frozen, dump_config(config)),
         *(
             (
                 directory / f"{number:02d}-{job.name}.sbatch",
-                render_job(job, site, config_file=frozen, logs=config.directory / LOGS / SLURM),
+                render_job(job, site, config_file=frozen, logs=logs),
             )
             for number, job in enumerate(jobs, start=1)
         ),
     ]
+
+
+def write_scripts(folder: Path, files: Sequence[tuple[Path, str]]) -> Path:
+    """Write what `scripts_of` made for a folder, to be queued by hand.
+
+    Returns:
+        The script that queues them, each after the one before it.
+
+    Raises:
+        ConfigError: If there is something in the folder: jobs that are queued may still read it.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(
+            f"{folder}: expected a new or empty folder for the scripts, since queued jobs may read "
+            "what is there; name another, or remove it"
+        )
+    # Slurm does not make the folder of a job's log, and the job fails without a word.
+    (folder / LOGS).mkdir(parents=True, exist_ok=True)
+    scripts = [path.resolve() for path, _ in files[1:]]
+    for path, text in (*files, (folder / SUBMIT_FILE, render_submission(scripts))):
+        write_text(path, text)
+    return folder / SUBMIT_FILE
 
 
 def submit(

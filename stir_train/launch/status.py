@@ -223,7 +223,7 @@ def _ask_queue(run_dir: RunDir) -> _Queue:
 def _chunks(path: Path) -> str:
     checksums = path / CHECKSUMS
     count = sum(1 for f in checksums.rglob("*") if f.name.startswith(CHUNK))
-    return f"{count} chunks made" if count else ""
+    return f"{count} chunk{'s' if count > 1 else ''} made" if count else ""
 
 
 def _figures(summary: dict[str, object]) -> str:

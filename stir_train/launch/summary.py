@@ -20,8 +20,9 @@ def jobs_table(jobs: Sequence[Job], site: SiteConfig) -> Table:
     before = ""
     for job in jobs:
         times = f" x {job.array}" if job.array else ""
+        others = [stage for stage in job.stages if stage != job.name and not job.array]
         table.add_row(
-            f"{job.name}{times}",
+            f"{job.name}{times}" + "".join(f"\n  and {stage}" for stage in others),
             str(job.nodes),
             str(job.nodes * site.gpus_per_node),
             str(job.nodes * job.tasks_per_node),

@@ -16,6 +16,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 FIRST_LINE_SECONDS, LINE_SECONDS, MOST_SECONDS = 2.0, 5.0, 60.0
@@ -24,7 +25,8 @@ BAR_SECONDS = 0.5
 TOKENS_BETWEEN_LOOKS = 64
 """Tokens counted before the clock is looked at again."""
 LOG_WIDTH = 120
-
+WIDE = 110
+"""Columns from which the bar and all figures share a line."""
 
 Interval = Callable[[float], float]
 """Seconds to the next word, by the seconds so far."""
@@ -85,7 +87,7 @@ class Meter:
         seconds = max(time.monotonic() - self._began, 1e-9)
         parts = [f"{self.done / seconds:.1f}/s"] if self.done else []
         if self.num_tokens:
-            parts.append(f"{self.num_tokens:,} tokens, {self.num_tokens / seconds:,.0f}/s")
+            parts.append(f"{self.num_tokens:,} tokens ({self.num_tokens / seconds:,.0f}/s)")
         if self.seconds_left is not None:
             parts.append(f"{duration(self.seconds_left)} left")
         return ", ".join(parts)
@@ -154,8 +156,7 @@ def progress(
     if not console.is_terminal:
 
         def line(meter: Meter) -> None:
-            said = f"{title}: {meter.done}/{total} {unit}, {meter.speed} {meter.note}"
-            console.print(said.rstrip())
+            console.print(f"{title}: {meter.done}/{total} {unit}, {_words(meter)}")
             sys.stderr.flush()
             if watch is not None:
                 watch(meter)
@@ -164,23 +165,28 @@ def progress(
         return
     with Progress(
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
+        BarColumn(bar_width=20 if console.width >= WIDE else 10, table_column=Column(no_wrap=True)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TextColumn(unit, markup=False),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[speed]} {task.fields[note]}", markup=False),
+        TimeElapsedColumn(table_column=Column(no_wrap=True)),
+        # Where a line is too short for all, this goes on in the next one, and nothing is cut.
+        TextColumn("{task.fields[words]}", markup=False, table_column=Column()),
         console=console,
     ) as bar:
-        task = bar.add_task(title, total=total, speed="", note="")
+        task = bar.add_task(title, total=total, words="")
 
         def update(meter: Meter) -> None:
-            bar.update(task, completed=meter.done, speed=meter.speed, note=meter.note)
+            bar.update(task, completed=meter.done, words=_words(meter))
             if watch is not None:
                 watch(meter)
 
         meter = Meter(total, update, first_seconds=0.0, interval=lambda _seconds: BAR_SECONDS)
         yield meter
         update(meter)
+
+
+def _words(meter: Meter) -> str:
+    return ", ".join(part for part in (meter.speed, meter.note) if part)
 
 
 def _between_lines(seconds: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from stir_train.artifacts.atomic import write_text
+from stir_train.artifacts.run_dir import RunDir
 from stir_train.evals.comparison_page import render_comparison
 from stir_train.evals.frontier import frontiers, undominated
 from stir_train.evals.tables import BASELINE, change
@@ -28,6 +30,8 @@ COLUMNS = (
     "no marker",
 )
 NUM_TEXT_COLUMNS = 3
+SETTINGS_WIDTH = 24
+"""What 80 columns leave to them."""
 
 
 def read_results(run: Path) -> Results:
@@ -37,6 +41,11 @@ def read_results(run: Path) -> Results:
         ArtifactError: If it is not finished, or damaged.
     """
     return load_run_results(run, "evaluate")
+
+
+def without_results(runs: Sequence[Path]) -> list[Path]:
+    """Those of some directories, as of ``runs/*``, in which no evaluation is finished."""
+    return [run for run in runs if not RunDir(run).stage("evaluate").is_complete]
 
 
 def result_rows(runs: Sequence[Path]) -> list[tuple[str, ...]]:
@@ -82,12 +91,23 @@ def as_table(rows: Sequence[tuple[str, ...]]) -> Table:
             table.add_row(run, style="bold")
             before = run
         table.add_row(
-            f"{method}\n  {settings}".rstrip(),
-            f"{accuracy}\n{points}",
+            "\n  ".join([method, *_folded(settings)]),
+            f"{accuracy}%\n{points}",
             f"{tokens} ({passes})\n{change_of_tokens}",
             f"{cut}\n{unmarked}",
         )
     return table
+
+
+def _folded(settings: str) -> list[str]:
+    """Lines that end between settings, which hyphens join."""
+    lines: list[str] = []
+    for piece in re.split(r"(?<=-)", settings):
+        if lines and len(lines[-1] + piece) <= SETTINGS_WIDTH:
+            lines[-1] += piece
+        elif piece:
+            lines.append(piece)
+    return lines
 
 
 def as_markdown(rows: Sequence[tuple[str, ...]]) -> str:

@@ -59,7 +59,7 @@ def _package(name: str) -> Check:
         return Check(name, works=True, detail=importlib.metadata.version(name), required=True)
     except importlib.metadata.PackageNotFoundError:
         return Check(
-            name, works=False, detail="not installed: pip install stir-train", required=True
+            name, works=False, detail="not installed: in the clone, pip install .", required=True
         )
 
 

@@ -86,11 +86,15 @@ def model_decisions(facts: ModelFacts) -> Iterator[Decision]:
     yield _num_threads(facts)
     name = facts.config.name
     described = facts.described
-    size = f"{facts.shape.num_params / 1e6:,.0f} million weights" if not facts.is_embedded else ""
+    size = f"{_count(facts.shape.num_params)} weights" if not facts.is_embedded else ""
     what = "A GGUF file, loaded dequantised" if name.endswith(GGUF_SUFFIX) else "As you named it"
     sizes = f"{described.identity.num_blocks} blocks of width {described.identity.width}"
     yield Decision("model.name", name, f"{what}: {', '.join(p for p in (size, sizes) if p)}.")
     yield _dtype(facts)
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:,.0f} million" if number >= 10**6 else f"{number:,}"
 
 
 def _num_threads(facts: ModelFacts) -> Decision:
@@ -162,14 +166,17 @@ def generation_decisions(facts: ModelFacts, task: TaskConfig) -> Iterator[Decisi
     """How long an answer may be and how many are decoded side by side."""
     if facts.is_embedded:
         return
-    fits = max(64, facts.described.max_tokens - PROMPT_TOKENS)
+    context = facts.described.max_tokens
+    asked = min(PROMPT_TOKENS, context // 4)
+    fits = context - asked
     if opens_thinking(facts, task):
         budget, why = THINKING_TOKENS, "The model begins with thinking, which is long"
     else:
         budget = ANSWER_TOKENS.get(task.grader, OTHER_ANSWER_TOKENS)
         why = f"Enough for most worked answers of a task graded as {task.grader}"
     if budget > fits:
-        budget, why = fits, f"What the model's context of {facts.described.max_tokens} leaves"
+        budget = fits
+        why = f"What the model's context of {context} leaves beside a prompt of {asked}"
     ends = ", ".join(_token_texts(facts)) or "nothing but the budget"
     yield Decision(
         "generation.max_new_tokens",
@@ -178,7 +185,7 @@ def generation_decisions(facts: ModelFacts, task: TaskConfig) -> Iterator[Decisi
         "raise it.",
     )
     memory = _memory_bytes(facts.device)
-    row = _row_bytes(facts.shape, PROMPT_TOKENS + budget)
+    row = _row_bytes(facts.shape, asked + budget)
     rows = MAX_CPU_ROWS if facts.device.type == "cpu" else MAX_ROWS
     while rows > MIN_ROWS and rows * row > CACHE_SHARE * memory:
         rows //= 2
@@ -222,12 +229,13 @@ def steering_decisions(facts: ModelFacts) -> Iterator[Decision]:
     reason = "Nothing cut off: reward-gradient directions differentiate the whole distribution."
     yield Decision("rollout.top_p", 1.0, reason)
     last = facts.described.identity.num_blocks - 1
-    depths = [0.375, 0.5, 0.625]
-    blocks = ", ".join(str(round(depth * last)) for depth in depths)
+    # Of a shallow model two depths may be one block.
+    depths = {round(depth * last): depth for depth in (0.625, 0.5, 0.375)}
+    blocks = ", ".join(str(block) for block in sorted(depths))
     reason = (
         f"The middle of the model (blocks {blocks}), where directions gain most for their norm."
     )
-    yield Decision("harvest.depths", depths, reason)
+    yield Decision("harvest.depths", sorted(depths.values()), reason)
     reason = (
         "Reward-gradient directions: no trials to pay for, and the way that has won on a real model. Add "
         "value, preview and static for the control basis, which costs several times as much."
