@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from stir_train.baselines.interface import (
     EDITS,
@@ -26,9 +26,11 @@ from stir_train.baselines.interface import (
 )
 from stir_train.baselines.pairs import right_and_wrong
 from stir_train.baselines.reading import Reading, block_outputs, read
+from stir_train.errors import ModelError
 from stir_train.models.hooks import block_hooks
+from stir_train.models.lens import LogitLens
 from stir_train.models.load import LoadedModel
-from stir_train.models.output_head import HEAD_TOLERANCE, OutputHead
+from stir_train.models.output_head import HEAD_TOLERANCE
 from stir_train.types.rollout import Prompt, Rollout
 
 QUANTILES = (0.8, 0.95)
@@ -101,26 +103,18 @@ def lens(loaded: LoadedModel) -> Entropies:
     """Entropy of what the final norm and the output layer make of states.
 
     Raises:
-        NotApplicable: If the final norm is not found beside the blocks.
+        NotApplicable: If the final norm or the output layer is not found.
     """
-    head = OutputHead(loaded)
-    beside = next(
-        module
-        for module in loaded.model.modules()
-        if any(child is loaded.blocks for child in module.children())
-    )
-    norms = [child for child in beside.children() if "norm" in type(child).__name__.lower()]
-    if len(norms) != 1:
-        raise NotApplicable(
-            f"{len(norms)} norms stand beside the decoder blocks; expected the final one"
-        )
-    norm: nn.Module = norms[0]
+    try:
+        reader = LogitLens(loaded)
+    except ModelError as error:
+        raise NotApplicable(str(error)) from error
 
     @torch.no_grad()
     def entropies(states: Float[Tensor, "N D"]) -> Float[Tensor, "N"]:
         found = []
-        for some in states.to(loaded.model.dtype).split(head.rows_at_once):
-            logprobs = head.logits(norm(some)).log_softmax(-1)
+        for logits in reader.chunks(states):
+            logprobs = logits.log_softmax(-1)
             found.append(-(logprobs.exp() * logprobs).sum(-1))
         return torch.cat(found) if found else states.new_zeros(0)
 
