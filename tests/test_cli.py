@@ -33,6 +33,7 @@ VERBS = [
     "generate",
     "serve",
     "trace",
+    "diagnose",
     "lm-eval",
     "init",
     "data",
@@ -228,7 +229,7 @@ def test_what_is_neither_run_nor_configuration_is_told_what_was_expected(
     assert "expected the directory of a run, or a configuration" in failed.stderr
 
 
-@pytest.mark.parametrize("verb", ["verify", "export", "generate", "trace"])
+@pytest.mark.parametrize("verb", ["verify", "export", "generate", "trace", "diagnose"])
 def test_what_reads_a_run_begins_none(tmp_path: Path, verb: str) -> None:
     prompt = ("--prompt", "a6") if verb == "generate" else ()
     failed = stir_train(verb, DEMO, f"output_dir={tmp_path / 'runs'}", *prompt)

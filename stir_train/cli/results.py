@@ -195,6 +195,33 @@ def trace(
 
 
 @app.command()
+def diagnose(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    index: Annotated[int, typer.Option(help="Which problem of the tune split.")] = 0,
+    sample: Annotated[
+        int | None, typer.Option(min=0, help="Which of its samples; default: greedy decoding.")
+    ] = None,
+    continuations: Annotated[
+        int, typer.Option(min=2, help="Sampled from every cut between steps.")
+    ] = 16,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE.md", help="Write the tables to this file, too.")
+    ] = None,
+) -> None:
+    """Read the model on one problem: which step mattered, where the answer forms, what states tell."""
+    with reading(config, overrides or []) as context:
+        from stir_train.tools.diagnose import diagnose as diagnose_problem
+        from stir_train.tools.diagnosis_tables import as_markdown, print_diagnosis
+
+        found = diagnose_problem(context, index, sample=sample, num_continuations=continuations)
+        print_diagnosis(found, answers())
+        if markdown is not None:
+            markdown.write_text(as_markdown(found), encoding="utf-8")
+            context.console.print(f"written to {markdown}", soft_wrap=True)
+
+
+@app.command()
 def compare(
     runs: Annotated[
         list[Path],

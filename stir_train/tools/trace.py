@@ -61,13 +61,11 @@ def show_decisions(context: RunContext, index: int, method: str, console: Consol
     Raises:
         StageError: If there is no such problem or method.
     """
-    prompts = context.splits["tune"]
-    if not 0 <= index < len(prompts):
-        raise StageError(f"--index: the tune split has problems 0 to {len(prompts) - 1}")
-    answer = _answer(context, prompts[index], method, None)
+    prompt = tune_problem(context, index)
+    answer = _answer(context, prompt, method, None)
     rollout = answer.rollouts[0]
     decided = {decision.token_index: decision for decision in answer.decisions or ()}
-    console.print(Text(prompts[index].text.rstrip(), style="dim"))
+    console.print(Text(prompt.text.rstrip(), style="dim"))
     start = 0
     for point, token_index in enumerate(rollout.control_points, start=1):
         console.print(
@@ -82,11 +80,23 @@ def show_decisions(context: RunContext, index: int, method: str, console: Consol
     console.print(Text(context.resources.described.decode(rollout.token_ids[start:]), style="bold"))
     console.print(
         Text(
-            f"gold answer {prompts[index].answer}; {len(rollout.token_ids)} tokens, "
+            f"gold answer {prompt.answer}; {len(rollout.token_ids)} tokens, "
             f"{rollout.preview_tokens} more in previews, {rollout.forward_passes} passes",
             style="dim",
         )
     )
+
+
+def tune_problem(context: RunContext, index: int) -> Prompt:
+    """One problem of the tune split.
+
+    Raises:
+        StageError: If there is no such problem.
+    """
+    prompts = context.splits["tune"]
+    if not 0 <= index < len(prompts):
+        raise StageError(f"--index: the tune split has problems 0 to {len(prompts) - 1}")
+    return prompts[index]
 
 
 def _answer(
