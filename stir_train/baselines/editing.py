@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -47,18 +47,24 @@ def biased(loaded: LoadedModel, bias: Float[Tensor, "V"]) -> Iterator[None]:
         handle.remove()
 
 
+def edited(weights: Mapping[nn.Linear, Tensor]) -> AbstractContextManager[None]:
+    """Give linear layers other weights; the old ones are put back bit for bit."""
+    return replaced((layer.weight, weight) for layer, weight in weights.items())
+
+
 @contextmanager
 @torch.no_grad()
-def edited(weights: Mapping[nn.Linear, Tensor]) -> Iterator[None]:
-    """Give linear layers other weights; the old ones are put back bit for bit."""
-    kept = {layer: layer.weight.detach().clone() for layer in weights}
+def replaced(values: Iterable[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Give parameters other values, made one at a time; the old ones are put back bit for bit."""
+    kept: list[tuple[Tensor, Tensor]] = []
     try:
-        for layer, weight in weights.items():
-            layer.weight.copy_(weight)
+        for parameter, value in values:
+            kept.append((parameter, parameter.detach().clone()))
+            parameter.copy_(value)
         yield
     finally:
-        for layer, weight in kept.items():
-            layer.weight.copy_(weight)
+        for parameter, value in kept:
+            parameter.copy_(value)
 
 
 def token_ids_of_words(loaded: LoadedModel, words: frozenset[str]) -> list[int]:
