@@ -8,9 +8,11 @@ import math
 import pytest
 import torch
 
+from stir_train.baselines.atlas import Atlas, VerifiedController
 from stir_train.baselines.editing import adding
 from stir_train.baselines.entropy_points import QUANTILES, EntropyPoints, lens
 from stir_train.baselines.interface import AnsweringContext, HarvestData, NotApplicable
+from stir_train.baselines.pairs import right_states
 from stir_train.baselines.reading import block_outputs, read
 from stir_train.baselines.rebalance import (
     AT_LOW,
@@ -23,6 +25,8 @@ from stir_train.baselines.rebalance import (
     strength,
 )
 from stir_train.baselines.rise import Rise, SparseCode, columns_of_right, fit_code
+from stir_train.generation.controller import ControlBatch
+from stir_train.generation.fixed import FixedVector
 from stir_train.types.rollout import Prompt, Rollout
 from tests.support import bases
 
@@ -186,3 +190,80 @@ def test_a_vector_at_every_entropy_is_steering_at_every_token_and_at_none_is_non
     assert all(r.preview_tokens == 0 and r.forward_passes == len(r.token_ids) for r in some)
     levels = [float(parameters[f"entropy {block} {q:g}"]) for q in QUANTILES]
     assert levels == sorted(levels)
+
+
+def test_a_verifier_picks_the_action_where_it_is_sure_enough() -> None:
+    unit = torch.eye(4)
+    controller = VerifiedController(
+        block=3,
+        weight=unit[0],
+        bias=1.0,
+        low=0.0,
+        high=3.0,
+        actions=torch.stack([2 * unit[1], 2 * unit[2]]),
+        strength=2.0,
+    )
+    states = torch.tensor([-2.0, -1.0, 0.0, 1.9, 2.0, 5.0])[:, None] * unit[0]
+    batch = ControlBatch(("a",) * 6, (0,) * 6, torch.ones(6, dtype=torch.long), (0,) * 6)
+    decision = controller.decide(states, batch)
+    assert decision.fires.tolist() == [True, True, False, False, True, True]
+    assert torch.equal(decision.deltas[:2], (2 * unit[1]).expand(2, 4)), "a wrong end is expected"
+    assert torch.equal(decision.deltas[4:], (2 * unit[2]).expand(2, 4)), "a right one"
+    assert decision.strengths.tolist() == [2, 2, 0, 0, 2, 2]
+
+
+def test_a_verifier_that_always_says_the_same_is_a_fixed_vector_and_one_in_doubt_nothing(
+    answering: AnsweringContext, prompts: list[Prompt], harvest: HarvestData, plain: list[Rollout]
+) -> None:
+    method, block, few = Atlas(), bases.BLOCK, prompts[:6]
+    parameters = method.prepare(harvest)
+    setting = {"block": block, "quantile": 0.25, "strength": 2.0}
+    for name, bias in (("right", -1e6), ("short", 1e6)):
+        always = {**parameters, f"bias {block}": torch.tensor(bias)}
+        vector = 2.0 * parameters[f"scale {block}"] * parameters[f"{name} {block}"]
+        fixed = answering.answer(few, controller=FixedVector("control_point", block, vector))
+        assert _tokens(fixed) != _tokens(plain[:6])
+        assert _tokens(method.answer(answering, always, setting, few)) == _tokens(fixed)
+    never = {
+        **parameters,
+        f"low {block} 0.25": torch.tensor(-1e6),
+        f"high {block} 0.25": torch.tensor(1e6),
+    }
+    idle = method.answer(answering, never, setting, few)
+    assert _tokens(idle) == _tokens(plain[:6])
+    assert [r.forward_passes for r in idle] == [r.forward_passes for r in plain[:6]]
+
+
+def test_the_verifier_tells_right_from_wrong_and_acts_in_the_outer_quantiles(
+    harvest: HarvestData,
+) -> None:
+    parameters, block = Atlas().prepare(harvest), bases.BLOCK
+    states = harvest.captured.at_block(block).float()
+    odds = states @ parameters[f"weight {block}"] + parameters[f"bias {block}"]
+    right = right_states(harvest)
+    assert float(odds[right].mean()) > float(odds[~right].mean())
+    acted = (odds <= parameters[f"low {block} 0.25"]).float().mean()
+    assert float(acted) == pytest.approx(0.25, abs=0.02)
+    acted = (odds >= parameters[f"high {block} 0.25"]).float().mean()
+    assert float(acted) == pytest.approx(0.25, abs=0.02)
+    # Each vector is a difference within problems: taking any vector off a problem's states changes nothing.
+    numbers = {prompt.prompt_id: i for i, prompt in enumerate(harvest.prompts)}
+    moves = torch.randn(len(numbers), states.shape[1], generator=torch.Generator().manual_seed(0))
+    moved = torch.stack([moves[numbers[label.prompt_id]] for label in harvest.captured.labels])
+    shifted = dataclasses.replace(
+        harvest,
+        captured=dataclasses.replace(
+            harvest.captured, states=harvest.captured.states + moved[:, None]
+        ),
+    )
+    again = Atlas().prepare(shifted)
+    for name in ("right", "short"):
+        torch.testing.assert_close(
+            again[f"{name} {block}"], parameters[f"{name} {block}"], atol=1e-4, rtol=1e-3
+        )
+    same_end = [
+        dataclasses.replace(g, grade=dataclasses.replace(g.grade, correct=True))
+        for g in harvest.graded
+    ]
+    with pytest.raises(NotApplicable, match="right and wrong"):
+        Atlas().prepare(dataclasses.replace(harvest, graded=same_end))

@@ -24,6 +24,7 @@ BASELINES: dict[str, str] = {
     "mur": "stir_train.baselines.mur:MUR",
     "seal": "stir_train.baselines.seal:Seal",
     "rise": "stir_train.baselines.rise:Rise",
+    "atlas": "stir_train.baselines.atlas:Atlas",
     "rebalance": "stir_train.baselines.rebalance:ReBalance",
     "entropy-points": "stir_train.baselines.entropy_points:EntropyPoints",
     "steered-compression": "stir_train.baselines.compression:SteeredCompression",
