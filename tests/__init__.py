@@ -1,0 +1,23 @@
+"""The tests, and how the package is type-checked while they run (`--jaxtyping-packages`)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+
+def checked_when_called(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What beartype makes of a function, made at the first call: most are never called by one process."""
+
+    @functools.cache
+    def checked() -> Callable[..., Any]:
+        from beartype import beartype
+
+        return beartype(function)
+
+    @functools.wraps(function)
+    def check(*arguments: Any, **named: Any) -> Any:
+        return checked()(*arguments, **named)
+
+    return check
