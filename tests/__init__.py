@@ -8,7 +8,15 @@ from typing import Any
 
 
 def checked_when_called(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What beartype makes of a function, made at the first call: most are never called by one process."""
+    """What beartype makes of a function, made at the first call: most are never called by one process.
+
+    jaxtyping asks for two functions of each: one that takes the arguments and returns ``Any``, and one that takes
+    and checks them all again, for the sake of the value returned. The second is left its return annotation alone:
+    sizes that the first has bound still hold for it.
+    """
+    returned = function.__annotations__.get("return", Any)
+    if returned is not Any:
+        function.__annotations__ = {"return": returned}
 
     @functools.cache
     def checked() -> Callable[..., Any]:
