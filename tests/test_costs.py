@@ -16,10 +16,10 @@ from stir_train.config.load import load_config, parse_config
 from stir_train.config.run import RunConfig
 from stir_train.launch.costs import Rates, _steps, chunk_costs, stage_costs
 from stir_train.launch.estimate import GIB, estimate, shape_of
-from stir_train.tools import measure as measuring
 from stir_train.tools.costs import _warnings, chunk_advice, in_words
 from stir_train.tools.measure import _Clock, _fit, _TimeIsUp, _whole_lengths, measure
 from tests.support.commands import stir_train
+from tests.support.measures import measured_briefly
 from tests.support.smoke import SMOKE
 
 QWEN = {
@@ -127,8 +127,7 @@ def test_a_line_is_fitted_through_the_steps_of_all_widths() -> None:
 def test_an_embedded_model_is_measured_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("LENGTH_SECONDS", "WIDTH_SECONDS", "GRADIENT_SECONDS"):
-        monkeypatch.setattr(measuring, name, 0.5)
+    measured_briefly(monkeypatch, 0.5)
     config = load_config(RunConfig, SMOKE, [f"output_dir={tmp_path}"])
     rates, shape = measure(config)
     assert shape.num_layers == 6

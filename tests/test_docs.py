@@ -25,6 +25,7 @@ from stir_train.launch.site import SiteConfig
 from stir_train.models.lora import known_deprecations
 from tests.support.commands import command_of, stir_train
 from tests.support.documents import PAGES, ROOT, SHELL, Block, Command, commands_of, read_blocks
+from tests.support.measures import measured_briefly
 from tests.support.smoke import SMOKE
 
 BLOCKS = list(read_blocks())
@@ -68,6 +69,7 @@ def _make_workplace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "slurm").symlink_to(ROOT / "slurm")
     lines = "".join(json.dumps(line) + "\n" for line in RESPONSES)
     (folder / "responses.jsonl").write_text(lines)
+    measured_briefly(monkeypatch)
     monkeypatch.chdir(folder)
     return folder
 

@@ -37,6 +37,7 @@ from stir_train.models.load import LoadedModel
 from stir_train.runtime.abilities import require_backend
 from stir_train.types.places import Place
 from stir_train.types.rollout import Prompt
+from tests.support.measures import measured_briefly
 from tests.support.smoke import run_smoke
 
 POINT, OTHER, WIDTH = 5, 6, 4
@@ -204,8 +205,9 @@ def test_a_run_without_vllm_is_refused_before_its_first_stage(
 
 
 def test_a_dry_run_says_that_it_would_stop(
-    installed: Callable[[str | None], None], tmp_path: Path
+    installed: Callable[[str | None], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    measured_briefly(monkeypatch)
     installed(None)
     asked = ("--dry-run", "generation.backend=vllm")
     done = run_smoke(tmp_path, *asked)
