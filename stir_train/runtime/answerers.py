@@ -111,7 +111,7 @@ def steering_needs(settings: SteeringConfig) -> frozenset[Ability]:
 def other_model_answerer(
     context: RunContext, name: str, load: Callable[[], LoadedModel]
 ) -> ModelAnswerer:
-    """Another model, of which one at a time is held beside the base.
+    """Another model, of which one at a time is held beside the base's weights.
 
     Args:
         context: The run.
@@ -122,9 +122,7 @@ def other_model_answerer(
     def engine() -> GenerationBackend:
         held = context.resources.students
         if name not in held:
-            for other in held.values():
-                other.close()
-            held.clear()
+            context.resources.close_engines()
             held[name] = context.resources.make_engine(load())
         return held[name]
 

@@ -101,22 +101,22 @@ class Resources:
 
         A training has a copy of its own, and a machine that holds one may not hold two.
         """
-        for engine in self._engines():
-            engine.close()
-        self.students.clear()
+        self.close_engines()
         for name in ("engine", "loaded"):
             vars(self).pop(name, None)
         gc.collect()  # modules and their hooks refer to one another
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    def close_engines(self) -> None:
+        """Let go of every engine's cache and of other models; the base's weights stay, and its engine goes on."""
+        made = [self.engine] if "engine" in vars(self) else []
+        for engine in (*made, *self.students.values()):
+            engine.close()
+        self.students.clear()
+
     def close(self) -> None:
         """Stop what is held open."""
-        for engine in self._engines():
-            engine.close()
+        self.close_engines()
         for grader in self._graders.values():
             grader.close()
-
-    def _engines(self) -> list[GenerationBackend]:
-        made = [self.engine] if "engine" in vars(self) else []
-        return [*made, *self.students.values()]
