@@ -70,13 +70,13 @@ def _compared(subject: str, row: MethodMetrics, greedy: MethodMetrics, num_items
     points = _hundredths(row.delta_accuracy, row.delta_accuracy_ci95)
     tokens = _hundredths(row.delta_tokens_fraction, row.delta_tokens_ci95)
     accuracy = {
-        "gain": f"a gain of {points} points",
-        "loss": f"a loss of {points} points",
+        "gain": f"a gain of {_amount(row.delta_accuracy, row.delta_accuracy_ci95)} points",
+        "loss": f"a loss of {_amount(row.delta_accuracy, row.delta_accuracy_ci95)} points",
         "no effect": f"no clear difference ({points} points)",
     }[describe_interval(*row.delta_accuracy_ci95)]
     length = {
-        "gain": f"it takes {tokens} % more tokens",
-        "loss": f"it takes {tokens} % fewer tokens",
+        "gain": f"it takes {_amount(row.delta_tokens_fraction, row.delta_tokens_ci95)} % more tokens",
+        "loss": f"it takes {_amount(row.delta_tokens_fraction, row.delta_tokens_ci95)} % fewer tokens",
         "no effect": f"its tokens do not clearly differ ({tokens} %)",
     }[describe_interval(*row.delta_tokens_ci95)]
     return (
@@ -104,6 +104,12 @@ def _controls_alike(results: Results, steered: MethodMetrics) -> list[str]:
 
 def _hundredths(value: float, interval: Interval) -> str:
     return f"{100 * value:+.1f} {_interval(interval, 100, 1)}"
+
+
+def _amount(value: float, interval: Interval) -> str:
+    """How much, where words say in which direction and the interval lies on one side of zero."""
+    low, high = sorted(abs(end) for end in interval)
+    return f"{100 * abs(value):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _interval(interval: Interval, unit: int, digits: int) -> str:
