@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from torch import Tensor, nn
 
@@ -27,9 +26,9 @@ from stir_train.baselines.interface import (
     Parameters,
     Setting,
 )
-from stir_train.config.inputs import ModelConfig
+from stir_train.baselines.other_models import other_model, require_vocabulary
 from stir_train.generation.backend import Ability
-from stir_train.models.load import LoadedModel, load_model
+from stir_train.models.load import LoadedModel
 from stir_train.types.rollout import Prompt, Rollout
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
@@ -61,9 +60,8 @@ class Merging:
         if own.is_sharded:
             raise NotApplicable("the weights of a model that ranks hold together cannot be merged")
         for name in (self.tuned, self.base):
-            other = _other(name)
-            if other.tokenizer.get_vocab() != own.tokenizer.get_vocab():
-                raise NotApplicable(f"{name} has another vocabulary than {own.identity.name}")
+            other = other_model(name, device="cpu")
+            require_vocabulary(own, other)
             ours, theirs = _shapes(own), _shapes(other)
             for parameter in ours | theirs:
                 if ours.get(parameter) != theirs.get(parameter):
@@ -85,7 +83,11 @@ class Merging:
         prompts: Sequence[Prompt],
     ) -> list[Rollout]:
         """Greedy with the merged weights, which are taken out again."""
-        models = (answering.loaded, _other(self.tuned), _other(self.base))
+        models = (
+            answering.loaded,
+            other_model(self.tuned, device="cpu"),
+            other_model(self.base, device="cpu"),
+        )
         return answering.answer(prompts, edit=replaced(merged(*models, float(setting["strength"]))))
 
 
@@ -102,8 +104,3 @@ def merged(
 
 def _shapes(loaded: LoadedModel) -> dict[str, tuple[int, ...]]:
     return {name: tuple(p.shape) for name, p in loaded.model.named_parameters()}
-
-
-@lru_cache(maxsize=2)
-def _other(name: str) -> LoadedModel:
-    return load_model(ModelConfig(name=name, device="cpu"))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -24,13 +23,12 @@ from stir_train.baselines.interface import (
     EDITS,
     AnsweringContext,
     HarvestData,
-    NotApplicable,
     Parameters,
     Setting,
 )
-from stir_train.config.inputs import ModelConfig
+from stir_train.baselines.other_models import other_model, require_vocabulary
 from stir_train.generation.backend import Ability, SamplingParams
-from stir_train.models.load import LoadedModel, load_model
+from stir_train.models.load import LoadedModel
 from stir_train.types.rollout import Prompt, Rollout
 
 STRENGTHS = (0.5, 1.0, 1.5)
@@ -59,12 +57,8 @@ class Rast:
         Raises:
             NotApplicable: If they do not.
         """
-        vocabulary = harvest.loaded.tokenizer.get_vocab()
         for name in (self.tuned, self.base):
-            if _small(name).tokenizer.get_vocab() != vocabulary:
-                raise NotApplicable(
-                    f"{name} has another vocabulary than {harvest.loaded.identity.name}"
-                )
+            require_vocabulary(harvest.loaded, other_model(name))
         return {}
 
     def settings(self, blocks: Sequence[int]) -> list[Setting]:  # noqa: ARG002 - the interface's
@@ -80,7 +74,7 @@ class Rast:
     ) -> list[Rollout]:
         """Greedy, prompts of like length side by side."""
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].token_ids))
-        models = (answering.loaded, _small(self.tuned), _small(self.base))
+        models = (answering.loaded, other_model(self.tuned), other_model(self.base))
         made: dict[int, Rollout] = {}
         for start in range(0, len(order), ROWS_AT_ONCE):
             some = order[start : start + ROWS_AT_ONCE]
@@ -89,11 +83,6 @@ class Rast:
             )
             made |= dict(zip(some, found, strict=True))
         return [made[i] for i in range(len(prompts))]
-
-
-@lru_cache(maxsize=2)
-def _small(name: str) -> LoadedModel:
-    return load_model(ModelConfig(name=name))
 
 
 @dataclass
