@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from stir_train.config.commented import Decision, commented_yaml
-from stir_train.config.load import load_config
+from stir_train.config.load import load_config, parse_config
 from stir_train.config.run import RunConfig
 from stir_train.config.yaml_text import read_yaml
+from stir_train.launch.estimate import ModelShape, estimate
 from stir_train.models.locate import EMBEDDED_ROOT
 from stir_train.runtime.problems import read_problems
+from stir_train.tools import init_machine
 from tests.support.commands import stir_train
 
 THINKS = "{% for m in messages %}{{ m.content }}{% endfor %}<think>\n"
@@ -178,3 +183,46 @@ def test_a_commented_file_reads_back_as_its_decisions(tmp_path: Path) -> None:
         "tune": {"modes": ["vector"]},
     }
     assert all(len(line) <= 100 for line in file.read_text().splitlines())
+
+
+QWEN = ModelShape(630_000_000, 24, 896, 151_936, 128, 22_912, 4)
+"""Qwen2.5-Coder-0.5B, about."""
+
+
+@pytest.mark.parametrize(
+    ("cores", "gib", "processes", "threads"),
+    [(2, 24, 2, 1), (2, 8, 1, 2), (16, 48, 4, 4), (64, 512, 8, 8)],
+)
+def test_cores_and_memory_are_shared_out(
+    monkeypatch: pytest.MonkeyPatch, cores: int, gib: int, processes: int, threads: int
+) -> None:
+    monkeypatch.setattr(init_machine, "usable_cores", lambda: cores)
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 2**30, "SC_PHYS_PAGES": gib}.__getitem__)
+    cpu = torch.device("cpu")
+    machine = init_machine.share_out(cpu, QWEN, is_embedded=False)
+    assert (machine.num_processes, machine.num_threads) == (processes, threads)
+    assert init_machine.share_out(cpu, QWEN, is_embedded=True).num_processes == 1
+    held = [
+        Decision("name", "x", ""),
+        Decision("tune.modes", ["vector"], ""),
+        Decision("distill.batch_size", 8, ""),
+        Decision("generation.max_new_tokens", 512, ""),
+    ]
+    values: dict[str, Any] = {
+        decision.key: decision.value
+        for decision in init_machine.fitting_decisions(machine, QWEN, held, on_gpu=False)
+    }
+    overrides = [f"{key}={value}" for key, value in values.items()]
+    overrides += ["distill.batch_size=8", "generation.max_new_tokens=512", "tune.modes=[vector]"]
+    config = parse_config(RunConfig, {"name": "x"}, overrides, origin="test")
+    needs = estimate(config, QWEN, num_ranks=processes, on_gpu=False)
+    share = init_machine.MEMORY_SHARE * gib / processes
+    assert max(needs.gradient_gib, needs.train_gib) < share
+    if "directions.max_batch_tokens" in values:
+        wider = config.directions.model_copy(
+            update={"max_batch_tokens": 2 * config.directions.max_batch_tokens}
+        )
+        needs = estimate(
+            config.model_copy(update={"directions": wider}), QWEN, num_ranks=1, on_gpu=False
+        )
+        assert needs.gradient_gib > share, "no smaller than it must be"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -312,8 +313,10 @@ def _show_plan(
     from rich.box import SIMPLE
     from rich.table import Table
 
+    from stir_train.distributed.launch import detect_launch
     from stir_train.launch.plan import plan_run
 
+    launch = detect_launch(os.environ)
     remade = stages_from(min(names, key=STAGE_NAMES.index)) if redo else ()
     planned = [stage for stage in plan_run(config, remade=remade) if stage.name in names]
     table = Table(box=SIMPLE)
@@ -322,8 +325,11 @@ def _show_plan(
     for stage in planned:
         table.add_row(stage.name, stage.state, stage.work)
     out = answers()
-    out.print(f"{config.model.name} on {config.task.name}, in {config.directory}", soft_wrap=True)
-    out.print(table, width=PLAN_WIDTH)
+    if launch.rank == 0:
+        out.print(
+            f"{config.model.name} on {config.task.name}, in {config.directory}", soft_wrap=True
+        )
+        out.print(table, width=PLAN_WIDTH)
     if not checks:
         return
     _require_startable(config, names, planned, redo=redo)
@@ -331,7 +337,7 @@ def _show_plan(
         from stir_train.tools.costs import show_costs
 
         left = [stage.name for stage in planned if stage.state not in ("done", "off")]
-        show_costs(config, left, out, width=PLAN_WIDTH)
+        show_costs(config, left, out, width=PLAN_WIDTH, launch=launch)
 
 
 def _require_startable(

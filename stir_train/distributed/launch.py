@@ -13,6 +13,8 @@ from stir_train.errors import StageError
 TORCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 FIRST_PORT, NUM_PORTS = 20_000, 10_000
 """Where a port is derived for an `srun` that names none: below the ephemeral range."""
+START = "torchrun --standalone --no-python"
+"""Starts several processes on one machine."""
 
 
 @dataclass(frozen=True)

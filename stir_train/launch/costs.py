@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from stir_train.config.pipeline import STAGE_NAMES
@@ -72,7 +72,7 @@ class StageCost:
     Attributes:
         name: The stage.
         num_tokens: Decoded or trained on.
-        hours: Of one process.
+        hours: Of all processes together, which share the work.
         memory_gib: Of one process, at most.
         disk_gib: Of what it writes.
     """
@@ -97,11 +97,13 @@ class _Job:
         return self.num_prompts * self.num_samples * self.times
 
 
-def stage_costs(config: RunConfig, shape: ModelShape, rates: Rates) -> list[StageCost]:
-    """The stages that are on and take more than a moment, in order, on one process."""
-    bound = estimate(config, shape, num_ranks=1, on_gpu=False)
+def stage_costs(
+    config: RunConfig, shape: ModelShape, rates: Rates, *, num_processes: int = 1
+) -> list[StageCost]:
+    """The stages that are on and take more than a moment, in order, on processes of the measured rates."""
+    bound = estimate(config, shape, num_ranks=num_processes, on_gpu=False)
     costs = [_cost(name, config, shape, rates, bound) for name in STAGE_NAMES]
-    return [cost for cost in costs if cost.hours > 0]
+    return [replace(cost, hours=cost.hours / num_processes) for cost in costs if cost.hours > 0]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stir_train.config.run import RunConfig
+from stir_train.distributed.launch import START, Launch, usable_cores
 from stir_train.launch.costs import (
     CHUNK_OVERHEAD,
     CHUNK_SECONDS,
@@ -30,31 +31,40 @@ HOUR, MINUTE = 3600, 60
 COLUMNS = ("stage", "tokens", "time", "memory", "disk")
 
 
-def show_costs(config: RunConfig, stages: Collection[str], console: Console, *, width: int) -> None:
+def show_costs(
+    config: RunConfig, stages: Collection[str], console: Console, *, width: int, launch: Launch
+) -> None:
     """Measure, then print tokens, time, memory and disk of each stage, and of all together.
+
+    Started as several processes, all measure at once, so that each is as slow as it will be beside the others.
 
     Args:
         config: The run.
         stages: Those that are left to make.
-        console: Where it is told.
+        console: Where it is told; rank 0's is used.
         width: Columns to keep to.
+        launch: The processes, which share the work.
 
     Raises:
         StirError: If the model cannot be loaded, or its answers cannot be timed.
     """
     if not stages:
         return
+    if launch.rank > 0:
+        measure(config)
+        return
     seconds = LENGTH_SECONDS + 2 * WIDTH_SECONDS
     told = f"measuring this machine, for at most about {seconds:.0f} s (--no-measure leaves it out)"
     console.print(told, width=width)
     rates, shape = measure(config)
-    costs = [cost for cost in stage_costs(config, shape, rates) if cost.name in stages]
+    found = stage_costs(config, shape, rates, num_processes=launch.size)
+    costs = [cost for cost in found if cost.name in stages]
     console.print(_table(costs), width=width)
-    for line in _rates_in_words(config, rates):
+    for line in _rates_in_words(config, rates, launch.size):
         console.print(line, width=width)
     if "rollout" in stages and (advice := chunk_advice(config, rates)):
         console.print(advice, width=width)
-    for warning in _warnings(config, costs):
+    for warning in _warnings(config, costs, num_beside=launch.local_size):
         console.print(caution(warning), width=width)
 
 
@@ -88,14 +98,15 @@ def in_words(hours: float) -> str:
     return f"{seconds / MINUTE:.0f} min" if seconds < 2 * HOUR else f"{hours:.1f} h"
 
 
-def _rates_in_words(config: RunConfig, rates: Rates) -> list[str]:
+def _rates_in_words(config: RunConfig, rates: Rates, num_processes: int) -> list[str]:
     rows = rows_side_by_side(config, rates.prompt_tokens)
     num_answers, budget = len(rates.answer_tokens), config.generation.max_new_tokens
     num_cut = sum(length >= budget for length in rates.answer_tokens)
     ended = "" if rates.num_ended == num_answers else f", {rates.num_ended} of them to their end"
+    whose = f"each of {num_processes} processes" if num_processes > 1 else "one process"
     return [
         f"measured: {rates.prefill_tokens:,.0f} tokens/s prefilled, {rates.decode_tokens(rows):,.0f} sampled "
-        f"at {rows} rows, {rates.gradient_tokens:,.0f} differentiated, {rates.training_tokens:,.0f} trained on; on one process, as busy as the "
+        f"at {rows} rows, {rates.gradient_tokens:,.0f} differentiated, {rates.training_tokens:,.0f} trained on; on {whose}, as busy as the "
         "machine is now",
         f"answers have {rates.mean_answer_tokens:.0f} tokens on average ({num_answers} sampled{ended}; "
         f"{num_cut} reach generation.max_new_tokens={budget})",
@@ -123,7 +134,8 @@ def chunk_advice(config: RunConfig, rates: Rates) -> str:
     )
 
 
-def _warnings(config: RunConfig, costs: Sequence[StageCost]) -> list[str]:
+def _warnings(config: RunConfig, costs: Sequence[StageCost], *, num_beside: int = 1) -> list[str]:
+    """What is to be looked at before the run; ``num_beside`` is the number of processes on this machine."""
     hours = sum(cost.hours for cost in costs)
     warnings = []
     if hours > config.warn_hours:
@@ -134,11 +146,18 @@ def _warnings(config: RunConfig, costs: Sequence[StageCost]) -> list[str]:
     memory = max((cost.memory_gib for cost in costs), default=0.0)
     own = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
     on_cpu = config.model.device == "cpu" or not torch.cuda.is_available()
-    if on_cpu and memory > own / 2:
+    fitting = max(1, int(own // memory)) if memory else num_beside
+    if on_cpu and (num_beside > fitting or (num_beside == 1 and memory > own / 2)):
         warnings.append(
             f"a process may take {memory:.1f} GiB and the machine has {own:.1f}: do not start more than "
-            f"{max(1, int(own // memory))} here, or lower directions.max_batch_tokens, generation.max_rows or "
+            f"{fitting} here, or lower directions.max_batch_tokens, generation.max_rows or "
             "distill.batch_size"
+        )
+    beside = usable_cores() // (config.num_threads or usable_cores())
+    if costs and on_cpu and num_beside == 1 and (more := min(beside, fitting)) > 1:
+        warnings.append(
+            f"one process of num_threads={config.num_threads} leaves cores idle: `{START} --nproc-per-node {more}` before "
+            "the command starts as many as there is room for"
         )
     free = shutil.disk_usage(_existing(config.output_dir)).free / GIB
     disk = sum(cost.disk_gib for cost in costs)

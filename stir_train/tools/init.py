@@ -13,8 +13,10 @@ from stir_train.config.commented import Decision, commented_yaml
 from stir_train.config.effort import Effort
 from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
+from stir_train.distributed.launch import START
 from stir_train.errors import ConfigError
 from stir_train.models.locate import GGUF_SUFFIX
+from stir_train.tools.init_machine import fitting_decisions
 from stir_train.tools.init_model import (
     ModelFacts,
     chat_decisions,
@@ -64,7 +66,8 @@ def write_first_config(wish: Wish, console: Console) -> Path:
     name = _run_name(wish.model, task.label)
     path = Path(f"{name}.yaml") if wish.output is None else wish.output
     _require_free(path)
-    decisions = _decide(name, read_model(wish.model), task, wish.effort)
+    model = read_model(wish.model)
+    decisions = _decide(name, model, task, wish.effort)
     title = (
         f"Written by `stir-train init {wish.model} {wish.task}`. What is not here has its default: `stir-train "
         "settings` lists them all."
@@ -75,8 +78,10 @@ def write_first_config(wish: Wish, console: Console) -> Path:
         console.print(f"{decision.key}: {decision.written}\n    {decision.reason}", soft_wrap=True)
     console.print(f"wrote {path}", soft_wrap=True)
     console.print(f"what the model is asked: stir-train data {path}", soft_wrap=True)
-    console.print(f"what it costs: stir-train run {path} --dry-run", soft_wrap=True)
-    console.print(f"the run: stir-train run {path}", soft_wrap=True)
+    processes = model.machine.num_processes
+    start = f"{START} --nproc-per-node {processes} " if processes > 1 else ""
+    console.print(f"what it costs: {start}stir-train run {path} --dry-run", soft_wrap=True)
+    console.print(f"the run: {start}stir-train run {path}", soft_wrap=True)
     return path
 
 
@@ -95,7 +100,7 @@ def _run_name(model: str, task: str) -> str:
 def _decide(name: str, model: ModelFacts, task: TaskFacts, asked: Effort | None) -> list[Decision]:
     """Every decision, in the order of the file."""
     effort = effort_decision(model, asked)
-    return [
+    decisions = [
         Decision("name", name, "The run, and its directory under `runs`."),
         effort,
         *model_decisions(model),
@@ -106,6 +111,10 @@ def _decide(name: str, model: ModelFacts, task: TaskFacts, asked: Effort | None)
         *steering_decisions(model),
         *learning_decisions(model),
     ]
+    fitting = fitting_decisions(
+        model.machine, model.shape, decisions, on_gpu=model.device.type != "cpu"
+    )
+    return [*decisions, *fitting]
 
 
 def _splits(task: TaskFacts, effort: Decision) -> list[Decision]:

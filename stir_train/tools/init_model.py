@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -13,13 +12,14 @@ from stir_train.config.commented import Decision
 from stir_train.config.effort import Effort
 from stir_train.config.inputs import ModelConfig, TaskConfig
 from stir_train.data.chat import chat_lines, describe_chat, uses_chat_template
-from stir_train.distributed.launch import usable_cores
+from stir_train.distributed.launch import START
 from stir_train.errors import DataError
 from stir_train.launch.estimate import GIB, ModelShape, shape_of
 from stir_train.models.arithmetic import product_seconds
 from stir_train.models.describe import ModelDescription, decoder_config, describe_model
 from stir_train.models.load import resolve_device
 from stir_train.models.locate import EMBEDDED_PREFIX, GGUF_SUFFIX
+from stir_train.tools.init_machine import Machine, share_out
 
 ANSWER_TOKENS = {"choice": 512, "boolean": 512, "numeric": 512, "math": 2048}
 OTHER_ANSWER_TOKENS, THINKING_TOKENS, PROMPT_TOKENS = 512, 16_384, 512
@@ -39,12 +39,14 @@ class ModelFacts:
         described: What its files say.
         shape: Its sizes.
         device: Where it will run.
+        machine: What each process of a run gets.
     """
 
     config: ModelConfig
     described: ModelDescription
     shape: ModelShape
     device: torch.device
+    machine: Machine
 
     @property
     def is_embedded(self) -> bool:
@@ -62,7 +64,8 @@ def read_model(name: str) -> ModelFacts:
     described = describe_model(config)
     wide = device.type == "cpu"
     shape = shape_of(decoder_config(config), bytes_per_weight=4 if wide else 2)
-    return ModelFacts(config, described, shape, device)
+    machine = share_out(device, shape, is_embedded=name.startswith(EMBEDDED_PREFIX))
+    return ModelFacts(config, described, shape, device, machine)
 
 
 def effort_decision(facts: ModelFacts, asked: Effort | None) -> Decision:
@@ -98,14 +101,20 @@ def _count(number: int) -> str:
 
 
 def _num_threads(facts: ModelFacts) -> Decision:
-    cores = usable_cores() if facts.device.type == "cpu" else 1
-    return Decision(
-        "num_threads",
-        cores,
-        "CPU threads: every core there is. Results repeat to the bit for a fixed number only."
-        if facts.device.type == "cpu"
-        else "CPU threads: the GPU does the work. Fixed, so that results repeat.",
-    )
+    machine = facts.machine
+    if facts.device.type != "cpu":
+        reason = "CPU threads: the GPU does the work. Fixed, so that results repeat."
+    elif machine.num_processes == 1:
+        reason = (
+            "CPU threads: every core there is. Results repeat to the bit for a fixed number only."
+        )
+    else:
+        reason = (
+            f"CPU threads of each of {machine.num_processes} processes, which are faster than one process of "
+            f"{machine.num_processes * machine.num_threads} threads: start the run with `{START} --nproc-per-node "
+            f"{machine.num_processes}`. Results repeat to the bit for a fixed number only."
+        )
+    return Decision("num_threads", machine.num_threads, reason)
 
 
 def _dtype(facts: ModelFacts) -> Decision:
@@ -184,7 +193,7 @@ def generation_decisions(facts: ModelFacts, task: TaskConfig) -> Iterator[Decisi
         f"{why}. An answer ends with {ends}. If --dry-run or the report says that many are cut off, "
         "raise it.",
     )
-    memory = _memory_bytes(facts.device)
+    memory = facts.machine.memory_bytes
     row = _row_bytes(facts.shape, asked + budget)
     rows = MAX_CPU_ROWS if facts.device.type == "cpu" else MAX_ROWS
     while rows > MIN_ROWS and rows * row > CACHE_SHARE * memory:
@@ -193,7 +202,7 @@ def generation_decisions(facts: ModelFacts, task: TaskConfig) -> Iterator[Decisi
         "generation.max_rows",
         rows,
         f"Answers decoded side by side: at most {rows * row / GIB:.1f} GiB for their cache and logits, of "
-        f"{memory / GIB:.0f} GiB.",
+        f"a process's {memory / GIB:.0f} GiB.",
     )
 
 
@@ -206,12 +215,6 @@ def _row_bytes(shape: ModelShape, num_tokens: int) -> int:
     """Key-value cache of a row, and three copies of its logits."""
     cache = 2 * shape.num_layers * shape.kv_width * shape.bytes_per_weight * num_tokens
     return cache + 3 * shape.vocab_size * FLOAT32_BYTES
-
-
-def _memory_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def steering_decisions(facts: ModelFacts) -> Iterator[Decision]:

@@ -19,6 +19,7 @@ from stir_train.distributed.world import alone
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
 from stir_train.launch.costs import Rates, rows_side_by_side
 from stir_train.launch.estimate import ModelShape, shape_of
+from stir_train.launch.lengths import expected_lengths
 from stir_train.models.describe import decoder_config
 from stir_train.models.lora import add_lora
 from stir_train.runtime.context import set_threads
@@ -193,18 +194,15 @@ def _fit(steps: Sequence[tuple[int, float]]) -> tuple[float, float]:
 
 
 def _whole_lengths(config: RunConfig, clock: _Clock) -> tuple[tuple[int, ...], int]:
-    """Tokens of every answer; one that was stopped goes on as long as answers last on average."""
-    budget = config.generation.max_new_tokens
+    """Tokens of every answer, and how many were decoded to their end."""
     going_on = clock.going_on
-    num_ended = len(clock.lengths) - len(going_on)
-    left = sum(clock.lengths.values()) / num_ended if num_ended else budget
-    return (
-        tuple(
-            min(budget, round(length + left)) if index in going_on else length
-            for index, length in sorted(clock.lengths.items())
-        ),
-        num_ended,
+    indices = sorted(clock.lengths)
+    lengths = expected_lengths(
+        [clock.lengths[index] for index in indices],
+        [index not in going_on for index in indices],
+        budget=config.generation.max_new_tokens,
     )
+    return lengths, len(indices) - len(going_on)
 
 
 def _gradient_rate(config: RunConfig, resources: Resources, length: float) -> float:
