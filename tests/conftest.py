@@ -9,8 +9,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
+from tests.support.type_checks import check_types_of
+
+PACKAGES = (
+    "types models generation stores harvest basis value directions steering distill baselines"
+)
+"""Those of the package whose signatures name shapes of tensors."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Load the fixtures, and torch with them, but not where tests are only handed out to workers."""
     if config.getoption("dist", "no") == "no":  # in xdist's workers too
+        check_types_of(*(f"stir_train.{package}" for package in PACKAGES.split()))
         config.pluginmanager.import_plugin("tests.support.fixtures")

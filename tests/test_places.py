@@ -42,22 +42,18 @@ def _vector(seed: int, norm: float = 60.0) -> torch.Tensor:
     return norm * vector / vector.norm()
 
 
-STEERING: dict[str, tuple[Controller, ...]] = {
-    place: (FixedVector(place, 3, _vector(1)),) for place in PLACES
-} | {
-    "both": (
-        FixedVector("everywhere", 2, _vector(1)),
-        FixedVector("prompt_end", 4, _vector(2), 2.0),
-    ),
-    "mixed": (
-        FixedVector("segment", 1, _vector(3)),
-        BasisController(
-            bases.basis(),
-            SimilaritySteering(strength=0.75),
-            block=bases.BLOCK,
-        ),
-    ),
-}
+def _steering(name: str) -> tuple[Controller, ...]:
+    """One vector at the place of that name, or several actions at once."""
+    if name == "both":
+        everywhere = FixedVector("everywhere", 2, _vector(1))
+        return everywhere, FixedVector("prompt_end", 4, _vector(2), 2.0)
+    if name == "mixed":
+        chosen = BasisController(
+            bases.basis(), SimilaritySteering(strength=0.75), block=bases.BLOCK
+        )
+        return FixedVector("segment", 1, _vector(3)), chosen
+    [place] = [place for place in PLACES if place == name]
+    return (FixedVector(place, 3, _vector(1)),)
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +61,11 @@ def control(automaton: ControlPointAutomaton) -> ControlSpec:
     return ControlSpec(automaton, MAX_POINTS)
 
 
-@pytest.mark.parametrize("name", STEERING)
+@pytest.mark.parametrize("name", [*PLACES, "both", "mixed"])
 def test_engine_generate_and_one_pass_equal_rebuilding_every_prefix(
     name: str, loaded: LoadedModel, prompts: list[Prompt], control: ControlSpec
 ) -> None:
-    steering, some = STEERING[name], prompts[:3]
+    steering, some = _steering(name), prompts[:3]
     sampling = SamplingParams(40, loaded.stop_token_ids)
     engine = DecodeEngine(loaded, max_rows=2)
     requests = [GenerationRequest(p) for p in some]
