@@ -49,7 +49,7 @@ def test_every_effort_tries_norms_of_the_size_that_the_defaults_have(effort: str
 def test_what_is_set_wins_over_the_effort_wherever_it_is_set() -> None:
     config = _config("rollout.num_samples=7", effort="quick", splits={"num_test": 11})
     assert (config.rollout.num_samples, config.splits.num_test) == (7, 11)
-    assert config.splits.num_harvest == 96, "beside what is set in the same section"
+    assert config.splits.num_harvest == 160, "beside what is set in the same section"
     with pytest.raises(ConfigError, match="effort"):
         _config(effort="huge")
     with pytest.raises(ConfigError, match=r"splits"):
@@ -58,7 +58,10 @@ def test_what_is_set_wins_over_the_effort_wherever_it_is_set() -> None:
 
 def test_a_stage_is_of_its_values_whatever_word_gave_them() -> None:
     quick = _config(effort="quick")
-    spelt = {section: {} for section in ("splits", "rollout", "validation", "tune", "distill")}
+    spelt = {
+        section: {}
+        for section in ("splits", "rollout", "validation", "tune", "distill", "evaluate")
+    }
     for key, value in EFFORTS["quick"].items():
         section, _, setting = key.partition(".")
         spelt[section][setting] = value

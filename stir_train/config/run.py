@@ -46,8 +46,8 @@ from stir_train.config.steering import (
     steering_for,
 )
 
-NUM_BASIS_CONTROLS, NUM_VECTOR_CONTROLS = 3, 4
-"""Controls beside a chosen controller: of one over the basis, and of vectors."""
+NUM_BASIS_CONTROLS = 3
+"""Controls beside a chosen controller over the basis."""
 
 
 class RunConfig(FrozenConfig):
@@ -313,7 +313,8 @@ class RunConfig(FrozenConfig):
     def num_controls(self) -> int:
         """Controls of the held-out comparison, at most."""
         of_basis = NUM_BASIS_CONTROLS * self.needs_basis
-        of_vectors = NUM_VECTOR_CONTROLS * self.uses_directions
+        # Random vectors, and the estimate from shuffled rewards.
+        of_vectors = (self.evaluate.num_random_vectors + 1) * self.uses_directions
         return self.evaluate.controls * max(of_basis, of_vectors)
 
     @property

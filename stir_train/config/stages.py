@@ -259,6 +259,9 @@ class OutOfDomainConfig(FrozenConfig):
     """Problems answered: the first in the order of the splits' seed."""
 
 
+MAX_RANDOM_VECTORS = 3
+
+
 class EvaluateConfig(FrozenConfig):
     """What is compared on the test split, and with how many resamples."""
 
@@ -266,6 +269,8 @@ class EvaluateConfig(FrozenConfig):
     """Bootstrap resamples behind every interval."""
     controls: bool = True
     """Add the controls: empty basis, norm-matched random vectors, shuffled keys."""
+    num_random_vectors: int = Field(default=3, ge=1, le=MAX_RANDOM_VECTORS)
+    """Where vectors are held: random ones of the same norms as controls. One alone may break a habit by luck."""
     variants: dict[Annotated[str, Field(pattern=r"^[a-z0-9-]+$")], dict[str, Any]] = Field(
         default_factory=dict
     )

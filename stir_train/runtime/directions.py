@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from stir_train.config.stages import MAX_RANDOM_VECTORS
 from stir_train.directions.advantages import Advantages, accuracy_at_price, leave_one_out
 from stir_train.directions.cells import CellSums
 from stir_train.directions.controls import permuted_directions, random_directions
@@ -14,9 +15,6 @@ from stir_train.types.directions import DirectionSet, RolloutGradients
 from stir_train.types.reports import CellSummary
 from stir_train.types.rollout import GradedRollout
 from stir_train.types.steering import ControlBasis
-
-NUM_RANDOM = 3
-"""Random directions beside a chosen vector: a single one may break a habit by luck."""
 
 
 def advantages_of(context: RunContext, graded: Sequence[GradedRollout]) -> Advantages:
@@ -66,8 +64,10 @@ def vector_controls(context: RunContext) -> dict[str, DirectionSet]:
     """
     directions, seed = context.steering.directions(), context.config.seed
     controls = {
-        f"control-random-{number}": random_directions(directions, seed=NUM_RANDOM * seed + number)
-        for number in range(NUM_RANDOM)
+        f"control-random-{number}": random_directions(
+            directions, seed=MAX_RANDOM_VECTORS * seed + number
+        )
+        for number in range(context.config.evaluate.num_random_vectors)
     }
     worth = advantages_of(context, RolloutStore(context.stage("rollout")).read())
     shuffled = permuted_directions(read_gradients(context), worth, seed=seed)
