@@ -20,6 +20,7 @@ from stir_train.cli.arguments import (
 )
 
 app = typer.Typer()
+TEXT_WIDTH = 79
 Licence = Annotated[
     str | None,
     typer.Option(
@@ -240,6 +241,13 @@ def compare(
     plot: Annotated[
         Path | None, typer.Option(help="Write the frontiers of all runs to this SVG file.")
     ] = None,
+    paired: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD[,METHOD]",
+            help="Say by how much one method of two runs, or two methods, differ on the same problems.",
+        ),
+    ] = None,
 ) -> None:
     """Put the held-out results of several runs side by side."""
     from stir_train.monitoring.console import caution
@@ -254,6 +262,9 @@ def compare(
     )
 
     given = [run_directory(run) for run in runs]
+    if paired is not None:
+        _print_pair(given, paired)
+        return
     lacking = without_results(given)
     if len(lacking) < len(given):  # else they are told what to do with the first
         for run in lacking:
@@ -274,6 +285,12 @@ def compare(
         print(as_markdown(rows))
     else:
         answers().print(as_table(rows))
+
+
+def _print_pair(runs: list[Path], methods: str) -> None:
+    from stir_train.tools.paired import describe, pair_of
+
+    answers().print(describe(*pair_of(runs, methods)), width=TEXT_WIDTH)
 
 
 @app.command()

@@ -67,6 +67,21 @@ def describe_shortlist(shortlist: Shortlist) -> str:
 
 
 def _compared(subject: str, row: MethodMetrics, greedy: MethodMetrics, num_items: int) -> str:
+    return describe_pair(subject, row, "greedy decoding", greedy, num_items)
+
+
+def describe_pair(
+    subject: str, row: MethodMetrics, other: str, reference: MethodMetrics, num_items: int
+) -> str:
+    """A method's accuracy and tokens beside those of another, from which its differences are.
+
+    Args:
+        subject: The method, in words.
+        row: Its figures, whose differences are from the other's answers.
+        other: The other, in words.
+        reference: Its figures.
+        num_items: Problems that both answered.
+    """
     points = _hundredths(row.delta_accuracy, row.delta_accuracy_ci95)
     tokens = _hundredths(row.delta_tokens_fraction, row.delta_tokens_ci95)
     accuracy = {
@@ -80,8 +95,8 @@ def _compared(subject: str, row: MethodMetrics, greedy: MethodMetrics, num_items
         "no effect": f"its tokens do not clearly differ ({tokens} %)",
     }[describe_interval(*row.delta_tokens_ci95)]
     return (
-        f"{subject} solves {row.accuracy:.1%} of {num_items} held-out problems, greedy decoding "
-        f"{greedy.accuracy:.1%}: {accuracy}; {length}."
+        f"{subject} solves {row.accuracy:.1%} of {num_items} held-out problems, {other} "
+        f"{reference.accuracy:.1%}: {accuracy}; {length}."
     )
 
 
