@@ -250,13 +250,11 @@ def compare(
     ] = None,
 ) -> None:
     """Put the held-out results of several runs side by side."""
-    from stir_train.monitoring.console import caution
     from stir_train.tools.compare import (
         as_markdown,
         as_table,
         by_method_markdown,
         result_rows,
-        without_results,
         write_page,
         write_plot,
     )
@@ -265,12 +263,7 @@ def compare(
     if paired is not None:
         _print_pair(given, paired)
         return
-    lacking = without_results(given)
-    if len(lacking) < len(given):  # else they are told what to do with the first
-        for run in lacking:
-            said = caution(f"{run}: left out, it has no finished evaluation")
-            console().print(said, soft_wrap=True)
-    directories = [run for run in given if run not in lacking] or given
+    directories = _with_results(given)
     for target, write in ((html, write_page), (plot, write_plot)):
         if target is not None:
             write(directories, target)
@@ -285,6 +278,20 @@ def compare(
         print(as_markdown(rows))
     else:
         answers().print(as_table(rows))
+
+
+def _with_results(given: list[Path]) -> list[Path]:
+    """Those whose evaluation is finished; the others are named, or kept where there are no others."""
+    from stir_train.monitoring.console import caution
+    from stir_train.tools.compare import without_results
+
+    lacking = without_results(given)
+    if len(lacking) == len(given):  # they are told what to do with the first
+        return given
+    for run in lacking:
+        said = caution(f"{run}: left out, it has no finished evaluation")
+        console().print(said, soft_wrap=True)
+    return [run for run in given if run not in lacking]
 
 
 def _print_pair(runs: list[Path], methods: str) -> None:

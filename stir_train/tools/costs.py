@@ -25,7 +25,7 @@ from stir_train.launch.costs import (
 )
 from stir_train.launch.estimate import GIB
 from stir_train.monitoring.console import caution
-from stir_train.tools.measure import LENGTH_SECONDS, WIDTH_SECONDS, measure
+from stir_train.tools.measure import measure
 
 HOUR, MINUTE = 3600, 60
 COLUMNS = ("stage", "tokens", "time", "memory", "disk")
@@ -53,8 +53,7 @@ def show_costs(
     if launch.rank > 0:
         measure(config)
         return
-    seconds = LENGTH_SECONDS + 2 * WIDTH_SECONDS
-    told = f"measuring this machine, for at most about {seconds:.0f} s (--no-measure leaves it out)"
+    told = "measuring this machine, for a minute or two (--no-measure leaves it out)"
     console.print(told, width=width)
     rates, shape = measure(config)
     found = stage_costs(config, shape, rates, num_processes=launch.size)

@@ -31,7 +31,7 @@ LENGTH_SECONDS, WIDTH_SECONDS = 40.0, 8.0
 """Bounds of decoding few answers to their end, and of decoding at the run's width."""
 MIN_STEPS = 4
 NUM_ANSWERS, PREFILLED_PROMPTS, WIDE_PROMPTS = 16, 8, 4
-GRADIENT_TOKENS, GRADIENT_SECONDS, NUM_HEAD_STEPS = 1024, 2.0, 20
+GRADIENT_TOKENS, MIN_GRADIENT_TOKENS, GRADIENT_SECONDS, NUM_HEAD_STEPS = 1024, 64, 2.0, 20
 
 
 class _TimeIsUp(Exception):  # noqa: N818 - no error
@@ -123,15 +123,15 @@ def _measure(
     )
     step_seconds, row_seconds = _fit([*few.steps, *many.steps])
     lengths, num_ended = _whole_lengths(config, few)
-    length = prompt_tokens + float(np.mean(lengths))
-    gradient = _gradient_rate(config, resources, length)
+    ids = _sequences(config, resources, prompt_tokens + float(np.mean(lengths)), prefill)
+    gradient = _gradient_rate(resources, ids)
     distils = config.distill.enabled
     return Rates(
         prefill_tokens=prefill,
         step_seconds=step_seconds,
         row_seconds=row_seconds,
         gradient_tokens=gradient,
-        training_tokens=_training_rate(config, resources, length) if distils else gradient,
+        training_tokens=_training_rate(config, resources, ids) if distils else gradient,
         head_step_seconds=_head_step_seconds(config, resources.described.identity.width),
         load_seconds=load_seconds,
         prompt_tokens=prompt_tokens,
@@ -205,10 +205,9 @@ def _whole_lengths(config: RunConfig, clock: _Clock) -> tuple[tuple[int, ...], i
     return lengths, len(indices) - len(going_on)
 
 
-def _gradient_rate(config: RunConfig, resources: Resources, length: float) -> float:
-    """Tokens a second forward and backward to what goes into the frozen model, of sequences of a length."""
+def _gradient_rate(resources: Resources, ids: Int[Tensor, "B T"]) -> float:
+    """Tokens a second forward and backward to what goes into the frozen model."""
     model = resources.loaded.model
-    ids = _sequences(config, resources, length)
 
     def once() -> Tensor:
         states = model.get_input_embeddings()(ids).detach().requires_grad_()
@@ -220,14 +219,13 @@ def _gradient_rate(config: RunConfig, resources: Resources, length: float) -> fl
     return ids.numel() / _seconds_of(once)
 
 
-def _training_rate(config: RunConfig, resources: Resources, length: float) -> float:
+def _training_rate(config: RunConfig, resources: Resources, ids: Int[Tensor, "B T"]) -> float:
     """Tokens a second in steps of a student, in training's dtype; the model is of no other use afterwards."""
     loaded = resources.loaded
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.train.dtype]
     nn.Module.to(loaded.model, dtype)
     student = add_lora(loaded, config.distill, seed=config.seed)
     optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad])
-    ids = _sequences(config, resources, length)
 
     def once() -> Tensor:
         loss = _loss(student(input_ids=ids, use_cache=False).logits, ids)
@@ -239,10 +237,13 @@ def _training_rate(config: RunConfig, resources: Resources, length: float) -> fl
     return ids.numel() / _seconds_of(once)
 
 
-def _sequences(config: RunConfig, resources: Resources, length: float) -> Int[Tensor, "B T"]:
-    """As many of a batch as are worth it, as long as the run's; which tokens does not matter."""
-    width = max(2, min(round(length), GRADIENT_TOKENS))
-    num_rows = max(1, min(config.distill.batch_size, GRADIENT_TOKENS // width))
+def _sequences(
+    config: RunConfig, resources: Resources, length: float, prefill: float
+) -> Int[Tensor, "B T"]:
+    """A part of a batch, as long as the run's sequences and no more than takes seconds; which tokens does not matter."""
+    most = max(MIN_GRADIENT_TOKENS, min(GRADIENT_TOKENS, round(prefill * GRADIENT_SECONDS / 2)))
+    width = max(2, min(round(length), most))
+    num_rows = max(1, min(config.distill.batch_size, most // width))
     return torch.zeros(num_rows, width, dtype=torch.long, device=resources.loaded.device)
 
 
