@@ -24,7 +24,7 @@ SETTINGS = (
     "value.num_steps=50",
     "tune={modes: [value, static, preview], doubts: [0.0], candidates: [4], strengths: [3.0], "
     "num_halvings: 1}",
-    "evaluate={num_bootstrap: 200, out_of_domain: {sums: {task: {name: addition}, num_problems: 8}}}",
+    "evaluate={num_bootstrap: 200, controls: false, out_of_domain: {sums: {task: {name: addition}, num_problems: 4}}}",
     "generation={max_new_tokens: 80, max_rows: 64, chunk_completions: 12}",
     "distill.enabled=false",
 )
