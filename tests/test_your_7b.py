@@ -65,5 +65,5 @@ def test_one_gpu_is_too_small_for_the_settings_as_they_are(model: str) -> None:
     site = str(ROOT / "slurm" / "sites" / "gpu1.yaml")
     shown = stir_train("run", CONFIG, model, "--dry-run", "--site", site)
     assert shown.returncode == 1
-    assert "distillation needs up to 99 GiB" in shown.stderr
-    assert "would need 99 GiB" in PAGE
+    assert "distillation needs up to 158 GiB" in shown.stderr
+    assert "would need 158 GiB" in PAGE

@@ -27,7 +27,7 @@ OVERHEAD_GIB = 1.5
 ADAM_BYTES = 16
 """A trained parameter's weight, gradient and two moments in float32."""
 ACTIVATION_BYTES = 34
-"""Kept for the backward pass per token, layer and unit of width, in 16-bit training."""
+"""Kept for the backward pass per token, layer and unit of width, in 16-bit training; twice as many in float32."""
 BASELINE_COMPLETIONS = 10
 """A problem of the tune split, for each other method: settings of its grid, or samples of a vote."""
 KEPT_PER_LINEAR = 2
@@ -147,6 +147,7 @@ def estimate(config: RunConfig, shape: ModelShape, *, num_ranks: int, on_gpu: bo
     layer_bytes = shape.num_layers * ACTIVATION_BYTES
     if config.train.activation_checkpointing:
         layer_bytes = shape.num_layers * INPUT_BYTES + ACTIVATION_BYTES  # one layer at a time
+    layer_bytes *= 1 if config.train.dtype == "bfloat16" else 2
     activations = share * context * shape.width * layer_bytes
     activations += share * context * shape.vocab_size * 4
     sharded = num_ranks if config.train.zero_stage == 3 else 1
