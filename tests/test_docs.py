@@ -221,6 +221,30 @@ def _expanded(command: Command, folder: Path) -> list[str]:
     ]
 
 
+FIRST_HOUR = ("README.md", "docs/quickstart.md")
+TERMINAL_COLUMNS = 80
+PATTERN = re.compile(r"[\[\]?*]")
+
+
+def test_what_is_typed_and_shown_in_the_first_hour_fits_a_terminal() -> None:
+    shown = [b for b in BLOCKS if b.page in FIRST_HOUR]
+    assert len(shown) > 15
+    lines = [(_named(block), line) for block in shown for line in block.text.splitlines()]
+    assert [(place, line) for place, line in lines if len(line) > TERMINAL_COLUMNS] == []
+
+
+def test_no_shell_takes_a_setting_for_a_pattern() -> None:
+    """Bash passes on a pattern that matches no file; zsh, the shell of a Mac, refuses the command."""
+    shell_blocks = [block for block in BLOCKS if block.language in SHELL]
+    lines = [(_named(block), line) for block in shell_blocks for line in block.text.splitlines()]
+    unquoted = [
+        (place, line)
+        for place, line in lines
+        if PATTERN.search(re.sub(r"'[^']*'|\"[^\"]*\"|#.*", "", line))
+    ]
+    assert unquoted == []
+
+
 def test_dotted_names_in_pages_are_settings_or_modules() -> None:
     keys = {row.key for row in describe_settings()}
     sections = {key.partition(".")[0] for key in keys if "." in key}

@@ -168,6 +168,24 @@ def test_figures_are_text_in_the_colours_of_the_page() -> None:
         assert set(re.findall(r'href="#([^"]+)"', figure)) <= set(names)
 
 
+def test_what_scrolls_sideways_has_a_shadow_at_the_edge_that_hides_something() -> None:
+    rules = re.findall(r"([^{}]+)\{([^{}]*)\}", render_report(_data()).partition("</style>")[0])
+    scrolling = [(names, body) for names, body in rules if "overflow-x: auto" in body]
+    assert scrolling
+    for names, body in scrolling:
+        assert "background-attachment: local, local, scroll, scroll" in body, names
+        assert body.count("var(--edge)") == body.count("var(--paper)") == 2, names
+
+
+def test_a_wide_figure_keeps_the_size_of_its_text_on_a_narrow_screen() -> None:
+    page = render_report(_data())
+    assert "figure.wide svg { min-width: var(--natural-width) }" in page
+    figures = re.findall(r"<svg[^>]*>", page)
+    for opening in figures:
+        (wide,) = re.findall(r'viewBox="0 0 ([\d.]+) ', opening)
+        assert f'style="--natural-width: {wide}pt"' in opening
+
+
 def test_the_log_of_a_stage_is_of_its_last_making(tmp_path: Path) -> None:
     lines = [
         {"stage": "rollout", "step": 1, "tokens": 5},

@@ -164,10 +164,10 @@ def svg(figure: Figure) -> Markup:
     """The figure as an element of a page, which must set `PAGE_COLORS`; it refers to nothing outside itself."""
     drawn = _saved(figure, transparent=True)
     drawn = drawn[drawn.index("<svg") :]
-    # HTML knows the name spaces; names of groups would be the same in every figure; the page sets the size.
-    drawn = re.sub(
-        r' xmlns(:\w+)?="[^"]*"|(?<=<g) id="[^"]*"| (width|height)="[\d.]+pt"', "", drawn
-    )
+    # HTML knows the name spaces, and names of groups would be the same in every figure.
+    drawn = re.sub(r' xmlns(:\w+)?="[^"]*"|(?<=<g) id="[^"]*"| height="[\d.]+pt"', "", drawn)
+    # The page sets the size, and must know at which one text has the size that was asked for.
+    drawn = re.sub(r' width="([\d.]+pt)"', r' style="--natural-width: \1"', drawn, count=1)
     for color, variable in PAGE_COLORS.items():
         drawn = drawn.replace(color, variable)
     return Markup(drawn.replace("<svg", '<svg role="img"', 1))
