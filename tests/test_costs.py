@@ -7,6 +7,7 @@ import io
 import itertools
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,22 @@ def test_a_clock_counts_steps_and_stops_at_its_deadline(monkeypatch: pytest.Monk
     assert num_ended == 1
     assert lengths[1] == 3
     assert 7 < lengths[0] < 12, "the other goes on, at most to the budget"
+
+
+def test_a_clock_waits_for_half_of_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def num_steps(ends: int) -> int:
+        now = iter(range(100))
+        monkeypatch.setattr(time, "perf_counter", lambda: float(next(now)))
+        clock = _Clock(deadline=6.5, patience=10, num_left=1)
+        with suppress(_TimeIsUp):
+            for step in range(50):
+                for index in (0, 1, 2) if step < ends else (0,):
+                    clock(index, 5)
+        return len(clock.rows)
+
+    assert num_steps(3) == 7, "half have ended when the time is up"
+    assert num_steps(12) == 13, "it waits until they have"
+    assert num_steps(40) == 17, "but not for ever"
 
 
 @pytest.mark.parametrize("shape", [1.0, 1.5, 2.5, 3.5])

@@ -28,7 +28,7 @@ EFFORTS: Mapping[Effort, Mapping[str, Any]] = {
         "tune.candidates": (4,),
         "tune.vectors": {"prompt_end": (0.3,), "every_token": (0.04, 0.055)},
         "distill.num_samples": 2,
-        "distill.num_steps": 60,
+        "distill.num_steps": 40,
         "distill.batch_size": 8,
         "evaluate.num_random_vectors": 1,
     },

@@ -53,7 +53,7 @@ def show_costs(
     if launch.rank > 0:
         measure(config)
         return
-    told = "measuring this machine, for a minute or two (--no-measure leaves it out)"
+    told = "measuring this machine, for some minutes at most (--no-measure leaves it out)"
     console.print(told, width=width)
     rates, shape = measure(config)
     found = stage_costs(config, shape, rates, num_processes=launch.size)

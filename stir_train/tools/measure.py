@@ -27,8 +27,8 @@ from stir_train.runtime.problems import read_problems
 from stir_train.runtime.resources import Resources
 from stir_train.types.rollout import Prompt
 
-LENGTH_SECONDS, WIDTH_SECONDS = 40.0, 8.0
-"""Bounds of decoding few answers to their end, and of decoding at the run's width."""
+LENGTH_SECONDS, MOST_LENGTH_SECONDS, WIDTH_SECONDS = 30.0, 120.0, 8.0
+"""Of decoding few answers until half of them have ended, at the most, and of decoding at the run's width."""
 MIN_STEPS = 4
 NUM_ANSWERS, PREFILLED_PROMPTS, WIDE_PROMPTS = 16, 8, 4
 GRADIENT_TOKENS, MIN_GRADIENT_TOKENS, GRADIENT_SECONDS, NUM_HEAD_STEPS = 1024, 64, 2.0, 20
@@ -43,7 +43,9 @@ class _Clock:
     """Listens to a generation: when each step began and how many rows it had, and each answer's tokens.
 
     Attributes:
-        deadline: When it stops the generation, after at least three steps.
+        deadline: When it stops the generation, after at least three steps, once few enough answers go on.
+        patience: How much longer it waits for that, in seconds.
+        num_left: How many are few enough.
         begun: When each step's first token came.
         rows: Of each step.
         lengths: Tokens so far, by request.
@@ -51,6 +53,8 @@ class _Clock:
     """
 
     deadline: float
+    patience: float = 0.0
+    num_left: int = 0
     begun: list[float] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     lengths: dict[int, int] = field(default_factory=dict)
@@ -61,7 +65,9 @@ class _Clock:
         """Take note of a token."""
         if not self.begun or index in self._seen:
             now = time.perf_counter()
-            if now > self.deadline and len(self.begun) > MIN_STEPS:
+            few = len(self._seen) <= self.num_left
+            late = self.deadline if few else self.deadline + self.patience
+            if now > late and len(self.begun) > MIN_STEPS:
                 self.is_stopped = True
                 raise _TimeIsUp
             self.begun.append(now)
@@ -112,7 +118,14 @@ def _measure(
     # The first call of all also warms up: it is not counted.
     _decode(config, resources, some[:1], budget=4, seconds=WIDTH_SECONDS)
     prefill = _prefill_rate(config, resources, prompts[:PREFILLED_PROMPTS])
-    few = _decode(config, resources, some, budget=None, seconds=LENGTH_SECONDS)
+    few = _decode(
+        config,
+        resources,
+        some,
+        budget=None,
+        seconds=LENGTH_SECONDS,
+        patience=MOST_LENGTH_SECONDS - LENGTH_SECONDS,
+    )
     rows = min(
         rows_side_by_side(config, prompt_tokens),
         config.splits.num_harvest * config.rollout.num_samples,
@@ -147,8 +160,12 @@ def _decode(
     *,
     budget: int | None,
     seconds: float,
+    patience: float = 0.0,
 ) -> _Clock:
-    """Sample an answer to each, as `rollout` does, until the time is up."""
+    """Sample an answer to each, as `rollout` does, until the time is up.
+
+    With ``patience`` so much longer, for half of them to come to their end.
+    """
     control = ControlSpec(
         resources.automaton, config.control_points.max_points, resources.captured_blocks
     )
@@ -160,7 +177,7 @@ def _decode(
         top_p=rollout.top_p,
         top_k=rollout.top_k,
     )
-    clock = _Clock(time.perf_counter() + seconds)
+    clock = _Clock(time.perf_counter() + seconds, patience, len(prompts) // 2)
     requests = [GenerationRequest(prompt, sample) for sample, prompt in enumerate(prompts)]
     with suppress(_TimeIsUp):
         resources.engine.generate(
