@@ -20,6 +20,7 @@ def test_a_users_own_model_and_problems_need_no_code(tmp_path: Path) -> None:
     shutil.copytree(EMBEDDED_ROOT / "sorting", model)
     made = stir_train("tiny", "problems", str(problems), "--family=sorting", "--problems=80")
     assert made.returncode == 0, made.stderr
+    assert f"wrote 80 problems of sorting to {problems}" in made.stderr
     renamed = problems.read_text().replace('"question"', '"prompt"').replace('"answer"', '"gold"')
     problems.write_text(renamed)
     settings = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -146,7 +147,10 @@ def test_a_gguf_file_that_is_not_there_is_named(directory: Path) -> None:
             describe_model(config)
 
 
-def test_a_merged_student_has_its_bases_dtype(directory: Path, tmp_path: Path) -> None:
+def test_a_merged_student_has_its_bases_dtype_and_is_saved_quietly(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
     halved = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
     halved.save_pretrained(directory)
     config = ModelConfig(name=str(directory))
@@ -159,6 +163,8 @@ def test_a_merged_student_has_its_bases_dtype(directory: Path, tmp_path: Path) -
     base = load_model(config)
     assert base.model.dtype is torch.float32, "on a CPU it is decoded in float32"
     save_merged(base, tmp_path / "adapter", tmp_path / "merged")
+    told = "cpu" if not torch.cuda.is_available() else None
+    assert os.environ.get("DS_ACCELERATOR") == told, "DeepSpeed warns that it had to guess"
     merged = load_file(tmp_path / "merged" / "model.safetensors")
     assert {tensor.dtype for tensor in merged.values()} == {torch.bfloat16}
     original = load_file(directory / "model.safetensors")

@@ -66,3 +66,4 @@ def tiny_problems(
     from stir_train.tools.tiny import write_problems
 
     write_problems(family, problems, seed, output)
+    console().print(f"wrote {problems} problems of {family} to {output}", soft_wrap=True)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.artifacts.tensors import save_tensors
+from stir_train.distributed.deepspeed_api import import_deepspeed
 from stir_train.errors import VerificationError
 from stir_train.models.load import LoadedModel
 from stir_train.models.lora import known_deprecations
@@ -86,6 +87,7 @@ def save_merged(base: LoadedModel, adapter: Path, target: Path) -> None:
     with known_deprecations():
         merged = PeftModel.from_pretrained(base.model, str(adapter)).merge_and_unload()
     model = _ordinary(merged)
+    import_deepspeed()  # transformers does, to save: this way it is quiet
     if base.stored_dtype is not None:
         model.to(base.stored_dtype)  # type: ignore[arg-type]  # transformers wraps the signature
     model.save_pretrained(target)
