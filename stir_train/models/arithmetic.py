@@ -15,7 +15,8 @@ NUM_ROWS, NUM_TIMES, INNER = 128, 5, 4
 def product_seconds(width: int, dtypes: Sequence[torch.dtype]) -> dict[torch.dtype, float]:
     """CPU seconds of a feed-forward layer's product of a model of some width, by data type.
 
-    The best of several, in turns; CPU time, so that what else the machine does counts little.
+    The best of several, in turns; CPU time, so that what else the machine does counts little. On one thread,
+    since several spin while they wait for one that another program keeps from its core.
     """
     operands = {
         dtype: (
@@ -25,9 +26,14 @@ def product_seconds(width: int, dtypes: Sequence[torch.dtype]) -> dict[torch.dty
         for dtype in dtypes
     }
     best = dict.fromkeys(dtypes, float("inf"))
-    for _ in range(NUM_TIMES):
-        for dtype, (states, weight) in operands.items():
-            begun = time.process_time()
-            linear(states, weight)
-            best[dtype] = min(best[dtype], time.process_time() - begun)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(NUM_TIMES):
+            for dtype, (states, weight) in operands.items():
+                begun = time.process_time()
+                linear(states, weight)
+                best[dtype] = min(best[dtype], time.process_time() - begun)
+    finally:
+        torch.set_num_threads(num_threads)
     return best
