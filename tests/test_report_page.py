@@ -8,7 +8,12 @@ import re
 from pathlib import Path
 
 from stir_train.artifacts.attempts import makers_of
-from stir_train.config.steering import StaticSteering, ValueSteering
+from stir_train.config.steering import (
+    StaticSteering,
+    ValueSteering,
+    VectorAction,
+    VectorSteering,
+)
 from stir_train.evals.report import Changes, Evaluation, ReportData, Sample, render_report
 from stir_train.stores.metric_log import read_metric_log
 from stir_train.types.reports import (
@@ -139,6 +144,16 @@ def test_figures_and_origins_are_written_out() -> None:
     assert "num_tokens 337,123, rate 0.1235" in page
     assert "chosen on the tune split" in page
     assert "seed 0" in page
+
+
+def test_where_a_vector_acted_is_not_drawn_since_it_decides_nothing() -> None:
+    data = _data()
+    assert data.evaluation is not None
+    vector = VectorSteering(actions=(VectorAction(place="every_token", depth=0.5, strength=1.0),))
+    tune = dataclasses.replace(data.evaluation.tune, chosen=vector)
+    page = render_report(_data(evaluation=dataclasses.replace(data.evaluation, tune=tune)))
+    assert "Where the controller acted" in render_report(data)
+    assert "Where the controller acted" not in page
 
 
 def test_settings_are_sorted_by_what_is_shown() -> None:
