@@ -148,6 +148,12 @@ def test_a_run_that_ends_early_ends_with_a_report_that_says_why(
     assert status.stdout.startswith("ended\n")
     assert NOTHING in status.stdout
     assert "report.html" in " ".join(status.stdout.split())
+    verbs = {"generate": ("--prompt", "a3, b4"), "export": ("--to", str(tmp_path / "to"))}
+    for verb in ("generate", "trace", "verify", "export", "explain", "compare", "serve"):
+        refused = stir_train(verb, str(tmp_path / "smoke"), *verbs.get(verb, ()))
+        assert refused.returncode == 1, verb
+        assert "the run ended at directions, so it has no" in refused.stderr, verb
+        assert NOTHING in refused.stderr, verb
 
 
 def test_it_is_served_plain(abstained: tuple[Path, str]) -> None:

@@ -28,6 +28,7 @@ from stir_train.artifacts.atomic import (
     write_text,
 )
 from stir_train.artifacts.differences import differences
+from stir_train.artifacts.stage_records import MANIFEST, MARKER, read_record, why_absent
 from stir_train.errors import ArtifactError
 
 SCHEMA_VERSION = 6
@@ -37,7 +38,7 @@ DISCARDED = ".discarded"
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
 """The resolved configuration, of a run and of each attempt."""
-MARKER, MANIFEST, STAGE_FILE = "complete", "manifest.json", "stage.json"
+STAGE_FILE = "stage.json"
 _Version = tuple[int, int, int]
 """What tells a file from another that took its name: inode, size and time of writing (ns)."""
 
@@ -102,7 +103,7 @@ class StageDir:
         Raises:
             ArtifactError: If it was not; the message names what differs.
         """
-        self._refuse(differences(_read_json(self.path / STAGE_FILE), self._record(inputs)))
+        self._refuse(differences(read_record(self.path / STAGE_FILE), self._record(inputs)))
 
     def _record(self, inputs: StageInputs) -> dict[str, Any]:
         """What the stage keeps of its inputs."""
@@ -119,7 +120,7 @@ class StageDir:
         Raises:
             ArtifactError: If it was never begun, or its record of them is damaged.
         """
-        held = _read_json(self.path / STAGE_FILE).get("config")
+        held = read_record(self.path / STAGE_FILE).get("config")
         if not isinstance(held, dict):
             raise ArtifactError(
                 f"{self.path / STAGE_FILE} is damaged: it does not say what settings the stage was begun "
@@ -206,7 +207,7 @@ class StageDir:
             }
             for name in self._file_names()
         }
-        stage = _read_json(self.path / STAGE_FILE)
+        stage = read_record(self.path / STAGE_FILE)
         manifest = {**stage, "files": files, "summary": dict(summary), "ends_run": ends_run}
         write_json(self.path / MANIFEST, manifest)
         write_text(self.path / MARKER, f"{json_sha256(manifest)}\n")
@@ -218,12 +219,11 @@ class StageDir:
             ArtifactError: If it is missing, unfinished, of another schema, or altered.
         """
         if not self.is_complete:
-            state = "unfinished" if self.path.exists() else "missing"
-            raise ArtifactError(f"{self.path}: the {self.name} stage is {state}; run it first")
+            raise ArtifactError(why_absent(self.path))
         version = _version(self.path / MARKER), _version(self.path / MANIFEST)
         if self._manifest is not None and self._manifest[0] == version:
             return self._manifest[1]
-        manifest = _read_json(self.path / MANIFEST)
+        manifest = read_record(self.path / MANIFEST)
         if manifest.get("schema") != SCHEMA_VERSION:
             raise ArtifactError(
                 f"{self.path}: schema version {manifest.get('schema')!r}, this stir-train reads "
@@ -237,7 +237,7 @@ class StageDir:
 
     def inputs_sha256(self) -> str:
         """Hash of what the stage, once begun, is made from."""
-        return json_sha256(_read_json(self.path / STAGE_FILE))
+        return json_sha256(read_record(self.path / STAGE_FILE))
 
     def fingerprint(self) -> str:
         """Hash of the finished stage: what later stages record as their source."""
@@ -387,13 +387,3 @@ def _version(path: Path) -> _Version | None:
 def _one_line(path: Path) -> str:
     """A hash that a file holds; of a damaged file something that is no hash."""
     return path.read_text(encoding="utf-8", errors="replace").strip()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise ArtifactError(f"{path}: expected a JSON object")
-    return value

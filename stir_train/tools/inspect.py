@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from stir_train.artifacts.run_dir import CONFIG_FILE, MANIFEST, STAGE_FILE, RunDir, StageDir
+from stir_train.artifacts.run_dir import CONFIG_FILE, STAGE_FILE, RunDir, StageDir
+from stir_train.artifacts.stage_records import MANIFEST
 from stir_train.artifacts.tensors import load_tensors
 from stir_train.artifacts.verification import damage_of, foreign_sources, require_whole
 from stir_train.config.run import RunConfig
