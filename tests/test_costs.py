@@ -87,6 +87,28 @@ def test_a_chunk_takes_the_steps_that_refilled_rows_take() -> None:
         assert _steps(num_completions, rows, lengths) == (steps, row_steps)
 
 
+def test_processes_that_have_no_chunk_left_wait() -> None:
+    """200 test problems, greedily, steered and by a student: one chunk each, or two of 100, by two processes."""
+
+    def hours(chunk: int, num_processes: int) -> float:
+        config = _config(
+            "tune.modes=[vector]",
+            "evaluate.controls=false",
+            f"generation.chunk_completions={chunk}",
+        )
+        config = config.model_copy(
+            update={"splits": config.splits.model_copy(update={"num_test": 200})}
+        )
+        shape = shape_of(QWEN, bytes_per_weight=4)
+        found = stage_costs(config, shape, QWEN_RATES, num_processes=num_processes)
+        [cost] = [cost for cost in found if cost.name == "evaluate"]
+        return cost.hours - QWEN_RATES.load_seconds / 3600
+
+    whole, halves = hours(256, 2), hours(100, 2)
+    assert whole == pytest.approx(hours(256, 1)), "one after the other: none has two chunks"
+    assert halves == pytest.approx(hours(100, 1) / 2)
+
+
 def test_stages_that_cost_nothing_to_speak_of_are_warned_of_nothing() -> None:
     assert not _warnings(_config(), [])
 
@@ -203,7 +225,7 @@ def test_processes_measure_at_once_and_one_of_them_tells(
         costs.show_costs(config, ["rollout"], Console(file=written), width=79, launch=launch)
         return written.getvalue()
 
-    alone, first = shown(Launch()), shown(Launch(size=2, local_size=2))
+    alone, first = shown(Launch()), shown(Launch(size=2, local_size=2))  # 2048 rollouts, 8 chunks
     hours = [
         float(re.search(r"in all.* ([\d.]+) h", text)[1])  # type: ignore[index]
         for text in (alone, first)

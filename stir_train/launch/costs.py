@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 from stir_train.config.pipeline import STAGE_NAMES
@@ -102,8 +103,8 @@ def stage_costs(
 ) -> list[StageCost]:
     """The stages that are on and take more than a moment, in order, on processes of the measured rates."""
     bound = estimate(config, shape, num_ranks=num_processes, on_gpu=False)
-    costs = [_cost(name, config, shape, rates, bound) for name in STAGE_NAMES]
-    return [replace(cost, hours=cost.hours / num_processes) for cost in costs if cost.hours > 0]
+    costs = [_cost(name, config, shape, rates, bound, num_processes) for name in STAGE_NAMES]
+    return [cost for cost in costs if cost.hours > 0]
 
 
 @dataclass(frozen=True)
@@ -154,14 +155,19 @@ def _chunk_seconds(config: RunConfig, rates: Rates) -> float:
 
 
 def _cost(
-    name: str, config: RunConfig, shape: ModelShape, rates: Rates, bound: Estimate
+    name: str,
+    config: RunConfig,
+    shape: ModelShape,
+    rates: Rates,
+    bound: Estimate,
+    num_processes: int,
 ) -> StageCost:
     jobs = list(_jobs(name, config))
     tokens = sum(job.num_completions for job in jobs) * rates.mean_answer_tokens
-    seconds = sum(_seconds(job, config, rates) for job in jobs)
+    seconds = sum(_seconds(job, config, rates, num_processes) for job in jobs)
     trained = _trained_tokens(name, config, rates)
     rate = rates.training_tokens if name == "distill" else rates.gradient_tokens
-    seconds += trained / rate + _other_seconds(name, config, rates)
+    seconds += trained / rate / num_processes + _other_seconds(name, config, rates)
     learned = {"directions": bound.gradient_gib, "distill": bound.train_gib}
     disk = tokens * TOKEN_BYTES
     if name in ("rollout", "validate"):
@@ -197,13 +203,21 @@ def _jobs(name: str, config: RunConfig) -> Iterator[_Job]:
     elif name == "baselines" and others:
         yield _Job(splits.num_tune, times=others * BASELINE_COMPLETIONS)
     elif name == "evaluate":
-        methods = 1 + config.num_steered_methods + len(config.evaluate.variants) + students + others
-        yield _Job(splits.num_test, times=methods)
-        deployable = 2 + students
-        if config.evaluate.num_samples is not None:
-            yield _Job(splits.num_test, config.evaluate.num_samples, deployable)
-        for task in config.evaluate.out_of_domain.values():
-            yield _Job(task.num_problems, times=deployable + config.num_controls + others)
+        yield from _evaluated(config, students, others)
+
+
+def _evaluated(config: RunConfig, students: int, others: int) -> Iterator[_Job]:
+    """Greedy decoding, which others go on from, all others of the model, and the students, a model each."""
+    num_test, evaluate = config.splits.num_test, config.evaluate
+    yield _Job(num_test)
+    yield _Job(num_test, times=config.num_steered_methods + len(evaluate.variants) + others)
+    for _ in range(students):
+        yield _Job(num_test)
+    deployable = 2 + students
+    if evaluate.num_samples is not None:
+        yield _Job(num_test, evaluate.num_samples, deployable)
+    for task in evaluate.out_of_domain.values():
+        yield _Job(task.num_problems, times=deployable + config.num_controls + others)
 
 
 def _halving(num_problems: int, num_settings: int, config: RunConfig) -> Iterator[_Job]:
@@ -248,17 +262,24 @@ def _state_bytes(name: str, config: RunConfig, shape: ModelShape) -> float:
     return float(states * shape.width * STATE_BYTES)
 
 
-def _seconds(job: _Job, config: RunConfig, rates: Rates) -> float:
-    """Of prefilling a job's prompts and decoding it chunk by chunk."""
-    limits = config.generation
+def _seconds(job: _Job, config: RunConfig, rates: Rates, num_processes: int = 1) -> float:
+    """Of prefilling a job's prompts and decoding it chunk by chunk, by processes that each take the next chunk."""
     rows = rows_side_by_side(config, rates.prompt_tokens)
-    per_chunk = max(1, limits.chunk_completions // job.num_samples)
+    per_chunk = max(1, config.generation.chunk_completions // job.num_samples)
     whole, rest = divmod(job.num_prompts, per_chunk)
-    seconds = job.num_prompts * rates.prompt_tokens / rates.prefill_tokens
-    for num_prompts, times in ((per_chunk, whole), (rest, 1)):
+    chunks = []
+    for num_prompts, count in ((per_chunk, whole * job.times), (rest, job.times)):
         steps, row_steps = _steps(num_prompts * job.num_samples, rows, rates.answer_tokens)
-        seconds += times * (steps * rates.step_seconds + row_steps * rates.row_seconds)
-    return seconds * job.times
+        seconds = num_prompts * rates.prompt_tokens / rates.prefill_tokens
+        seconds += steps * rates.step_seconds + row_steps * rates.row_seconds
+        chunks.append((seconds, count))
+    if num_processes == 1:
+        return sum(seconds * count for seconds, count in chunks)
+    ends = [0.0] * num_processes
+    for seconds, count in chunks:
+        for _ in range(math.ceil(count)):
+            heapq.heapreplace(ends, ends[0] + seconds)
+    return max(ends)
 
 
 def rows_side_by_side(config: RunConfig, prompt_tokens: float) -> int:

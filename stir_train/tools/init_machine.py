@@ -58,7 +58,7 @@ def share_out(device: torch.device, shape: ModelShape, *, is_embedded: bool) -> 
 def fitting_decisions(
     machine: Machine, shape: ModelShape, decisions: Sequence[Decision], *, on_gpu: bool
 ) -> Iterator[Decision]:
-    """Smaller batches, where backward passes would take more than a process's share of the memory.
+    """Chunks that come out even, and smaller batches where backward passes would not fit a process's share of the memory.
 
     Args:
         machine: What each process gets.
@@ -68,6 +68,14 @@ def fitting_decisions(
     """
     share = MEMORY_SHARE * machine.memory_bytes / GIB
     config = _config_of(decisions)
+    per_process = -(-config.splits.num_test // machine.num_processes)
+    if per_process < config.generation.chunk_completions:
+        yield Decision(
+            "generation.chunk_completions",
+            per_process,
+            f"{config.splits.num_test} test problems are shared out evenly among {machine.num_processes} processes; a "
+            "chunk is what one of them takes at a time.",
+        )
     tokens = config.directions.max_batch_tokens
     accumulation = config.train.gradient_accumulation
 
