@@ -68,6 +68,9 @@ def compare_pair(first: Answered, second: Answered) -> tuple[MethodMetrics, Meth
             "comparison needs the same problems (task, splits and seed)"
         )
 
+    by_problem = {graded.rollout.prompt_id: graded for graded in answers[0]}
+    answers[0] = [by_problem[graded.rollout.prompt_id] for graded in answers[1]]
+
     def figures(name: str, method: list[GradedRollout]) -> MethodMetrics:
         return compare_to_baseline(
             name,
@@ -98,4 +101,4 @@ def _answers(one: Answered) -> list[GradedRollout]:
         raise ConfigError(
             f"{one.run}: no method {one.method}; it has {', '.join(found.sets()) or 'none'}"
         )
-    return sorted(found.read(one.method), key=lambda graded: graded.rollout.prompt_id)
+    return found.read(one.method)
