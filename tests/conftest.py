@@ -17,11 +17,13 @@ PACKAGES = (
 )
 """Those of the package whose signatures name shapes of tensors."""
 
+# Before any other conftest.py imports of them.
+check_types_of(*(f"stir_train.{package}" for package in PACKAGES.split()))
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Load the fixtures, and torch with them, but not where tests are only handed out to workers."""
     if config.getoption("dist", "no") == "no":  # in xdist's workers too
-        check_types_of(*(f"stir_train.{package}" for package in PACKAGES.split()))
         config.pluginmanager.import_plugin("tests.support.fixtures")
         # Tests kill processes, not machines: what is written need not be on the disk.
         atomic = importlib.import_module("stir_train.artifacts.atomic")
