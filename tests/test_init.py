@@ -212,6 +212,9 @@ def test_cores_and_memory_are_shared_out(
         decision.key: decision.value
         for decision in init_machine.fitting_decisions(machine, QWEN, held, on_gpu=False)
     }
+    per_process = -(-RunConfig(name="x").splits.num_test // processes)
+    expected = per_process if processes > 1 and per_process < 256 else None
+    assert values.get("generation.chunk_completions") == expected
     overrides = [f"{key}={value}" for key, value in values.items()]
     overrides += ["distill.batch_size=8", "generation.max_new_tokens=512", "tune.modes=[vector]"]
     config = parse_config(RunConfig, {"name": "x"}, overrides, origin="test")
@@ -226,3 +229,15 @@ def test_cores_and_memory_are_shared_out(
             config.model_copy(update={"directions": wider}), QWEN, num_ranks=1, on_gpu=False
         )
         assert needs.gradient_gib > share, "no smaller than it must be"
+
+
+def test_few_problems_make_no_tiny_chunks_and_one_process_keeps_its_own() -> None:
+    few = [Decision("name", "x", ""), Decision("splits.num_test", 8, "")]
+
+    def chunk(num_processes: int) -> object:
+        machine = init_machine.Machine(num_processes, 1, 64 * 2**30)
+        made = init_machine.fitting_decisions(machine, QWEN, few, on_gpu=False)
+        return {one.key: one.value for one in made}.get("generation.chunk_completions")
+
+    assert chunk(1) is None
+    assert chunk(2) == init_machine.MIN_CHUNK

@@ -20,7 +20,7 @@ MEMORY_SHARE = 0.8
 MAX_PROCESSES = 8
 LEAST_GIB = 3.0
 """What a process takes beside the weights, which it holds twice for a moment."""
-MIN_BATCH_TOKENS = 256
+MIN_BATCH_TOKENS, MIN_CHUNK = 256, 32
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Machine:
 
 
 def share_out(device: torch.device, shape: ModelShape, *, is_embedded: bool) -> Machine:
-    """One process a GPU; on a CPU as many of one thread as there are cores and memory for.
+    """One process a GPU; on a CPU as many as there are cores and memory for, up to `MAX_PROCESSES`.
 
     Products of a decode step are small: two threads on one of them wait for each other, two processes do not.
     """
@@ -68,8 +68,8 @@ def fitting_decisions(
     """
     share = MEMORY_SHARE * machine.memory_bytes / GIB
     config = _config_of(decisions)
-    per_process = -(-config.splits.num_test // machine.num_processes)
-    if per_process < config.generation.chunk_completions:
+    per_process = max(MIN_CHUNK, -(-config.splits.num_test // machine.num_processes))
+    if machine.num_processes > 1 and per_process < config.generation.chunk_completions:
         yield Decision(
             "generation.chunk_completions",
             per_process,

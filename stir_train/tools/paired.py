@@ -41,7 +41,9 @@ def pair_of(runs: list[Path], methods: str) -> tuple[Answered, Answered]:
         ConfigError: If these are not two.
     """
     names = [name.strip() for name in methods.split(",")]
-    pairs = list(zip(runs * 2 if len(runs) == 1 else runs, names * 2 if len(names) == 1 else names, strict=False))  # fmt: skip
+    both_runs = runs * 2 if len(runs) == 1 else runs
+    both_names = names * 2 if len(names) == 1 else names
+    pairs = list(zip(both_runs, both_names, strict=False))
     if len(runs) > 2 or len(names) > 2 or not all(names) or len(set(pairs)) != 2:
         raise ConfigError(
             f"--paired {methods} of {len(runs)} runs: give one method and two runs, or two methods (A,B) and one run "
