@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
@@ -18,7 +16,8 @@ from transformers import (
 
 from stir_train.config.inputs import ModelConfig
 from stir_train.models.identity import ModelIdentity, identify, stop_token_ids_of, weights_sha256
-from stir_train.models.locate import explained, pretrained_arguments, which_files
+from stir_train.models.locate import explained, pretrained_arguments
+from stir_train.models.pretrained import read_config, read_tokenizer
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -59,10 +58,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """
     path, settings = pretrained_arguments(config)
     with explained(config):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            path, **which_files(settings)
-        )
-    return tokenizer
+        return read_tokenizer(path, settings)
 
 
 def describe_model(config: ModelConfig) -> ModelDescription:
@@ -75,7 +71,7 @@ def describe_model(config: ModelConfig) -> ModelDescription:
     tokenizer = load_tokenizer(config)
     revision = "" if Path(path).is_dir() else config.revision or ""
     with explained(config):
-        model_config = AutoConfig.from_pretrained(path, **which_files(settings))
+        model_config = read_config(path, settings)
         try:
             generation = GenerationConfig.from_pretrained(
                 path, revision=settings["revision"], trust_remote_code=config.trust_remote_code
@@ -116,7 +112,7 @@ def decoder_config(config: ModelConfig) -> dict[str, Any]:
     """
     path, settings = pretrained_arguments(config)
     with explained(config):
-        found = AutoConfig.from_pretrained(path, **which_files(settings))
+        found = read_config(path, settings)
     return dict(found.get_text_config().to_dict())
 
 

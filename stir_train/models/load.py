@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from stir_train.config.inputs import SPREAD, ModelConfig
 from stir_train.distributed.collective_forward import CollectiveForward
@@ -19,7 +19,8 @@ from stir_train.errors import ModelError
 from stir_train.models.blocks import find_blocks
 from stir_train.models.describe import load_tokenizer, max_tokens_of
 from stir_train.models.identity import ModelIdentity, identify_model
-from stir_train.models.locate import explained, locate_model, pretrained_arguments, which_files
+from stir_train.models.locate import explained, locate_model, pretrained_arguments
+from stir_train.models.pretrained import read_config
 from stir_train.models.sharding import (
     load_partitioned,
     load_spread,
@@ -118,6 +119,8 @@ def _load_whole(path: str, settings: dict[str, Any], device: torch.device) -> Pr
     Raises:
         ModelError: If not: transformers fills what is missing with random numbers and warns at most.
     """
+    if "gguf_file" in settings:
+        settings = settings | {"config": read_config(path, settings)}
     loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **settings)
     model: PreTrainedModel = loaded[0]
     found: dict[str, Any] = loaded[1]
@@ -192,6 +195,7 @@ def _as_loaded(
         gguf_file=locate_model(config)[1],
     )
     path, settings = pretrained_arguments(config)
+    described: Any = read_config(path, settings)
     return LoadedModel(
         model,
         tokenizer,
@@ -199,7 +203,7 @@ def _as_loaded(
         identity,
         is_sharded=config.sharding != "none",
         collective_forward=collective_forward,
-        stored_dtype=AutoConfig.from_pretrained(path, **which_files(settings)).dtype,
+        stored_dtype=described.dtype,
     )
 
 

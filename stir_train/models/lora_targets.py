@@ -7,13 +7,14 @@ import warnings
 
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from stir_train.config.inputs import ModelConfig
 from stir_train.config.learning import DistillConfig
 from stir_train.errors import ModelError
-from stir_train.models.locate import locate_model
+from stir_train.models.locate import pretrained_arguments
 from stir_train.models.lora import lora_config
+from stir_train.models.pretrained import read_config
 
 SERVED_KEY = re.compile(r"base_model\.model\.(?!lm_head|.*embed_tokens)[\w.]+\.lora_[AB]\.weight")
 """Names of an adapter's tensors that servers find a module by."""
@@ -34,11 +35,8 @@ def require_servable_targets(model: ModelConfig, config: DistillConfig) -> None:
     Raises:
         ModelError: If a target is not in the model, or its adapter would be one that servers do not load.
     """
-    path, gguf_file = locate_model(model)
-    located = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
-    described = AutoConfig.from_pretrained(
-        path, **located, **({"gguf_file": gguf_file} if gguf_file else {})
-    )
+    path, settings = pretrained_arguments(model)
+    described = read_config(path, settings)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PEFT; what matters is refused below
         skeleton = AutoModelForCausalLM.from_config(
