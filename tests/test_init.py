@@ -113,6 +113,19 @@ def test_a_file_gets_the_strictest_grader_that_reads_its_answers(
     assert splits.num_harvest + splits.num_tune + splits.num_test <= 20
 
 
+@pytest.mark.parametrize(
+    ("num_problems", "sizes"), [(300, (150, 50, 100)), (400, (160, 64, 176)), (500, (160, 64, 200))]
+)
+def test_where_problems_are_few_the_harvest_gets_its_own_first(
+    tmp_path: Path, num_problems: int, sizes: tuple[int, int, int]
+) -> None:
+    file = tmp_path / "mine.jsonl"
+    rows = [{"question": f"Question {i}?", "answer": i} for i in range(num_problems)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    splits = _init(tmp_path, "embedded/addition", str(file), "--effort", "quick").splits
+    assert (splits.num_harvest, splits.num_tune, splits.num_test) == sizes
+
+
 def test_a_question_is_asked_with_the_column_that_it_is_about(tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     rows = [

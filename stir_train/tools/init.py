@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +30,10 @@ from stir_train.tools.init_model import (
 )
 from stir_train.tools.init_task import TaskFacts, read_task
 
-SPLIT_SHARES = {"num_harvest": 0.4, "num_tune": 0.2, "num_test": 0.4}
-"""Of a task with too few problems for the default splits."""
+HARVEST_SHARE = 0.5
+"""At most, of a task with too few problems for the effort's splits: with few, no direction stands out of chance."""
+TEST_SHARE = 2 / 3
+"""Of what the harvest then leaves."""
 MIN_PROBLEMS = 10
 
 
@@ -127,7 +130,11 @@ def _splits(task: TaskFacts, effort: Decision) -> list[Decision]:
             f"choose on others and test on the rest: give at least {MIN_PROBLEMS}"
         )
     splits = RunConfig.model_validate({"name": "init", "effort": effort.value}).splits
-    sizes = {name: getattr(splits, name) for name in SPLIT_SHARES}
+    sizes = {
+        "num_harvest": splits.num_harvest,
+        "num_tune": splits.num_tune,
+        "num_test": splits.num_test,
+    }
     decisions = []
     if task.num_test:
         wanted = sizes.pop("num_test")
@@ -143,8 +150,19 @@ def _splits(task: TaskFacts, effort: Decision) -> list[Decision]:
         f"There are {task.num_problems:,} distinct problems; effort {effort.value} would take "
         f"{sum(sizes.values()):,} of them."
     )
-    shares = sum(SPLIT_SHARES[name] for name in sizes)
+    fitting = _fitting(task.num_problems, sizes)
     return [
-        Decision(f"splits.{name}", int(SPLIT_SHARES[name] / shares * task.num_problems), reason)
-        for name in sizes
-    ] + decisions
+        *(Decision(f"splits.{name}", size, reason) for name, size in fitting.items()),
+        *decisions,
+    ]
+
+
+def _fitting(num_problems: int, wanted: Mapping[str, int]) -> dict[str, int]:
+    """Sizes of splits that there are problems for: the harvest's first, which decides whether there is anything to see."""
+    harvest = min(wanted["num_harvest"], int(HARVEST_SHARE * num_problems))
+    left = num_problems - harvest
+    if "num_test" not in wanted:
+        return {"num_harvest": harvest, "num_tune": min(wanted["num_tune"], left)}
+    tune = min(wanted["num_tune"], int((1 - TEST_SHARE) * left))
+    test = min(wanted["num_test"], left - tune)
+    return {"num_harvest": harvest, "num_tune": tune, "num_test": test}
