@@ -27,10 +27,12 @@ from stir_train.runtime.problems import read_problems
 from stir_train.runtime.resources import Resources
 from stir_train.types.rollout import Prompt
 
-LENGTH_SECONDS, MOST_LENGTH_SECONDS, WIDTH_SECONDS = 30.0, 120.0, 8.0
-"""Of decoding few answers until half of them have ended, at the most, and of decoding at the run's width."""
+LENGTH_SECONDS, MOST_LENGTH_SECONDS, WIDTH_SECONDS = 30.0, 240.0, 8.0
+"""Of decoding few answers until most of them have ended, at the most, and of decoding at the run's width."""
 MIN_STEPS = 4
-NUM_ANSWERS, PREFILLED_PROMPTS, WIDE_PROMPTS = 16, 8, 4
+NUM_ANSWERS, PREFILLED_PROMPTS, WIDE_PROMPTS = 32, 8, 4
+GOING_ON = 0.25
+"""Of those few answers, how many may still go on when the time is up; their lengths are estimated."""
 GRADIENT_TOKENS, MIN_GRADIENT_TOKENS, GRADIENT_SECONDS, NUM_HEAD_STEPS = 1024, 64, 2.0, 20
 
 
@@ -114,7 +116,8 @@ def _measure(
     config: RunConfig, resources: Resources, prompts: Sequence[Prompt], load_seconds: float
 ) -> Rates:
     prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts) / len(prompts)
-    some = [prompts[number % len(prompts)] for number in range(NUM_ANSWERS)]
+    # From all over the split: a problem's place in it may go with its length.
+    some = [prompts[number * len(prompts) // NUM_ANSWERS] for number in range(NUM_ANSWERS)]
     # The first call of all also warms up: it is not counted.
     _decode(config, resources, some[:1], budget=4, seconds=WIDTH_SECONDS)
     prefill = _prefill_rate(config, resources, prompts[:PREFILLED_PROMPTS])
@@ -164,7 +167,7 @@ def _decode(
 ) -> _Clock:
     """Sample an answer to each, as `rollout` does, until the time is up.
 
-    With ``patience`` so much longer, for half of them to come to their end.
+    With ``patience`` so much longer, for most of them to come to their end.
     """
     control = ControlSpec(
         resources.automaton, config.control_points.max_points, resources.captured_blocks
@@ -177,7 +180,7 @@ def _decode(
         top_p=rollout.top_p,
         top_k=rollout.top_k,
     )
-    clock = _Clock(time.perf_counter() + seconds, patience, len(prompts) // 2)
+    clock = _Clock(time.perf_counter() + seconds, patience, int(GOING_ON * len(prompts)))
     requests = [GenerationRequest(prompt, sample) for sample, prompt in enumerate(prompts)]
     with suppress(_TimeIsUp):
         resources.engine.generate(
