@@ -25,7 +25,7 @@ def test_a_chunk_of_which_any_file_is_damaged_is_made_again(
         for file in (states_file, decisions_file, rollouts_file):
             with stage.writing(file(name, number)) as path:
                 path.write_bytes(b"content of some length")
-    files = {str(number): rollouts_file(name, number) for number in range(4)}
+    files = {str(number): (rollouts_file(name, number),) for number in range(4)}
     assert missing_keys(stage, files) == ["3"]
     damaged = stage.path / kind(name, 1)
     if how == "deleted":

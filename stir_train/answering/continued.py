@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from stir_train.answering.interface import Answerer
 from stir_train.answering.model import ModelAnswerer
 from stir_train.generation.backend import (
     Ability,
@@ -135,6 +136,13 @@ class ContinuedAnswerer:
             controller=self.steered.controller,
             listener=listener,
         )
+
+
+def waits_for_greedy(answerer: Answerer) -> bool:
+    """Whether there must be greedy answers before it answers, since it goes on from them."""
+    return (
+        isinstance(answerer, ContinuedAnswerer) and not answerer.steered.is_fixed_from_the_prompt_on
+    )
 
 
 def _whole(continued: Rollout, greedy: Rollout, num_reused: int) -> Rollout:

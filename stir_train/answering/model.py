@@ -30,6 +30,8 @@ class ModelAnswerer:
         seed: Of the sampling noise.
         make_controller: Makes what steers it, once; None decodes plainly.
         needs: What it needs the backend to be able to do.
+        is_fixed_from_the_prompt_on: Whether the controller is `FixedVector`s alone, each at a place that begins with
+            the prompt, and no states are captured: then it can share its batches (`side_by_side`).
     """
 
     model: str
@@ -38,6 +40,7 @@ class ModelAnswerer:
     seed: int
     make_controller: Callable[[], Steering] | None = None
     needs: frozenset[Ability] = frozenset()
+    is_fixed_from_the_prompt_on: bool = False
 
     @cached_property
     def controller(self) -> Steering | None:

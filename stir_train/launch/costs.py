@@ -21,6 +21,7 @@ from stir_train.launch.estimate import (
     ModelShape,
     estimate,
 )
+from stir_train.types.places import PLACES_AT_PROMPT
 
 MIXED_SHARE = 0.7
 """Of rollouts, those of problems with right and wrong answers, which alone are differentiated."""
@@ -87,15 +88,23 @@ class StageCost:
 
 @dataclass(frozen=True)
 class _Job:
-    """Prompts that are answered by themselves, so often."""
+    """Prompts that are answered by themselves, so often; ``is_shared`` if all those times share batches."""
 
     num_prompts: int
     num_samples: int = 1
     times: float = 1.0
+    is_shared: bool = False
 
     @property
     def num_completions(self) -> float:
         return self.num_prompts * self.num_samples * self.times
+
+    def prompts_at_once(self, num_completions: int) -> int:
+        """Prompts that a process takes at a time."""
+        most = max(1, num_completions // self.num_samples)
+        if not self.is_shared or self.num_prompts > most:
+            return most
+        return most // self.num_prompts * self.num_prompts
 
 
 def stage_costs(
@@ -145,13 +154,13 @@ def chunk_costs(config: RunConfig, rates: Rates) -> tuple[ChunkCost, ChunkCost]:
 
 
 def _rollout_seconds(config: RunConfig, rates: Rates) -> float:
-    return _seconds(_Job(config.splits.num_harvest, config.rollout.num_samples), config, rates)
+    return _seconds([_Job(config.splits.num_harvest, config.rollout.num_samples)], config, rates)
 
 
 def _chunk_seconds(config: RunConfig, rates: Rates) -> float:
     num_samples = config.rollout.num_samples
     num_prompts = max(1, config.generation.chunk_completions // num_samples)
-    return _seconds(_Job(min(num_prompts, config.splits.num_harvest), num_samples), config, rates)
+    return _seconds([_Job(min(num_prompts, config.splits.num_harvest), num_samples)], config, rates)
 
 
 def _cost(
@@ -162,9 +171,10 @@ def _cost(
     bound: Estimate,
     num_processes: int,
 ) -> StageCost:
-    jobs = list(_jobs(name, config))
-    tokens = sum(job.num_completions for job in jobs) * rates.mean_answer_tokens
-    seconds = sum(_seconds(job, config, rates, num_processes) for job in jobs)
+    phases = list(_phases(name, config))
+    num_completions = sum(job.num_completions for phase in phases for job in phase)
+    tokens = num_completions * rates.mean_answer_tokens
+    seconds = sum(_seconds(phase, config, rates, num_processes) for phase in phases)
     trained = _trained_tokens(name, config, rates)
     rate = rates.training_tokens if name == "distill" else rates.gradient_tokens
     seconds += trained / rate / num_processes + _other_seconds(name, config, rates)
@@ -183,50 +193,76 @@ def _cost(
     return StageCost(name, tokens + trained, seconds / 3600, memory, disk / GIB)
 
 
-def _jobs(name: str, config: RunConfig) -> Iterator[_Job]:
-    """What a stage decodes."""
+def _phases(name: str, config: RunConfig) -> Iterator[Sequence[_Job]]:
+    """What a stage decodes: jobs that processes share, one such phase after another."""
     splits, distill = config.splits, config.distill
     students = distill.enabled * (1 + len(distill.also))
     others = len(config.baselines.names)
     if name == "rollout":
-        yield _Job(splits.num_harvest, config.rollout.num_samples)
+        yield [_Job(splits.num_harvest, config.rollout.num_samples)]
     elif name == "validate" and config.needs_basis and config.validation.enabled:
-        yield _Job(splits.num_harvest)
+        yield [_Job(splits.num_harvest)]
         trials = config.validation.num_completions(len(config.harvest.depths))
-        yield _Job(trials // config.validation.num_rounds, times=config.validation.num_rounds)
+        for _ in range(config.validation.num_rounds):
+            yield [_Job(trials // config.validation.num_rounds)]
     elif name == "tune":
-        yield _Job(splits.num_tune)
+        greedy = [_Job(splits.num_tune)]
         if config.tune.enabled:
-            yield from _halving(splits.num_tune, config.num_tried_settings, config)
+            first, *later = _halving(splits.num_tune, config.num_tried_settings, config)
+            yield from _after(greedy, [first], config)
+            yield from ([job] for job in later)
+        else:
+            yield greedy
     elif name == "steer" and distill.enabled:
-        yield _Job(splits.num_harvest, distill.num_samples)
+        yield [_Job(splits.num_harvest, distill.num_samples)]
     elif name == "baselines" and others:
-        yield _Job(splits.num_tune, times=others * BASELINE_COMPLETIONS)
+        yield [_Job(splits.num_tune, times=others * BASELINE_COMPLETIONS)]
     elif name == "evaluate":
         yield from _evaluated(config, students, others)
 
 
-def _evaluated(config: RunConfig, students: int, others: int) -> Iterator[_Job]:
-    """Greedy decoding, which others go on from, all others of the model, and the students, a model each."""
+def _evaluated(config: RunConfig, students: int, others: int) -> Iterator[Sequence[_Job]]:
+    """Greedy decoding, all others of the model, and the students, a model each."""
     num_test, evaluate = config.splits.num_test, config.evaluate
-    yield _Job(num_test)
-    yield _Job(num_test, times=config.num_steered_methods + len(evaluate.variants) + others)
-    for _ in range(students):
-        yield _Job(num_test)
+    steered = config.num_steered_methods + len(evaluate.variants)
+    rest = [_Job(num_test, times=steered, is_shared=_tries_vectors_alone(config))]
+    if others:
+        rest.append(_Job(num_test, times=others))
     deployable = 2 + students
     if evaluate.num_samples is not None:
-        yield _Job(num_test, evaluate.num_samples, deployable)
+        rest.append(_Job(num_test, evaluate.num_samples, deployable))
     for task in evaluate.out_of_domain.values():
-        yield _Job(task.num_problems, times=deployable + config.num_controls + others)
+        rest.append(_Job(task.num_problems, times=deployable + config.num_controls + others))
+    yield from _after([_Job(num_test)], rest, config)
+    for _ in range(students):
+        yield [_Job(num_test)]
+
+
+def _after(
+    greedy: Sequence[_Job], rest: Sequence[_Job], config: RunConfig
+) -> Iterator[Sequence[_Job]]:
+    """Greedy answers first where others go on from them, else with the others."""
+    if _tries_vectors_alone(config):
+        yield [*greedy, *rest]
+    else:
+        yield greedy
+        yield rest
 
 
 def _halving(num_problems: int, num_settings: int, config: RunConfig) -> Iterator[_Job]:
     """All settings on the first part, the better half of them on the next, which is as large, and so on."""
     halvings = config.tune.num_halvings
-    first = max(1, num_problems >> halvings)
-    yield _Job(first, times=num_settings)
+    first, is_shared = max(1, num_problems >> halvings), _tries_vectors_alone(config)
+    yield _Job(first, times=num_settings, is_shared=is_shared)
     for number in range(halvings):
-        yield _Job(first << number, times=max(1.0, num_settings / 2 ** (number + 1)))
+        times = max(1.0, num_settings / 2 ** (number + 1))
+        yield _Job(first << number, times=times, is_shared=is_shared)
+
+
+def _tries_vectors_alone(config: RunConfig) -> bool:
+    """Whether all that is tried is vectors that act from the prompt on, whose answers share batches."""
+    places = set(config.tune.vectors) <= PLACES_AT_PROMPT
+    return config.tune.enabled and set(config.tune.modes) == {"vector"} and places
 
 
 def _trained_tokens(name: str, config: RunConfig, rates: Rates) -> float:
@@ -262,17 +298,11 @@ def _state_bytes(name: str, config: RunConfig, shape: ModelShape) -> float:
     return float(states * shape.width * STATE_BYTES)
 
 
-def _seconds(job: _Job, config: RunConfig, rates: Rates, num_processes: int = 1) -> float:
-    """Of prefilling a job's prompts and decoding it chunk by chunk, by processes that each take the next chunk."""
-    rows = rows_side_by_side(config, rates.prompt_tokens)
-    per_chunk = max(1, config.generation.chunk_completions // job.num_samples)
-    whole, rest = divmod(job.num_prompts, per_chunk)
-    chunks = []
-    for num_prompts, count in ((per_chunk, whole * job.times), (rest, job.times)):
-        steps, row_steps = _steps(num_prompts * job.num_samples, rows, rates.answer_tokens)
-        seconds = num_prompts * rates.prompt_tokens / rates.prefill_tokens
-        seconds += steps * rates.step_seconds + row_steps * rates.row_seconds
-        chunks.append((seconds, count))
+def _seconds(
+    jobs: Sequence[_Job], config: RunConfig, rates: Rates, num_processes: int = 1
+) -> float:
+    """Of prefilling jobs' prompts and decoding them chunk by chunk, by processes that each take the next chunk."""
+    chunks = [chunk for job in jobs for chunk in _chunks(job, config, rates)]
     if num_processes == 1:
         return sum(seconds * count for seconds, count in chunks)
     ends = [0.0] * num_processes
@@ -280,6 +310,23 @@ def _seconds(job: _Job, config: RunConfig, rates: Rates, num_processes: int = 1)
         for _ in range(math.ceil(count)):
             heapq.heapreplace(ends, ends[0] + seconds)
     return max(ends)
+
+
+def _chunks(job: _Job, config: RunConfig, rates: Rates) -> list[tuple[float, float]]:
+    """Seconds of a job's chunks, and how many take so long."""
+    rows = rows_side_by_side(config, rates.prompt_tokens)
+    per_chunk = job.prompts_at_once(config.generation.chunk_completions)
+    num_prompts, times = job.num_prompts, job.times
+    if job.is_shared:
+        num_prompts, times = round(num_prompts * times), 1.0
+    whole, rest = divmod(num_prompts, per_chunk)
+    chunks = []
+    for size, count in ((per_chunk, whole * times), (rest, times)):
+        steps, row_steps = _steps(size * job.num_samples, rows, rates.answer_tokens)
+        seconds = size * rates.prompt_tokens / rates.prefill_tokens
+        seconds += steps * rates.step_seconds + row_steps * rates.row_seconds
+        chunks.append((seconds, count))
+    return chunks
 
 
 def rows_side_by_side(config: RunConfig, prompt_tokens: float) -> int:

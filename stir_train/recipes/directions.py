@@ -58,7 +58,7 @@ def run(context: RunContext, stage: StageDir) -> Finish:
 def _differentiate(context: RunContext, stage: StageDir, step: StepFiles) -> None:
     """A step's gradients, a chunk of its rollouts at a time."""
     chunks = range(step.store.num_chunks(step.set_name))
-    files = {f"{step.prefix}{n:05d}": f"{step.prefix}{gradients_file(n)}" for n in chunks}
+    files = {f"{step.prefix}{n:05d}": (f"{step.prefix}{gradients_file(n)}",) for n in chunks}
     acting = acting_vectors(context, stage, step.number)
 
     def make(key: str) -> Note:

@@ -30,7 +30,7 @@ from stir_train.runtime.answerers import baseline_answerer, plain_answerer, stee
 from stir_train.runtime.context import Finish, Outcome, RunContext
 from stir_train.runtime.directions import vector_controls
 from stir_train.runtime.generation import (
-    generate_jobs,
+    generate_after,
     load_answers,
 )
 from stir_train.runtime.method_jobs import Jobs, going_on_from_greedy, jobs_of
@@ -73,9 +73,8 @@ def run(context: RunContext, stage: StageDir) -> Finish:
     total = sum(len(job.prompts) * job.num_samples for job in everything.values())
     with context.progress("evaluate", total, "problems") as advance:
         first = {job.prefix: job for job in jobs[GREEDY].all}
-        generate_jobs(context, stage, list(first.values()), advance)
         rest = [job for prefix, job in everything.items() if prefix not in first]
-        generate_jobs(context, stage, rest, advance)
+        generate_after(context, stage, list(first.values()), rest, advance)
     return lambda: _finish(context, stage, methods, jobs, openings)
 
 

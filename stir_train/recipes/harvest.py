@@ -18,7 +18,7 @@ def run(context: RunContext, stage: StageDir) -> Finish:
     config = context.config
     rollouts, states = RolloutStore(context.stage("rollout")), StateStore(context.stage("rollout"))
     count = rollouts.require_complete().num_chunks()
-    files = {f"{chunk:05d}": candidates_file(chunk) for chunk in range(count)}
+    files = {f"{chunk:05d}": (candidates_file(chunk),) for chunk in range(count)}
 
     def make(key: str) -> dict[str, int]:
         chunk = int(key)

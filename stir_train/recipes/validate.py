@@ -292,7 +292,7 @@ def _make_round(
     context, plans = validation.context, InterventionStore(validation.stage).plan(number)
     size = context.config.generation.chunk_completions
     chunks = {f"{chunk:05d}": chunk for chunk in range(-(-len(plans) // size))}
-    files = {key: trials_file(number, chunk) for key, chunk in chunks.items()}
+    files = {key: (trials_file(number, chunk),) for key, chunk in chunks.items()}
     utility = validation.utility
 
     def part(key: str) -> list[PlannedTrial]:

@@ -33,7 +33,7 @@ from stir_train.models.load import LoadedModel
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import sampling_params
 from stir_train.types.directions import DirectionSet
-from stir_train.types.places import Place
+from stir_train.types.places import PLACES_AT_PROMPT, Place
 from stir_train.types.rollout import Prompt
 from stir_train.types.steering import ControlBasis
 from stir_train.types.utility import Utility
@@ -80,6 +80,8 @@ def steered_answerer(
         context.config.seed,
         lambda: controller_for(context, settings, basis, directions=directions),
         steering_needs(settings),
+        isinstance(settings, VectorSteering)
+        and all(action.place in PLACES_AT_PROMPT for action in settings.actions),
     )
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.distributed.leases import FileLeases, LeaseTable, Note, StoreLeases
@@ -25,7 +25,7 @@ _BESIDE_ROLLOUTS = re.compile(
 def make_missing(
     context: RunContext,
     stage: StageDir,
-    files: Mapping[str, str],
+    files: Mapping[str, Sequence[str]],
     make: Callable[[str], Note],
     on_finished: Callable[[str, Note], None],
     *,
@@ -40,7 +40,7 @@ def make_missing(
     Args:
         context: The run.
         stage: Holds the files.
-        files: Key to the file that is there when the key's work is done, in order.
+        files: Key to the files that are there when the key's work is done, in order.
         make: Makes one key's files and returns its figures.
         on_finished: Called once for every key, whoever made it; with no figures if it was there before.
         together: What ``make`` decodes with, where ranks can only run it together.
@@ -65,7 +65,7 @@ def make_missing(
         on_finished(key, work(key))
 
 
-def missing_keys(stage: StageDir, files: Mapping[str, str]) -> list[str]:
+def missing_keys(stage: StageDir, files: Mapping[str, Sequence[str]]) -> list[str]:
     """The keys whose work is not done, or was damaged since.
 
     A chunk's rollout table is written last and says that the chunk is whole; what was written beside it
@@ -78,21 +78,21 @@ def missing_keys(stage: StageDir, files: Mapping[str, str]) -> list[str]:
             beside.setdefault(table, []).append(name)
     return [
         key
-        for key, file in files.items()
-        if not all(stage.has(name) for name in (file, *beside.get(file, ())))
+        for key, own in files.items()
+        if not all(stage.has(name) for file in own for name in (file, *beside.get(file, ())))
     ]
 
 
 def _recorded(
     context: RunContext,
     stage: StageDir,
-    files: Mapping[str, str],
+    files: Mapping[str, Sequence[str]],
     make: Callable[[str], Note],
 ) -> Callable[[str], Note]:
     """``make``, timed and logged; for a worker, unless another has just made the key."""
 
     def work(key: str) -> Note:
-        if context.is_worker and stage.has(files[key]):
+        if context.is_worker and all(map(stage.has, files[key])):
             return {}
         start = time.monotonic()
         note = dict(make(key)) | {"rank": context.world.rank}
@@ -110,7 +110,7 @@ def _work_with_others(
     context: RunContext,
     stage: StageDir,
     named: tuple[str, list[str]],
-    files: Mapping[str, str],
+    files: Mapping[str, Sequence[str]],
     make: Callable[[str], Note],
     on_finished: Callable[[str, Note], None],
     together: GenerationBackend | None,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from stir_train.answering.continued import ContinuedAnswerer
+from stir_train.answering.continued import ContinuedAnswerer, waits_for_greedy
 from stir_train.answering.interface import Answerer
 from stir_train.answering.model import ModelAnswerer
+from stir_train.answering.side_by_side import answer_side_by_side, fixed_from_the_prompt_on
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.config.inputs import TaskConfig
 from stir_train.data.grading import reward
@@ -19,7 +20,7 @@ from stir_train.generation.backend import Ability, SamplingParams, TokenListener
 from stir_train.generation.open import abilities_of
 from stir_train.monitoring.console import Meter
 from stir_train.monitoring.metrics import Pace
-from stir_train.runtime.chunk_scheduler import make_missing
+from stir_train.runtime.chunk_scheduler import make_missing, missing_keys
 from stir_train.runtime.context import RunContext
 from stir_train.stores.rollouts import (
     Reused,
@@ -95,47 +96,122 @@ def generate_jobs(
     for job in jobs:
         method = job.set_name or stage.name
         require_abilities(backend, abilities_of(backend), job.answerer.needs, method)
-    chunks = {
-        f"{job.prefix}{chunk:05d}": (job, chunk)
-        for job in jobs
-        for chunk in range(num_chunks(context, job))
-    }
-    left, pace = len(chunks), Pace()
+    units = {unit[0].key: unit for unit in _units(context, jobs)}
+    left, pace = sum(map(len, units.values())), Pace()
     num_finished: Counter[str] = Counter()
 
     def make(key: str) -> Note:
-        job, chunk = chunks[key]
-        return _generate_chunk(context, stage, job, chunk, advance)
+        figures = _generate_unit(context, stage, units[key], advance)
+        if not figures:
+            return {}
+        return {"tokens": sum(of["tokens"] for of in figures.values()), "chunks": figures}
 
     def on_finished(key: str, note: Note) -> None:
         nonlocal left
-        left -= 1
-        job, chunk = chunks[key]
-        num_finished[job.prefix] += 1
-        num_completions = len(prompts_of_chunk(context, job, chunk)) * job.num_samples
-        if not note:
-            advance(num_completions)
-            return
-        figures = {
-            **note,
-            "tokens_per_second": note["tokens"] / max(note["seconds"], 1e-6),
-            "queue_depth": left,
-            "eta_seconds": pace.eta_seconds(left),
-        }
-        # Counted, not numbered: other ranks finish theirs in between.
-        context.metrics.log(stage.name, figures, step=num_finished[job.prefix], series=job.set_name)
-        said = f"correct {note['correct_rate']:.0%}"
-        if note["truncated_rate"]:
-            said += f", cut off {note['truncated_rate']:.0%}"
-        advance(num_completions, said, int(note["tokens"]))
+        for chunk in units[key]:
+            left -= 1
+            num_finished[chunk.job.prefix] += 1
+            num_completions = len(prompts_of_chunk(context, chunk.job, chunk.number))
+            num_completions *= chunk.job.num_samples
+            found = note["chunks"].get(chunk.key) if note else None
+            if not found:
+                advance(num_completions)
+                continue
+            figures = {
+                **found,
+                "rank": note["rank"],
+                "seconds": note["seconds"],
+                "tokens_per_second": note["tokens"] / max(note["seconds"], 1e-6),
+                "queue_depth": left,
+                "eta_seconds": pace.eta_seconds(left),
+            }
+            # Counted, not numbered: other ranks finish theirs in between.
+            step, series = num_finished[chunk.job.prefix], chunk.job.set_name
+            context.metrics.log(stage.name, figures, step=step, series=series)
+            said = f"correct {found['correct_rate']:.0%}"
+            if found["truncated_rate"]:
+                said += f", cut off {found['truncated_rate']:.0%}"
+            advance(num_completions, said, int(found["tokens"]))
 
     # A sharded model is loaded by all ranks at once, and only one is run at a time.
-    for _, some in groupby(chunks.items(), key=lambda item: item[1][0].answerer.model):
+    for _, some in groupby(units.items(), key=lambda item: item[1][0].job.answerer.model):
         mine = dict(some)
-        files = {key: rollouts_file(job.set_name, chunk) for key, (job, chunk) in mine.items()}
-        (job, _), *_ = mine.values()
-        together = job.answerer.open() if context.is_sharded else None
+        files = {key: [chunk.file for chunk in unit] for key, unit in mine.items()}
+        (first, *_), *_ = mine.values()
+        together = first.job.answerer.open() if context.is_sharded else None
         make_missing(context, stage, files, make, on_finished, together=together)
+
+
+def generate_after(
+    context: RunContext,
+    stage: StageDir,
+    greedy: Sequence[GenerationJob],
+    jobs: Sequence[GenerationJob],
+    advance: Meter,
+) -> None:
+    """Make greedy answers, then those of jobs that may go on from them; all at once where none does. Collective.
+
+    Raises:
+        StageError: If one needs what the run's backend lacks.
+    """
+    if any(waits_for_greedy(job.answerer) for job in jobs):
+        generate_jobs(context, stage, greedy, advance)
+        generate_jobs(context, stage, jobs, advance)
+    else:
+        generate_jobs(context, stage, [*greedy, *jobs], advance)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A chunk of a job."""
+
+    job: GenerationJob
+    number: int
+
+    @property
+    def key(self) -> str:
+        """Its name in the stage."""
+        return f"{self.job.prefix}{self.number:05d}"
+
+    @property
+    def file(self) -> str:
+        """The file that is there when it is made."""
+        return rollouts_file(self.job.set_name, self.number)
+
+
+def _units(context: RunContext, jobs: Sequence[GenerationJob]) -> Iterator[Sequence[_Chunk]]:
+    """Chunks that are made in one go: mostly one, but small ones under fixed vectors side by side.
+
+    The jobs alone decide, not what is missing, so that every process and every attempt makes the same batches.
+    """
+    most, waiting = context.config.generation.chunk_completions, list[_Chunk]()
+
+    def num_waiting() -> int:
+        return sum(len(prompts_of_chunk(context, one.job, one.number)) for one in waiting)
+
+    for job in jobs:
+        for number in range(num_chunks(context, job)):
+            chunk, size = _Chunk(job, number), len(prompts_of_chunk(context, job, number))
+            is_alike = bool(waiting) and _share_batches(context, waiting[0].job, job)
+            if waiting and not (is_alike and num_waiting() + size <= most):
+                yield tuple(waiting)
+                waiting.clear()
+            waiting.append(chunk)
+    if waiting:
+        yield tuple(waiting)
+
+
+def _share_batches(context: RunContext, one: GenerationJob, other: GenerationJob) -> bool:
+    """Whether both answer greedily with one model under fixed vectors, which the backend can plan by request."""
+    return (
+        one.sampling == other.sampling
+        and one.sampling.temperature == 0
+        and one.num_samples == other.num_samples == 1
+        and one.answerer.model == other.answerer.model
+        and fixed_from_the_prompt_on(one.answerer) is not None
+        and fixed_from_the_prompt_on(other.answerer) is not None
+        and Ability.REPLAY_IMPULSES in abilities_of(context.config.generation.backend)
+    )
 
 
 def prompts_of_chunk(context: RunContext, job: GenerationJob, chunk: int) -> Sequence[Prompt]:
@@ -159,13 +235,40 @@ def load_answers(context: RunContext, stage: StageDir, job: GenerationJob) -> li
     return store.read(job.set_name)
 
 
-def _generate_chunk(
-    context: RunContext, stage: StageDir, job: GenerationJob, chunk: int, advance: Meter
+def _generate_unit(
+    context: RunContext, stage: StageDir, unit: Sequence[_Chunk], advance: Meter
+) -> dict[str, dict[str, float]]:
+    """Answer, grade and save the chunks of a unit that are missing; return their figures."""
+    # Before anything is answered: ranks that decode together must agree about it.
+    missing = missing_keys(stage, {chunk.key: [chunk.file] for chunk in unit})
+    if len(unit) == 1:
+        (chunk,) = unit
+        prompts = prompts_of_chunk(context, chunk.job, chunk.number)
+        answered = [_answer(context, chunk.job, prompts, advance)]
+    else:
+        asked = [
+            (answerer, prompts_of_chunk(context, chunk.job, chunk.number))
+            for chunk in unit
+            if (answerer := fixed_from_the_prompt_on(chunk.job.answerer)) is not None
+        ]
+        listener = token_listener(context, advance)
+        answered = answer_side_by_side(asked, unit[0].job.sampling, listener)
+    pairs = zip(unit, answered, strict=True)
+    found = {
+        chunk.key: _save_chunk(context, stage, chunk, made)
+        for chunk, made in pairs
+        if chunk.key in missing
+    }
+    return {key: figures for key, figures in found.items() if figures}
+
+
+def _save_chunk(
+    context: RunContext, stage: StageDir, of: _Chunk, made: Answers
 ) -> dict[str, float]:
-    """Answer, grade and save one chunk; return its figures."""
+    """Grade and save the answers of one chunk; return its figures, none where another rank writes."""
+    job, chunk = of.job, of.number
     prompts = prompts_of_chunk(context, job, chunk)
-    made = _answer(context, job, prompts, advance)
-    name = f"{stage.name}/{job.prefix}{chunk:05d}"
+    name = f"{stage.name}/{of.key}"
     if not context.is_mine_to_write(name, [r.token_ids for r in made.rollouts]):
         return {}
     asked = [prompt for prompt in prompts for _ in range(job.num_samples)]

@@ -12,7 +12,7 @@ from stir_train.runtime.answerers import utility_of
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import (
     GenerationJob,
-    generate_jobs,
+    generate_after,
     load_answers,
     sampling_params,
 )
@@ -52,8 +52,7 @@ def search_by_halving(
         total = sum(len(job.prompts) for job in (*first, *jobs))
         title = f"{stage.name} {num_parts}/{len(parts)}" if len(parts) > 1 else stage.name
         with context.progress(title, total, "problems") as advance:
-            generate_jobs(context, stage, first, advance)
-            generate_jobs(context, stage, jobs, advance)
+            generate_after(context, stage, first, jobs, advance)
         utility = utility_of(context.config)
 
         def read() -> list[float]:
