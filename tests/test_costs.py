@@ -20,7 +20,15 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from stir_train.config.load import load_config, parse_config
 from stir_train.config.run import RunConfig
 from stir_train.distributed.launch import Launch
-from stir_train.launch.costs import Rates, StageCost, _steps, chunk_costs, stage_costs
+from stir_train.launch.costs import (
+    Rates,
+    StageCost,
+    _Job,
+    _seconds,
+    _steps,
+    chunk_costs,
+    stage_costs,
+)
 from stir_train.launch.estimate import GIB, estimate, shape_of
 from stir_train.launch.lengths import expected_lengths
 from stir_train.tools import costs
@@ -88,7 +96,7 @@ def test_a_chunk_takes_the_steps_that_refilled_rows_take() -> None:
 
 
 def test_processes_that_have_no_chunk_left_wait() -> None:
-    """200 test problems, greedily, steered and by a student: one chunk each, or two of 100, by two processes."""
+    """200 test problems, greedily and under vectors, then by a student: one chunk each, or two of 100, by two processes."""
 
     def hours(chunk: int, num_processes: int) -> float:
         config = _config(
@@ -105,8 +113,24 @@ def test_processes_that_have_no_chunk_left_wait() -> None:
         return cost.hours - QWEN_RATES.load_seconds / 3600
 
     whole, halves = hours(256, 2), hours(100, 2)
-    assert whole == pytest.approx(hours(256, 1)), "one after the other: none has two chunks"
+    assert whole == pytest.approx(hours(256, 1) * 2 / 3), (
+        "nobody helps with the student's one chunk"
+    )
     assert halves == pytest.approx(hours(100, 1) / 2)
+
+
+@pytest.mark.parametrize(("chunk", "num_steps"), [(256, 100), (100, 200)])
+def test_small_sets_under_fixed_vectors_share_the_steps_of_a_batch(
+    chunk: int, num_steps: int
+) -> None:
+    config = _config(f"generation.chunk_completions={chunk}", "generation.max_rows=256")
+    rates = dataclasses.replace(
+        QWEN_RATES, prefill_tokens=1e9, step_seconds=1, row_seconds=0, answer_tokens=(100,)
+    )
+    shared = _seconds([_Job(32, times=5, is_shared=True)], config, rates)
+    by_itself = _seconds([_Job(32, times=5)], config, rates)
+    assert shared == pytest.approx(num_steps, abs=0.1)
+    assert by_itself == pytest.approx(500, abs=0.1)
 
 
 def test_stages_that_cost_nothing_to_speak_of_are_warned_of_nothing() -> None:
