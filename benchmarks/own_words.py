@@ -1,8 +1,8 @@
 """Problems that are in no task of the package, for a run as a user's own: sums of two digits in words.
 
 Usage: ``python benchmarks/own_words.py FILE.jsonl``. With a copy of SmolLM2-135M-Instruct in ``my-model``:
-``stir-train init my-model FILE.jsonl --effort quick``, then the commands that it prints. That model does worse when told
-to think step by step: write ``template: "{question}"`` into the configuration, and the budget that the rollouts propose.
+``stir-train init my-model FILE.jsonl --effort quick``, then the commands that it prints. That model seems to do
+worse when told to think step by step: write ``template: "{question}"`` into the configuration, and the budget that the rollouts propose.
 """
 
 from __future__ import annotations
