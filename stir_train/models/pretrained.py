@@ -7,6 +7,7 @@ tokens on a slow core, where a directory's takes a second.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from stir_train.models.locate import which_files
 
+_Reader = Callable[[str, dict[str, Any]], Any]
 _Stamp = tuple[int, int] | None
 """Time of change and size of a file at hand; None of a hub's, whose content its revision fixes."""
 
@@ -26,18 +28,14 @@ def read_config(path: str, settings: dict[str, Any]) -> PretrainedConfig:
         path: Directory or hub id.
         settings: Arguments of ``from_pretrained``; those that say which files are read count.
     """
-    files = which_files(settings)
-    if "gguf_file" not in files:
-        return _read_config(path, files)
-    return copy.deepcopy(_config_of_gguf(path, tuple(files.items()), _stamp(path, files)))
+    found: PretrainedConfig = _read(_read_config, path, which_files(settings))
+    return found
 
 
 def read_tokenizer(path: str, settings: dict[str, Any]) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, the caller's own copy; arguments as of `read_config`."""
-    files = which_files(settings)
-    if "gguf_file" not in files:
-        return _read_tokenizer(path, files)
-    return copy.deepcopy(_tokenizer_of_gguf(path, tuple(files.items()), _stamp(path, files)))
+    found: PreTrainedTokenizerBase = _read(_read_tokenizer, path, which_files(settings))
+    return found
 
 
 def _read_config(path: str, files: dict[str, Any]) -> PretrainedConfig:
@@ -50,6 +48,13 @@ def _read_tokenizer(path: str, files: dict[str, Any]) -> PreTrainedTokenizerBase
     return found
 
 
+def _read(read: _Reader, path: str, files: dict[str, Any]) -> Any:
+    """Read anew, or of a GGUF file a copy of what was read before."""
+    if "gguf_file" not in files:
+        return read(path, files)
+    return copy.deepcopy(_read_once(read, path, tuple(files.items()), _stamp(path, files)))
+
+
 def _stamp(path: str, files: dict[str, Any]) -> _Stamp:
     file = Path(path) / files["gguf_file"]
     if not file.is_file():
@@ -58,19 +63,11 @@ def _stamp(path: str, files: dict[str, Any]) -> _Stamp:
     return status.st_mtime_ns, status.st_size
 
 
-@lru_cache(maxsize=4)
-def _config_of_gguf(
+@lru_cache(maxsize=8)
+def _read_once(
+    read: _Reader,
     path: str,
     files: tuple[tuple[str, Any], ...],
     stamp: _Stamp,  # noqa: ARG001 - a file that changed is read again
-) -> PretrainedConfig:
-    return _read_config(path, dict(files))
-
-
-@lru_cache(maxsize=4)
-def _tokenizer_of_gguf(
-    path: str,
-    files: tuple[tuple[str, Any], ...],
-    stamp: _Stamp,  # noqa: ARG001 - a file that changed is read again
-) -> PreTrainedTokenizerBase:
-    return _read_tokenizer(path, dict(files))
+) -> Any:
+    return read(path, dict(files))
