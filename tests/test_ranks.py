@@ -19,6 +19,8 @@ from stir_train.tools.compare import read_results
 from tests.support.ranks import outputs, run_ranks, start_ranks
 
 SUPPORT = Path(__file__).parent / "support"
+CHUNKS = "generation.chunk_completions=16"
+"""Of the smoke run: six chunks of rollouts, three of samples for the student."""
 FIT_ROUNDING, LOSS_ROUNDING = 8e-4, 3e-5
 """Of parameters that moved by up to 4e-2 in eight steps of Adam, which magnifies rounding where a gradient
 is near zero; and of losses, relative, which show a wrong scale that Adam would hide."""
@@ -141,7 +143,7 @@ TRAINED = ("value", "tune", "steer", "distill", "evaluate")
 
 def _run(size: int, directory: Path, *arguments: str, verb: str = "run") -> list[int]:
     argv = ["-m", "stir_train", verb, str(SMOKE)]
-    more = [f"output_dir={directory}", "generation.chunk_completions=8", *arguments]
+    more = [f"output_dir={directory}", CHUNKS, *arguments]
     return run_ranks(size, [*argv, *more], directory / f"log{size}")
 
 
@@ -168,7 +170,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [3])
 def test_any_number_of_ranks_gives_equal_artifacts(alone: Path, tmp_path: Path, size: int) -> None:
     assert _run(size, tmp_path) == [0] * size, outputs(size, tmp_path / f"log{size}")
     run = tmp_path / "smoke"
@@ -186,7 +188,7 @@ def test_any_number_of_ranks_gives_equal_artifacts(alone: Path, tmp_path: Path, 
     ]
     assert results[0] == results[1]
     chunks = [item for item in _work_log(run) if item[0] in ("rollout", "steer")]
-    assert len(chunks) == len(set(chunks)) == 12 + 6
+    assert len(chunks) == len(set(chunks)) == 6 + 3
 
 
 @pytest.mark.slow
@@ -195,10 +197,10 @@ def test_a_killed_rank_loses_nothing_and_other_numbers_of_ranks_go_on(
 ) -> None:
     run = tmp_path / "smoke"
     argv = ["-m", "stir_train", "rollout", str(SMOKE)]
-    argv += [f"output_dir={tmp_path}", "generation.chunk_completions=8"]
+    argv += [f"output_dir={tmp_path}", CHUNKS]
     ranks = start_ranks(3, argv, tmp_path / "killed")
     deadline = time.monotonic() + 120
-    while not len(list(run.glob("rollout/rollouts-*.parquet"))) >= 3:
+    while not len(list(run.glob("rollout/rollouts-*.parquet"))) >= 2:
         assert time.monotonic() < deadline, outputs(3, tmp_path / "killed")
         time.sleep(0.02)  # watching for files, not waiting out a race
     ranks[1].send_signal(signal.SIGKILL)
@@ -214,23 +216,23 @@ def test_a_killed_rank_loses_nothing_and_other_numbers_of_ranks_go_on(
     again = _work_log(run)
     assert len(again) == len(set(again)), "nothing is done twice"
     # The killed rank may have written a chunk and not its line of the log.
-    assert len(again) >= 11
-    assert len(made) >= 2
+    assert len(again) >= 5
+    assert len(made) >= 1
 
 
 @pytest.mark.slow
 def test_workers_that_share_only_the_disk_make_each_chunk_once(alone: Path, tmp_path: Path) -> None:
     argv = ["-m", "stir_train", "rollout", str(SMOKE), "--worker"]
-    argv += [f"output_dir={tmp_path}", "generation.chunk_completions=8"]
+    argv += [f"output_dir={tmp_path}", CHUNKS]
     workers = [start_ranks(1, argv, tmp_path / f"worker{i}")[0] for i in range(3)]
     for number, worker in enumerate(workers):
         assert worker.wait(timeout=240) == 0, outputs(1, tmp_path / f"worker{number}")
     run = tmp_path / "smoke"
     assert not (run / "rollout" / "complete").exists()
-    assert sorted(_work_log(run)) == [("rollout", f"{i:05d}") for i in range(12)]
+    assert sorted(_work_log(run)) == [("rollout", f"{i:05d}") for i in range(6)]
     assert _run(1, tmp_path, verb="rollout") == [0], outputs(1, tmp_path / "log1")
     assert _files(run, "rollout") == _files(alone, "rollout")
-    assert len(_work_log(run)) == 12
+    assert len(_work_log(run)) == 6
 
 
 @pytest.mark.slow
@@ -261,7 +263,7 @@ def test_every_launcher_starts_ranks_that_share_the_work(
     alone: Path, tmp_path: Path, name: str
 ) -> None:
     argv = [sys.executable, *LAUNCHERS[name], "stir_train", "rollout", str(SMOKE)]
-    argv += [f"output_dir={tmp_path}", "generation.chunk_completions=8"]
+    argv += [f"output_dir={tmp_path}", CHUNKS]
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -34,7 +34,13 @@ def _gguf_file() -> Path:
 
 @pytest.mark.slow
 def test_a_real_model_goes_through_the_whole_pipeline(tmp_path: Path) -> None:
-    arguments = [str(CONFIG), f"model.name={_gguf_file()}", f"output_dir={tmp_path}"]
+    # One thread: the other cores have other tests, and threads that wait for one another lose by that.
+    arguments = [
+        str(CONFIG),
+        f"model.name={_gguf_file()}",
+        f"output_dir={tmp_path}",
+        "num_threads=1",
+    ]
     done = stir_train("run", *arguments)
     assert done.returncode == 0, done.stderr
     run = RunDir(tmp_path / "smollm2")
