@@ -44,7 +44,9 @@ class GenerationConfig(FrozenConfig):
     chunk_completions: PositiveInt = 256
     """Completions in a chunk, whole prompts: the unit of resumption, which fixes its batches."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
-    """Further settings of the backend; of `vllm`, arguments of its `EngineArgs`. `transformers` has none."""
+    """Further settings of the backend; of `vllm`, arguments of its `EngineArgs`. `transformers` has one,
+    `packed_weights`, true by default: on a CPU in float32, keep a second copy of large layers' weights while
+    decoding, in the order in which MKL multiplies by them."""
 
 
 class RolloutConfig(FrozenConfig):

@@ -154,6 +154,8 @@ def estimate(config: RunConfig, shape: ModelShape, *, num_ranks: int, on_gpu: bo
     generation_shards = num_ranks if config.model.sharding == "zero3" else shards
     training = shape.num_params * (2 if config.train.dtype == "bfloat16" else 4) / sharded
     generation = weights / generation_shards + rows * kv_token * context / shards
+    if not on_gpu and shards == generation_shards == 1 and shape.bytes_per_weight == 4:
+        generation += weights  # laid out for products (`models.packed_weights`)
     return Estimate(
         num_tokens=tokens,
         hours=hours,

@@ -6,7 +6,8 @@ the same chunk gives the same bytes in any process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -30,6 +31,11 @@ from stir_train.generation.transformers.decoding import Decoding
 from stir_train.generation.transformers.slot_cache import SlotCache
 from stir_train.generation.transformers.slot_forward import SlotForward
 from stir_train.models.load import LoadedModel
+from stir_train.models.packed_weights import packed_weights
+
+PACKED_WEIGHTS = "packed_weights"
+MIN_REQUESTS = 8
+"""Fewer are decoded faster than a large model's weights are packed."""
 
 
 class DecodeEngine:
@@ -52,10 +58,11 @@ class DecodeEngine:
             loaded: The frozen model.
             max_rows: At most this many rows; halved for good where memory runs out.
             max_cache_tokens: Bound of rows times their longest possible length.
-            options: There are none.
+            options: ``packed_weights``, true unless it is set: whether calls of several requests hold a second copy
+                of the weights, in the order in which a CPU multiplies by them.
 
         Raises:
-            ConfigError: If there are options.
+            ConfigError: If there are other options.
             ModelError: If the model's cache cannot be forked row by row.
         """
         self.check_installation(options or {})
@@ -64,18 +71,25 @@ class DecodeEngine:
         self._max_cache_tokens = max_cache_tokens
         self._forward = SlotForward(loaded)
         self._cache: SlotCache | None = None
+        # Ranks that hold a model together have layers of their own, which are not `nn.Linear`.
+        self._packs = bool((options or {}).get(PACKED_WEIGHTS, True)) and not loaded.is_sharded
 
     @staticmethod
     def check_installation(options: Mapping[str, JsonValue]) -> str:
-        """It is part of this package, so that there is nothing to check but that nothing is asked of it.
+        """It is part of this package, so that there is nothing to check but what is asked of it.
 
         Raises:
-            ConfigError: If there are options.
+            ConfigError: If that is more than `packed_weights`, true or false.
         """
-        if options:
+        others = sorted(options.keys() - {PACKED_WEIGHTS})
+        if others:
             raise ConfigError(
-                f"generation.options: {', '.join(sorted(options))}: not with generation.backend=transformers, "
-                "which has none"
+                f"generation.options: {', '.join(others)}: not with generation.backend=transformers, which has "
+                f"{PACKED_WEIGHTS} alone"
+            )
+        if not isinstance(options.get(PACKED_WEIGHTS, True), bool):
+            raise ConfigError(
+                f"generation.options.{PACKED_WEIGHTS}: {options[PACKED_WEIGHTS]!r} is neither true nor false"
             )
         return ""
 
@@ -114,7 +128,7 @@ class DecodeEngine:
                 self._cache = SlotCache(max_rows)
             run = Decoding(self._loaded, self._forward, self._cache, call)
             try:
-                with run.hook.attached(self._loaded.blocks, edited):
+                with run.hook.attached(self._loaded.blocks, edited), self._packed(requests):
                     while run.admit() or run.slots.rows:
                         run.step()
                 return run.result()
@@ -131,6 +145,15 @@ class DecodeEngine:
     def close(self) -> None:
         """Let go of the cache, which the next call makes anew."""
         self._cache = None
+
+    @contextmanager
+    def _packed(self, requests: Sequence[GenerationRequest]) -> Iterator[None]:
+        """Products by packed weights, made anew for every call: between two of them weights may be changed."""
+        if not self._packs or len(requests) < MIN_REQUESTS:
+            yield
+            return
+        with packed_weights(self._loaded.model):
+            yield
 
     def _rows_within_budget(
         self, requests: Sequence[GenerationRequest], sampling: SamplingParams
