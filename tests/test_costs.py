@@ -19,6 +19,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from stir_train.config.load import load_config, parse_config
 from stir_train.config.run import RunConfig
+from stir_train.directions.gradients import GradientSettings, rollout_gradients
 from stir_train.distributed.launch import Launch
 from stir_train.launch.costs import (
     Rates,
@@ -31,12 +32,15 @@ from stir_train.launch.costs import (
 )
 from stir_train.launch.estimate import GIB, estimate, shape_of
 from stir_train.launch.lengths import expected_lengths
+from stir_train.models.load import LoadedModel
 from stir_train.tools import costs
+from stir_train.tools import measure as module
 from stir_train.tools.costs import _warnings, chunk_advice, in_words
 from stir_train.tools.measure import _Clock, _fit, _TimeIsUp, _whole_lengths, measure
+from stir_train.types.rollout import Rollout
 from tests.support.commands import stir_train
 from tests.support.measures import measured_briefly
-from tests.support.smoke import SMOKE
+from tests.support.smoke import ONE_VECTOR, SMOKE
 
 QWEN = {
     "hidden_size": 896,
@@ -227,7 +231,8 @@ def test_an_embedded_model_is_measured_and_nothing_is_written(
     assert shape.num_layers == 6
     assert all(0 < length <= config.generation.max_new_tokens for length in rates.answer_tokens)
     assert rates.prefill_tokens > 0
-    assert rates.gradient_tokens > rates.training_tokens / 2 > 0
+    assert rates.gradient_tokens == rates.prefill_tokens, "nothing is differentiated"
+    assert rates.training_tokens > 0
     assert rates.decode_tokens(48) > 0
     shown = stir_train("run", str(SMOKE), f"output_dir={tmp_path}", "warn_hours=1e-9", "--dry-run")
     assert shown.returncode == 0, shown.stderr
@@ -235,6 +240,26 @@ def test_an_embedded_model_is_measured_and_nothing_is_written(
     assert "more than warn_hours" in shown.stdout
     assert all(len(line) < 80 for line in shown.stdout.splitlines()[1:])
     assert not any(tmp_path.iterdir())
+
+
+def test_what_is_differentiated_is_measured_as_the_run_does_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured_briefly(monkeypatch)
+    asked: list[tuple[int, GradientSettings]] = []
+
+    def watched(loaded: LoadedModel, rollouts: list[Rollout], settings: GradientSettings) -> object:
+        asked.append((len(rollouts), settings))
+        return rollout_gradients(loaded, rollouts, settings)
+
+    monkeypatch.setattr(module, "rollout_gradients", watched)
+    config = load_config(RunConfig, SMOKE, [f"output_dir={tmp_path}", *ONE_VECTOR])
+    rates, _ = measure(config)
+    assert rates.gradient_tokens != rates.prefill_tokens
+    num_rollouts, settings = asked[0]
+    assert num_rollouts >= 1
+    assert len(settings.blocks) == 1, "of the depth that is steered, and no other"
+    assert settings.sampling.temperature == 1.0
 
 
 def test_processes_measure_at_once_and_one_of_them_tells(

@@ -15,8 +15,10 @@ from torch.nn.functional import cross_entropy
 
 from stir_train.config.run import RunConfig
 from stir_train.data.prompts import cut_splits, render_prompts
+from stir_train.directions.gradients import GradientSettings, rollout_gradients
 from stir_train.distributed.world import alone
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
+from stir_train.generation.transformers.engine import MIN_REQUESTS
 from stir_train.launch.costs import Rates, rows_side_by_side
 from stir_train.launch.estimate import ModelShape, shape_of
 from stir_train.launch.lengths import expected_lengths
@@ -25,15 +27,22 @@ from stir_train.models.lora import add_lora
 from stir_train.runtime.context import set_threads
 from stir_train.runtime.problems import read_problems
 from stir_train.runtime.resources import Resources
-from stir_train.types.rollout import Prompt
+from stir_train.types.rollout import Prompt, Rollout
 
 LENGTH_SECONDS, MOST_LENGTH_SECONDS, WIDTH_SECONDS = 30.0, 240.0, 8.0
 """Of decoding few answers until most of them have ended, at the most, and of decoding at the run's width."""
 MIN_STEPS = 4
-NUM_ANSWERS, PREFILLED_PROMPTS, WIDE_PROMPTS = 32, 8, 4
+NUM_ANSWERS, WIDE_PROMPTS = 32, 4
+PREFILLED_PROMPTS = MIN_REQUESTS - 1
+"""So few that no weights are packed for them, which a chunk does once."""
 GOING_ON = 0.25
 """Of those few answers, how many may still go on when the time is up; their lengths are estimated."""
-GRADIENT_TOKENS, MIN_GRADIENT_TOKENS, GRADIENT_SECONDS, NUM_HEAD_STEPS = 1024, 64, 2.0, 20
+LEARNED_TOKENS, LEARNED_SECONDS = 1024, 15.0
+"""At most so many go backward at once, and about so long: products of few tokens are slower than the run's."""
+MIN_LEARNED_TOKENS, NUM_HEAD_STEPS = 64, 20
+SOME_SECONDS = 2.0
+BACKWARD_COST = 3.0
+"""Forward and backward over forward alone, to choose how many tokens are measured."""
 
 
 class _TimeIsUp(Exception):  # noqa: N818 - no error
@@ -139,8 +148,14 @@ def _measure(
     )
     step_seconds, row_seconds = _fit([*few.steps, *many.steps])
     lengths, num_ended = _whole_lengths(config, few)
-    ids = _sequences(config, resources, prompt_tokens + float(np.mean(lengths)), prefill)
-    gradient = _gradient_rate(resources, ids)
+    most = round(prefill * LEARNED_SECONDS / BACKWARD_COST)
+    most = max(MIN_LEARNED_TOKENS, min(LEARNED_TOKENS, most))
+    gradient = prefill
+    if config.makes_directions:
+        gradient = _gradient_rate(
+            config, resources, prompts, (round(float(np.mean(lengths))), most)
+        )
+    ids = _sequences(config, resources, prompt_tokens + float(np.mean(lengths)), most)
     distils = config.distill.enabled
     return Rates(
         prefill_tokens=prefill,
@@ -172,14 +187,7 @@ def _decode(
     control = ControlSpec(
         resources.automaton, config.control_points.max_points, resources.captured_blocks
     )
-    rollout = config.rollout
-    sampling = SamplingParams(
-        budget or config.generation.max_new_tokens,
-        resources.described.stop_token_ids,
-        temperature=rollout.temperature,
-        top_p=rollout.top_p,
-        top_k=rollout.top_k,
-    )
+    sampling = _sampling(config, resources, budget)
     clock = _Clock(time.perf_counter() + seconds, patience, int(GOING_ON * len(prompts)))
     requests = [GenerationRequest(prompt, sample) for sample, prompt in enumerate(prompts)]
     with suppress(_TimeIsUp):
@@ -187,6 +195,18 @@ def _decode(
             requests, sampling, seed=config.seed, control=control, listener=clock
         )
     return clock
+
+
+def _sampling(config: RunConfig, resources: Resources, budget: int | None = None) -> SamplingParams:
+    """As the rollouts are sampled."""
+    rollout = config.rollout
+    return SamplingParams(
+        budget or config.generation.max_new_tokens,
+        resources.described.stop_token_ids,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+    )
 
 
 def _prefill_rate(config: RunConfig, resources: Resources, prompts: Sequence[Prompt]) -> float:
@@ -225,18 +245,48 @@ def _whole_lengths(config: RunConfig, clock: _Clock) -> tuple[tuple[int, ...], i
     return lengths, len(indices) - len(going_on)
 
 
-def _gradient_rate(resources: Resources, ids: Int[Tensor, "B T"]) -> float:
-    """Tokens a second forward and backward to what goes into the frozen model."""
-    model = resources.loaded.model
+def _gradient_rate(
+    config: RunConfig, resources: Resources, prompts: Sequence[Prompt], sizes: tuple[int, int]
+) -> float:
+    """Tokens of rollouts, prompts included, that `directions` differentiates a second.
+
+    Args:
+        config: Of the run.
+        resources: The frozen model.
+        prompts: One is asked about under many names, so that all are equally long.
+        sizes: Tokens of an answer, and of a batch at most.
+    """
+    length, most = sizes
+    most = min(most, config.directions.max_batch_tokens)
+    length = max(1, min(length, most))
+    num_samples = config.rollout.num_samples
+    asked = prompts[0].token_ids
+    rollouts = [
+        Rollout(
+            prompt_id=str(number // num_samples),
+            sample=number % num_samples,
+            prompt_token_ids=(number // num_samples, *asked[1:]),
+            token_ids=(0,) * length,
+            logprobs=(0.0,) * length,
+            control_points=(),
+            finish_reason="length",
+        )
+        for number in range(max(1, most // length))
+    ]
+    settings = GradientSettings(
+        blocks=tuple(sorted({resources.block_at(depth) for depth in config.direction_depths})),
+        sampling=_sampling(config, resources),
+        max_points=config.control_points.max_points,
+        filtered=config.directions.filtered,
+        max_batch_tokens=config.directions.max_batch_tokens,
+        keep_points=config.steers_along_gradients,
+    )
 
     def once() -> Tensor:
-        states = model.get_input_embeddings()(ids).detach().requires_grad_()
-        logits = model(inputs_embeds=states, use_cache=False).logits
-        loss = _loss(logits, ids)
-        loss.backward()
-        return loss
+        return rollout_gradients(resources.loaded, rollouts, settings)[0].sums
 
-    return ids.numel() / _seconds_of(once)
+    num_tokens = sum(len(r.prompt_token_ids) + len(r.token_ids) for r in rollouts)
+    return num_tokens / _seconds_of(once)
 
 
 def _training_rate(config: RunConfig, resources: Resources, ids: Int[Tensor, "B T"]) -> float:
@@ -258,12 +308,12 @@ def _training_rate(config: RunConfig, resources: Resources, ids: Int[Tensor, "B 
 
 
 def _sequences(
-    config: RunConfig, resources: Resources, length: float, prefill: float
+    config: RunConfig, resources: Resources, length: float, most: int
 ) -> Int[Tensor, "B T"]:
-    """A part of a batch, as long as the run's sequences and no more than takes seconds; which tokens does not matter."""
-    most = max(MIN_GRADIENT_TOKENS, min(GRADIENT_TOKENS, round(prefill * GRADIENT_SECONDS / 2)))
+    """What a student learns from at once, of the run's lengths; which tokens does not matter."""
     width = max(2, min(round(length), most))
-    num_rows = max(1, min(config.distill.batch_size, most // width))
+    at_once = config.distill.batch_size // config.train.gradient_accumulation
+    num_rows = max(1, min(at_once, most // width))
     return torch.zeros(num_rows, width, dtype=torch.long, device=resources.loaded.device)
 
 
@@ -275,9 +325,9 @@ def _seconds_of(step: Callable[[], Tensor]) -> float:
     """Of a step, the median of as many as there is time for."""
     taken: list[float] = []
     begun = time.perf_counter()
-    while not taken or time.perf_counter() - begun < GRADIENT_SECONDS:
+    while not taken or time.perf_counter() - begun < SOME_SECONDS:
         last = time.perf_counter()
-        step().item()  # waits for what a GPU still has to do
+        step().sum().item()  # waits for what a GPU still has to do
         taken.append(time.perf_counter() - last)
     return float(np.median(taken))
 
