@@ -258,6 +258,24 @@ def test_a_second_step_goes_from_where_the_first_came_to(finished: Path, tmp_pat
     assert torch.equal(before.directions[other], after.directions[other])
 
 
+def test_one_lost_file_of_answers_side_by_side_is_made_again_and_no_other(
+    finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished / "smoke", tmp_path / "smoke")
+    stage = tmp_path / "smoke" / "evaluate"
+    answers = sorted(stage.glob("*/rollouts-*.parquet"))
+    assert len(answers) > 4
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in answers}
+    lost = stage / "control-random-1" / "rollouts-00000.parquet"
+    for path in (lost, stage / "complete"):
+        path.unlink()
+    done = _run(tmp_path, verb="evaluate")
+    assert done.returncode == 0, done.stderr
+    assert {path: path.read_bytes() for path in answers} == {p: b for p, (b, _) in before.items()}
+    made = [path for path in answers if path.stat().st_mtime_ns != before[path][1]]
+    assert made == [lost]
+
+
 @pytest.mark.slow
 def test_two_ranks_make_what_one_process_makes(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "smoke" / "rollout", tmp_path / "smoke" / "rollout")
