@@ -38,7 +38,7 @@ class Rates:
         prefill_tokens: A second.
         step_seconds, row_seconds: A decode step takes the first, and the second more for every row.
         gradient_tokens: A second, forward and backward through the frozen model.
-        training_tokens: A second, in steps of a student; the same if there is none.
+        training_tokens: A second, in steps of a student. These two mean nothing where nothing is learned.
         head_step_seconds: An optimizer step of a block's value heads.
         load_seconds: Of the model.
         prompt_tokens: Of a prompt, on average.

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
+from stir_train.config.learning import ObjectiveConfig
 from stir_train.config.run import RunConfig
 from stir_train.data.prompts import cut_splits, render_prompts
 from stir_train.directions.gradients import GradientSettings, rollout_gradients
+from stir_train.distill.objective import DistillLoss
+from stir_train.distill.samples import IGNORED, SequenceBatch
 from stir_train.distributed.world import alone
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
 from stir_train.generation.transformers.engine import MIN_REQUESTS
@@ -23,7 +24,7 @@ from stir_train.launch.costs import Rates, rows_side_by_side
 from stir_train.launch.estimate import ModelShape, shape_of
 from stir_train.launch.lengths import expected_lengths
 from stir_train.models.describe import decoder_config
-from stir_train.models.lora import add_lora
+from stir_train.models.lora import Student, add_lora
 from stir_train.runtime.context import set_threads
 from stir_train.runtime.problems import read_problems
 from stir_train.runtime.resources import Resources
@@ -150,19 +151,18 @@ def _measure(
     lengths, num_ended = _whole_lengths(config, few)
     most = round(prefill * LEARNED_SECONDS / BACKWARD_COST)
     most = max(MIN_LEARNED_TOKENS, min(LEARNED_TOKENS, most))
-    gradient = prefill
+    answer = round(float(np.mean(lengths)))
+    gradient = training = prefill
     if config.makes_directions:
-        gradient = _gradient_rate(
-            config, resources, prompts, (round(float(np.mean(lengths))), most)
-        )
-    ids = _sequences(config, resources, prompt_tokens + float(np.mean(lengths)), most)
-    distils = config.distill.enabled
+        gradient = _gradient_rate(config, resources, prompts, (answer, most))
+    if config.distill.enabled:
+        training = _training_rate(config, resources, (round(prompt_tokens), answer, most))
     return Rates(
         prefill_tokens=prefill,
         step_seconds=step_seconds,
         row_seconds=row_seconds,
         gradient_tokens=gradient,
-        training_tokens=_training_rate(config, resources, ids) if distils else gradient,
+        training_tokens=training,
         head_step_seconds=_head_step_seconds(config, resources.described.identity.width),
         load_seconds=load_seconds,
         prompt_tokens=prompt_tokens,
@@ -289,36 +289,41 @@ def _gradient_rate(
     return num_tokens / _seconds_of(once)
 
 
-def _training_rate(config: RunConfig, resources: Resources, ids: Int[Tensor, "B T"]) -> float:
-    """Tokens a second in steps of a student, in training's dtype; the model is of no other use afterwards."""
+def _training_rate(config: RunConfig, resources: Resources, sizes: tuple[int, int, int]) -> float:
+    """Tokens a second, prompts included, in steps of a student on samples alone; the model is of no use afterwards.
+
+    Args:
+        config: Of the run.
+        resources: The model that becomes the student.
+        sizes: Tokens of a prompt, of an answer, and of what goes backward at once at most.
+    """
+    prompt, answer, most = sizes
+    width = max(2, min(prompt + answer, most))
+    at_once = config.distill.batch_size // config.train.gradient_accumulation
+    num_rows = max(1, min(at_once, most // width))
     loaded = resources.loaded
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.train.dtype]
     nn.Module.to(loaded.model, dtype)
-    student = add_lora(loaded, config.distill, seed=config.seed)
-    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad])
+    student = Student(loaded, add_lora(loaded, config.distill, seed=config.seed))
+    if config.train.activation_checkpointing:
+        student.recompute_activations()
+    optimizer = torch.optim.AdamW([p for p in student.model.parameters() if p.requires_grad])
+    loss_of = DistillLoss(student.model, student, ObjectiveConfig())
+    # Which tokens does not matter.
+    ids = torch.zeros(num_rows, width, dtype=torch.long, device=loaded.device)
+    labels = ids.clone()
+    labels[:, : min(prompt, width - 1)] = IGNORED
+    num_targets = int((labels != IGNORED).sum())
+    batch = SequenceBatch(ids, labels, torch.ones_like(ids), num_targets, num_targets)
 
     def once() -> Tensor:
-        loss = _loss(student(input_ids=ids, use_cache=False).logits, ids)
+        loss = torch.stack(list(loss_of(batch).values())).sum()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         return loss
 
     return ids.numel() / _seconds_of(once)
-
-
-def _sequences(
-    config: RunConfig, resources: Resources, length: float, most: int
-) -> Int[Tensor, "B T"]:
-    """What a student learns from at once, of the run's lengths; which tokens does not matter."""
-    width = max(2, min(round(length), most))
-    at_once = config.distill.batch_size // config.train.gradient_accumulation
-    num_rows = max(1, min(at_once, most // width))
-    return torch.zeros(num_rows, width, dtype=torch.long, device=resources.loaded.device)
-
-
-def _loss(logits: Float[Tensor, "B T V"], ids: Int[Tensor, "B T"]) -> Tensor:
-    return cross_entropy(logits.flatten(0, 1).float(), ids.flatten())
 
 
 def _seconds_of(step: Callable[[], Tensor]) -> float:
