@@ -43,7 +43,7 @@ def packed_weights(model: nn.Module) -> Iterator[int]:
     try:
         for layer in layers:
             assert isinstance(layer, nn.Linear)
-            layer.forward = _product(layer)  # type: ignore[method-assign]  # an instance's own
+            vars(layer)["forward"] = _product(layer)  # before the class's, and gone afterwards
         yield len(layers)
     finally:
         for layer in layers:
