@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 MIN_WEIGHTS = 1 << 18
 """Smaller layers stay in a core's cache, and gain nothing."""
 PACKED_ROWS = 512
-"""Rows for which MKL chooses the order. As good for fewer and for more (benchmarks/packed_weights.py)."""
+"""Rows for which MKL chooses the order; products of any other number of rows use the same one."""
 
 
 def can_pack() -> bool:
