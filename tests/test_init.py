@@ -114,7 +114,7 @@ def test_a_file_gets_the_strictest_grader_that_reads_its_answers(
 
 
 @pytest.mark.parametrize(
-    ("num_problems", "sizes"), [(300, (150, 50, 100)), (400, (160, 64, 176)), (500, (160, 64, 200))]
+    ("num_problems", "sizes"), [(300, (150, 50, 100)), (380, (160, 64, 156)), (500, (160, 64, 160))]
 )
 def test_where_problems_are_few_the_harvest_gets_its_own_first(
     tmp_path: Path, num_problems: int, sizes: tuple[int, int, int]
@@ -225,9 +225,11 @@ def test_cores_and_memory_are_shared_out(
         decision.key: decision.value
         for decision in init_machine.fitting_decisions(machine, QWEN, held, on_gpu=False)
     }
-    per_process = -(-RunConfig(name="x").splits.num_test // processes)
-    expected = per_process if processes > 1 and per_process < 256 else None
-    assert values.get("generation.chunk_completions") == expected
+    default = RunConfig(name="x")
+    chunk = values.get("generation.chunk_completions", default.generation.chunk_completions)
+    rollouts = default.splits.num_harvest * default.rollout.num_samples
+    assert chunk <= default.generation.max_rows
+    assert -(-rollouts // chunk) % processes == 0, "each process takes as many chunks"
     overrides = [f"{key}={value}" for key, value in values.items()]
     overrides += ["distill.batch_size=8", "generation.max_new_tokens=512", "tune.modes=[vector]"]
     config = parse_config(RunConfig, {"name": "x"}, overrides, origin="test")
@@ -245,7 +247,8 @@ def test_cores_and_memory_are_shared_out(
 
 
 def test_few_problems_make_no_tiny_chunks_and_one_process_keeps_its_own() -> None:
-    few = [Decision("name", "x", ""), Decision("splits.num_test", 8, "")]
+    few = [Decision("name", "x", ""), Decision("splits.num_harvest", 8, "")]
+    few.append(Decision("rollout.num_samples", 4, ""))
 
     def chunk(num_processes: int) -> object:
         machine = init_machine.Machine(num_processes, 1, 64 * 2**30)

@@ -17,7 +17,7 @@ EFFORTS: Mapping[Effort, Mapping[str, Any]] = {
         # With 96, a real direction held at every token beat shuffled rewards in one half of two (benchmarks/directions_by_problems.py).
         "splits.num_harvest": 160,
         "splits.num_tune": 64,
-        "splits.num_test": 200,
+        "splits.num_test": 160,
         "rollout.num_samples": 4,
         "validation.num_rounds": 2,
         "validation.trials_per_round": 400,
@@ -27,6 +27,7 @@ EFFORTS: Mapping[Effort, Mapping[str, Any]] = {
         "tune.doubts": (1.0,),
         "tune.candidates": (4,),
         "tune.vectors": {"prompt_end": (0.3,), "every_token": (0.04, 0.055)},
+        "tune.num_halvings": 0,
         "distill.num_samples": 2,
         "distill.num_steps": 40,
         "distill.batch_size": 8,

@@ -68,13 +68,13 @@ def fitting_decisions(
     """
     share = MEMORY_SHARE * machine.memory_bytes / GIB
     config = _config_of(decisions)
-    per_process = max(MIN_CHUNK, -(-config.splits.num_test // machine.num_processes))
-    if machine.num_processes > 1 and per_process < config.generation.chunk_completions:
+    chunk = _even_chunk(config, machine.num_processes)
+    if machine.num_processes > 1 and chunk < config.generation.chunk_completions:
         yield Decision(
             "generation.chunk_completions",
-            per_process,
-            f"{config.splits.num_test} test problems are shared out evenly among {machine.num_processes} processes; a "
-            "chunk is what one of them takes at a time.",
+            chunk,
+            f"A chunk is what a process takes at a time: {config.splits.num_harvest * config.rollout.num_samples} rollouts "
+            f"are equally many chunks for each of {machine.num_processes} processes.",
         )
     tokens = config.directions.max_batch_tokens
     accumulation = config.train.gradient_accumulation
@@ -117,3 +117,12 @@ def _config_of(decisions: Sequence[Decision]) -> RunConfig:
         held = values.setdefault(section, {}) if section else values
         held[setting] = decision.value
     return parse_config(RunConfig, values, [], origin="init")
+
+
+def _even_chunk(config: RunConfig, num_processes: int) -> int:
+    """Completions of a chunk, of which every process takes as many; none is wider than what is decoded at once."""
+    num_samples = config.rollout.num_samples
+    completions = config.splits.num_harvest * num_samples
+    rounds = -(-completions // (num_processes * config.generation.max_rows))
+    prompts = -(-completions // (num_processes * rounds * num_samples))
+    return max(MIN_CHUNK, prompts * num_samples)

@@ -26,7 +26,7 @@ OTHER_ANSWER_TOKENS, THINKING_TOKENS, PROMPT_TOKENS = 512, 16_384, 512
 """Budgets of a completion by grader, of one that begins with thinking, and what a prompt may take."""
 CACHE_SHARE = 0.3
 """Of memory, what the key-value cache and the logits of a step may take."""
-MAX_ROWS, MAX_CPU_ROWS, MIN_ROWS = 256, 128, 4
+MAX_ROWS, MAX_CPU_ROWS, MIN_ROWS = 256, 160, 4
 FLOAT32_BYTES = 4
 
 
@@ -197,7 +197,7 @@ def generation_decisions(facts: ModelFacts, task: TaskConfig) -> Iterator[Decisi
     row = _row_bytes(facts.shape, asked + budget)
     rows = MAX_CPU_ROWS if facts.device.type == "cpu" else MAX_ROWS
     while rows > MIN_ROWS and rows * row > CACHE_SHARE * memory:
-        rows //= 2
+        rows = max(MIN_ROWS, rows // 2)
     yield Decision(
         "generation.max_rows",
         rows,
