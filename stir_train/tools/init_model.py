@@ -24,7 +24,7 @@ from stir_train.tools.init_machine import Machine, share_out
 ANSWER_TOKENS = {"choice": 512, "boolean": 512, "numeric": 512, "math": 2048}
 OTHER_ANSWER_TOKENS, THINKING_TOKENS, PROMPT_TOKENS = 512, 16_384, 512
 """Budgets of a completion by grader, of one that begins with thinking, and what a prompt may take."""
-CACHE_SHARE = 0.3
+CACHE_SHARE = 0.35
 """Of memory, what the key-value cache and the logits of a step may take."""
 MAX_ROWS, MAX_CPU_ROWS, MIN_ROWS = 256, 160, 4
 FLOAT32_BYTES = 4
