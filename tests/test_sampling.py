@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stir_train.generation import sampling
 from stir_train.generation.backend import SamplingParams
 from stir_train.generation.noise import row_keys, uniforms
 from stir_train.generation.sampling import next_tokens
@@ -108,3 +109,18 @@ def test_extreme_draws_of_a_large_vocabulary_pick_kept_tokens(draw: float) -> No
     for top_p in (0.9, 1.0):
         tokens, _ = next_tokens(logits, SamplingParams(1, temperature=1.0, top_p=top_p), draws)
         assert tokens.tolist() == [700 if draw == 0 else 3100]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_rows_chosen_a_few_at_a_time_are_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(23, 5000, generator=generator)
+    draws = torch.rand(23, generator=generator, dtype=torch.double)
+    seen = torch.rand(23, 5000, generator=generator) < 0.1
+    params = SamplingParams(1, temperature=temperature, top_p=0.99, repetition_penalty=1.3)
+    together = next_tokens(logits, params, draws, seen)
+    monkeypatch.setattr(sampling, "CACHED_LOGITS", 5 * 5000)
+    apart = next_tokens(logits, params, draws, seen)
+    assert all(torch.equal(one, other) for one, other in zip(together, apart, strict=True))

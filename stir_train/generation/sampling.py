@@ -13,6 +13,8 @@ NUM_LIKELIEST = 128
 pass; the nucleus of most steps is a few tokens, and the rare wider one falls back to the sort."""
 BLOCK = 512
 """Tokens whose probabilities are summed together before the cumulative sum."""
+CACHED_LOGITS = 1 << 20
+"""Logits that a CPU chooses from at once: what is made of 4 MiB stays in its cache."""
 
 
 def next_tokens(
@@ -33,6 +35,28 @@ def next_tokens(
         Token ids, and their log-probability (nats) under the unfiltered distribution at
         temperature 1.
     """
+    size = max(1, CACHED_LOGITS // logits.shape[-1])
+    if logits.device.type != "cpu" or len(logits) <= size:
+        return _next_tokens(logits, params, draws, seen)
+    parts = [
+        _next_tokens(
+            logits[rows],
+            params,
+            None if draws is None else draws[rows],
+            None if seen is None else seen[rows],
+        )
+        for rows in (slice(begin, begin + size) for begin in range(0, len(logits), size))
+    ]
+    tokens, logprobs = zip(*parts, strict=True)
+    return torch.cat(tokens), torch.cat(logprobs)
+
+
+def _next_tokens(
+    logits: Float[Tensor, "B V"],
+    params: SamplingParams,
+    draws: Float[Tensor, "B"] | None,
+    seen: Bool[Tensor, "B V"] | None,
+) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
     logits = logits.float()
     scores = logits if seen is None else _penalised(logits, seen, params.repetition_penalty)
     if params.temperature == 0:
