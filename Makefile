@@ -60,7 +60,7 @@ $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 install-vllm: $(VLLM_STAMP) ## make .venv-vllm, where generation.backend=vllm works
 
 test-vllm: $(VLLM_STAMP) ## the tests on vLLM, and of exports under its older transformers
-	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest tests/vllm tests/test_export.py
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest -n $(XDIST_WORKERS) --dist loadfile tests/vllm tests/test_export.py
 
 test-lm-eval: $(STAMP) ## the tests in lm-evaluation-harness, which this installs
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lm-eval]'

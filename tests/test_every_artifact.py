@@ -21,7 +21,7 @@ from stir_train.runtime.attempt import read_run
 from stir_train.runtime.lineage import require_lineage
 from stir_train.runtime.upstream import upstream_of
 from stir_train.tools.inspect import describe_path
-from tests.support.small_runs import run_small
+from tests.support.small_runs import run_small, small_run
 from tests.support.smoke import STAGES as MADE
 
 pytestmark = pytest.mark.slow
@@ -31,15 +31,9 @@ LEAST_TRIES = 200
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two finished runs of different seeds."""
-    runs = []
-    for seed in (0, 1):
-        output = tmp_path_factory.mktemp(f"seed-{seed}")
-        done = run_small(output, f"seed={seed}")
-        assert done.returncode == 0, done.stderr
-        runs.append(output / "smoke")
-    return runs[0], runs[1]
+def made(tmp_path_factory: pytest.TempPathFactory, finished: Path) -> tuple[Path, Path]:
+    """Two finished runs of different settings."""
+    return small_run(tmp_path_factory) / "smoke", finished / "smoke"
 
 
 def _damaged(file: Path, how: str, other: Path) -> Iterator[bool]:

@@ -19,8 +19,15 @@ from stir_train.tools.compare import read_results
 from tests.support.ranks import outputs, run_ranks, start_ranks
 
 SUPPORT = Path(__file__).parent / "support"
-CHUNKS = "generation.chunk_completions=16"
-"""Of the smoke run: six chunks of rollouts, three of samples for the student."""
+SMALLER = (
+    "generation.chunk_completions=16",
+    "splits={num_harvest: 24, num_tune: 12, num_test: 12}",
+    "validation={num_rounds: 2, trials_per_round: 80, strengths: [3.0], selection_problems: 8}",
+    "value.num_steps=50",
+    "evaluate.num_bootstrap=100",
+    "distill.also={}",
+)
+"""Than the smoke run, but as many chunks: six of rollouts, three of samples for the student."""
 FIT_ROUNDING, LOSS_ROUNDING = 8e-4, 3e-5
 """Of parameters that moved by up to 4e-2 in eight steps of Adam, which magnifies rounding where a gradient
 is near zero; and of losses, relative, which show a wrong scale that Adam would hide."""
@@ -143,7 +150,7 @@ TRAINED = ("value", "tune", "steer", "distill", "evaluate")
 
 def _run(size: int, directory: Path, *arguments: str, verb: str = "run") -> list[int]:
     argv = ["-m", "stir_train", verb, str(SMOKE)]
-    more = [f"output_dir={directory}", CHUNKS, *arguments]
+    more = [f"output_dir={directory}", *SMALLER, *arguments]
     return run_ranks(size, [*argv, *more], directory / f"log{size}")
 
 
@@ -197,7 +204,7 @@ def test_a_killed_rank_loses_nothing_and_other_numbers_of_ranks_go_on(
 ) -> None:
     run = tmp_path / "smoke"
     argv = ["-m", "stir_train", "rollout", str(SMOKE)]
-    argv += [f"output_dir={tmp_path}", CHUNKS]
+    argv += [f"output_dir={tmp_path}", *SMALLER]
     ranks = start_ranks(3, argv, tmp_path / "killed")
     deadline = time.monotonic() + 120
     while not len(list(run.glob("rollout/rollouts-*.parquet"))) >= 2:
@@ -223,7 +230,7 @@ def test_a_killed_rank_loses_nothing_and_other_numbers_of_ranks_go_on(
 @pytest.mark.slow
 def test_workers_that_share_only_the_disk_make_each_chunk_once(alone: Path, tmp_path: Path) -> None:
     argv = ["-m", "stir_train", "rollout", str(SMOKE), "--worker"]
-    argv += [f"output_dir={tmp_path}", CHUNKS]
+    argv += [f"output_dir={tmp_path}", *SMALLER]
     workers = [start_ranks(1, argv, tmp_path / f"worker{i}")[0] for i in range(3)]
     for number, worker in enumerate(workers):
         assert worker.wait(timeout=240) == 0, outputs(1, tmp_path / f"worker{number}")
@@ -263,7 +270,7 @@ def test_every_launcher_starts_ranks_that_share_the_work(
     alone: Path, tmp_path: Path, name: str
 ) -> None:
     argv = [sys.executable, *LAUNCHERS[name], "stir_train", "rollout", str(SMOKE)]
-    argv += [f"output_dir={tmp_path}", CHUNKS]
+    argv += [f"output_dir={tmp_path}", *SMALLER]
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]

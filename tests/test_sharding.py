@@ -35,7 +35,9 @@ SMALL = (
     "splits={num_harvest: 12, num_tune: 6, num_test: 8}",
     "generation.chunk_completions=8",
     "validation={num_rounds: 1, trials_per_round: 24, strengths: [3.0]}",
-    "evaluate.controls=false",
+    "value.num_steps=20",
+    "evaluate={controls: false, num_bootstrap: 100}",
+    "distill={num_steps: 4, also: {}}",
     "train.zero_stage=3",
     # On so few problems tuning may abstain, and then there is no student.
     "tune.enabled=false",

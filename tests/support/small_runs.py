@@ -5,6 +5,9 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
+
+from tests.support.made_once import made_once
 from tests.support.smoke import run_smoke
 
 SMALL = (
@@ -21,3 +24,13 @@ SMALL = (
 def run_small(output: Path, *arguments: str, verb: str = "run") -> subprocess.CompletedProcess[str]:
     """In this process."""
     return run_smoke(output, *SMALL, *arguments, verb=verb)
+
+
+def small_run(temporary: pytest.TempPathFactory) -> Path:
+    """The directory of outputs of a finished one, which test files share."""
+    return made_once(temporary, "small", _make)
+
+
+def _make(output: Path) -> None:
+    done = run_small(output)
+    assert done.returncode == 0, done.stderr
