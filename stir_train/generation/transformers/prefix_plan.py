@@ -1,4 +1,8 @@
-"""What a prefill pass adds: impulses that a request plans, and controllers asked at the prompt's end."""
+"""What prefill passes share, and what they add.
+
+All prompts may begin with the same tokens, which are fed once. Impulses that a request plans are added, and those
+of controllers asked at the prompt's end.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,36 @@ from stir_train.generation.controller import ControlBatch, Controller
 from stir_train.generation.holds import Holds
 from stir_train.types.places import HELD_PLACES, PROMPT_END, tokens_of
 
+MIN_SHARED_TOKENS = 32
+"""Tokens that prompts must have in common to be worth a pass of their own."""
+
+
+def num_shared_tokens(
+    requests: Sequence[GenerationRequest], controllers: Sequence[Controller]
+) -> int:
+    """How many tokens all prompts begin with, at which nothing is added: a system prompt, or worked examples.
+
+    A prompt's last token is never one of them, since what is decided there may differ; 0 if they are not worth
+    a pass of their own.
+    """
+    prompts = {request.prompt.token_ids for request in requests}
+    placed = [impulse.place for request in requests for impulse in request.planned]
+    placed += [controller.place for controller in controllers]
+    if len(prompts) < 2 or "every_token" in placed:
+        return 0
+    first, last = min(prompts), max(prompts)  # what these two begin with, all do
+    agree = [one == other for one, other in zip(first, last, strict=False)]
+    shared = min([*agree, False].index(False), min(map(len, prompts)) - 1)
+    return shared if shared >= MIN_SHARED_TOKENS else 0
+
 
 def prefill_plan(
     requests: Sequence[GenerationRequest],
     controllers: Sequence[Controller],
     automaton: ControlPointAutomaton | None,
     device: torch.device,
+    *,
+    start: int = 0,
 ) -> PassPlan:
     """Plan a pass over right-padded contexts.
 
@@ -27,20 +55,25 @@ def prefill_plan(
         controllers: Asked at the end of prompts that nothing follows yet.
         automaton: Finds the prefixes' control points.
         device: Of the pass.
+        start: Tokens of every context that were fed before; the pass's first column comes after them.
     """
     return PassPlan(
-        asks=_asks(requests, controllers, device), edits=_edits(requests, automaton, device)
+        asks=_asks(requests, controllers, device, start),
+        edits=_edits(requests, automaton, device, start),
     )
 
 
 def _asks(
-    requests: Sequence[GenerationRequest], controllers: Sequence[Controller], device: torch.device
+    requests: Sequence[GenerationRequest],
+    controllers: Sequence[Controller],
+    device: torch.device,
+    start: int,
 ) -> tuple[Ask, ...]:
     rows = [row for row, request in enumerate(requests) if not request.prefix_token_ids]
     if not rows:
         return ()
     asked = [requests[row] for row in rows]
-    columns = torch.tensor([len(r.prompt.token_ids) - 1 for r in asked], device=device)
+    columns = torch.tensor([len(r.prompt.token_ids) - 1 - start for r in asked], device=device)
     batch = ControlBatch(
         prompt_ids=tuple(request.prompt.prompt_id for request in asked),
         samples=tuple(request.sample for request in asked),
@@ -55,6 +88,7 @@ def _edits(
     requests: Sequence[GenerationRequest],
     automaton: ControlPointAutomaton | None,
     device: torch.device,
+    start: int,
 ) -> tuple[Edits, ...]:
     rows: dict[int, list[int]] = {}
     columns: dict[int, list[int]] = {}
@@ -62,8 +96,8 @@ def _edits(
     for row, request in enumerate(requests):
         for impulse in request.planned:
             first, last = _tokens(request, impulse, automaton)
-            start = len(request.prompt.token_ids)
-            covered = range(start + first, start + last + 1)
+            begin = len(request.prompt.token_ids) - start
+            covered = range(begin + first, begin + last + 1)
             rows.setdefault(impulse.block, []).extend([row] * len(covered))
             columns.setdefault(impulse.block, []).extend(covered)
             deltas.setdefault(impulse.block, []).extend([impulse.delta] * len(covered))

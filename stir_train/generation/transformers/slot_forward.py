@@ -63,16 +63,18 @@ class SlotForward:
             positions: Where each token goes, per row.
             num_keys: One more than the largest position.
             columns: The column of each row whose logits are wanted, for a pass that fills fresh rows
-                from position 0, padded on the right; None is a decode pass, the last column.
+                after as many positions as they all hold, padded on the right; None is a decode pass, the last
+                column.
 
         Returns:
             Logits for the token after each row's wanted column.
         """
         cache.begin(positions, num_keys)
+        fresh = columns is not None and token_ids.shape[1] == num_keys
         with self._selecting(columns):
             output = self._model(
                 input_ids=token_ids,
-                attention_mask=self._mask(positions, num_keys, fresh=columns is not None),
+                attention_mask=self._mask(positions, num_keys, fresh=fresh),
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
