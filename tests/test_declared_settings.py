@@ -27,7 +27,7 @@ OVER_A_BASIS = (
     "baselines.methods=[nowait]",
     "evaluate={controls: false, num_samples: 2, variants: {shut: {margin: 10}}, "
     "out_of_domain: {sums: {task: {name: addition}, num_problems: 8}}}",
-    "distill={num_steps: 4, patience: 2, validate_every_steps: 2, also: {rejection: {samples: plain}, "
+    "distill={num_steps: 4, patience: 2, validate_every_steps: 2, also: {policy: {samples: compared, sequence: 0, policy_gradient: 1}, "
     "taught: {logits: 1, on_policy: 0.5}}}",
 )
 BY_VECTORS = (

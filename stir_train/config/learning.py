@@ -14,6 +14,7 @@ SHIPPED_TERMS = {
     "sequence": "stir_train.distill.terms:SequenceTerm",
     "logits": "stir_train.distill.terms:LogitsTerm",
     "states": "stir_train.distill.terms:StatesTerm",
+    "policy_gradient": "stir_train.distill.terms:PolicyGradientTerm",
 }
 """Import paths of distillation terms by the name that a configuration gives a weight to."""
 
@@ -25,10 +26,11 @@ RESERVED_STUDENTS = frozenset({"student"})
 class ObjectiveConfig(FrozenConfig):
     """What a student learns from: a weighted sum, each part a mean over tokens or control points."""
 
-    samples: Literal["steered", "plain", "unverified"] = "steered"
+    samples: Literal["steered", "plain", "unverified", "compared"] = "steered"
     """Completions under the chosen controller, or the run's own rollouts without one (plain
     rejection sampling); of both the right and short ones are kept. `unverified` takes the rollouts as they
-    come, right or wrong (SSD, arXiv 2604.01193)."""
+    come, right or wrong (SSD, arXiv 2604.01193); `compared` all those of problems with unequal rewards, for
+    `policy_gradient`."""
     sequence: NonNegativeFloat = 1.0
     """Weight of the cross-entropy of their tokens."""
     logits: NonNegativeFloat = 0.0
@@ -37,6 +39,12 @@ class ObjectiveConfig(FrozenConfig):
     states: NonNegativeFloat = 0.0
     """Weight of the relative squared error of the steered block's states at control points; where
     the controller did nothing, the target is the base model's own state."""
+    policy_gradient: NonNegativeFloat = 0.0
+    """Weight of the clipped policy gradient: `compared` samples, right ones and wrong ones, each by its advantage
+    over the others of its problem, as `directions` weighs them."""
+    clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Of `policy_gradient`: how far a token's probability may move, relative to that at which it was sampled, before
+    it counts no more (PPO, arXiv 1707.06347)."""
     beta: Fraction = 0.5
     """Of the divergence: 0 is KL(teacher, student), 1 is KL(student, teacher), between is a mixture."""
     top_k: PositiveInt | None = None
@@ -71,7 +79,9 @@ class ObjectiveConfig(FrozenConfig):
     def _has_a_teacher(self) -> Self:
         has_teacher = bool(self.logits or self.states)
         if not self.weights:
-            raise ValueError("sequence, logits and states are all 0: there is nothing to learn")
+            raise ValueError(
+                "sequence, logits, states and policy_gradient are all 0: there is nothing to learn"
+            )
         if self.instruction and (self.states or not (self.logits or self.terms)):
             raise ValueError(
                 "a teacher under an instruction gives distributions alone: logits must be above 0, states 0"
@@ -80,6 +90,15 @@ class ObjectiveConfig(FrozenConfig):
             raise ValueError(
                 f"{self.samples} samples have no steered teacher: logits and states must be 0, or the "
                 "teacher be given an instruction"
+            )
+        if (self.samples == "compared") != bool(self.policy_gradient):
+            raise ValueError(
+                "policy_gradient learns from compared samples, and they from nothing else: set samples=compared and "
+                "policy_gradient above 0, or neither"
+            )
+        if self.samples == "compared" and (self.sequence or self.on_policy):
+            raise ValueError(
+                "compared samples are right and wrong ones, recorded: sequence and on_policy must be 0"
             )
         if self.on_policy and not (has_teacher or self.terms):
             raise ValueError("on_policy takes a teacher to judge: logits or states must be above 0")
@@ -92,7 +111,12 @@ class ObjectiveConfig(FrozenConfig):
     @property
     def weights(self) -> dict[str, float]:
         """Weights of the terms that have one, by name."""
-        own = {"sequence": self.sequence, "logits": self.logits, "states": self.states}
+        own = {
+            "sequence": self.sequence,
+            "logits": self.logits,
+            "states": self.states,
+            "policy_gradient": self.policy_gradient,
+        }
         return {name: weight for name, weight in {**own, **self.terms}.items() if weight}
 
     @property

@@ -155,6 +155,12 @@ def _tune_settings(config: RunConfig) -> Settings:
     }
 
 
+def _distill_settings(config: RunConfig) -> Settings:
+    compares = "compared" in _samples_of_students(config).values()
+    price = {"token_price": config.directions.token_price} if compares else {}
+    return {**_steering(config), "distill": config.distill, **price}
+
+
 def _baselines_settings(config: RunConfig) -> Settings:
     return {
         **_answering(config),
@@ -296,7 +302,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "distill",
         "Distil steered rollouts into a LoRA adapter, export and verify it.",
-        lambda config: {**_steering(config), "distill": config.distill},
+        _distill_settings,
         plans.distill,
         reads=("rollout", "directions", "validate", "value", "tune", "steer"),
         decodes=False,

@@ -16,6 +16,19 @@ from stir_train.config.learning import ObjectiveConfig
 
 
 @dataclass(frozen=True)
+class ComparedTokens:
+    """Tokens of completions that are weighed against others of their problems.
+
+    Attributes:
+        advantages: ``Float[N]``, of the completion that each token belongs to.
+        logprobs: ``Float[N]`` (nats), of each token when it was sampled, at temperature 1.
+    """
+
+    advantages: Float[Tensor, "N"]
+    logprobs: Float[Tensor, "N"]
+
+
+@dataclass(frozen=True)
 class TermInputs:
     """Some tokens of a batch's completions and some of its control points; they need not be at the same places.
 
@@ -34,6 +47,7 @@ class TermInputs:
         num_points: Control points of the whole batch, at least 1.
         by_student: The tokens are the student's own (on-policy), and nobody's target.
         objective: The objective's settings.
+        compared: What completions are worth beside others; None unless samples are compared.
     """
 
     logits: Float[Tensor, "N V"]
@@ -45,6 +59,7 @@ class TermInputs:
     num_points: int
     by_student: bool
     objective: ObjectiveConfig
+    compared: ComparedTokens | None = None
 
 
 @runtime_checkable

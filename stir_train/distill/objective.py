@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stir_train.config.learning import ObjectiveConfig
-from stir_train.distill.interface import TermInputs
+from stir_train.distill.interface import ComparedTokens, TermInputs
 from stir_train.distill.samples import IGNORED, SequenceBatch
 from stir_train.distill.terms import WeightedTerm, make_terms
 from stir_train.generation.control_hook import ControlHook
@@ -55,6 +55,7 @@ class Chunk:
     labels: Int[Tensor, "N"]
     student: PassStates
     teacher: PassStates | None
+    compared: ComparedTokens | None
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ class DistillLoss:
             num_points=1 if batch.points is None else max(1, batch.points.count),
             by_student=batch.by_student,
             objective=self.objective,
+            compared=chunk.compared,
         )
         values = {part.name: (part.weight, part.term(inputs)) for part in self.terms}
         return {
@@ -222,13 +224,19 @@ def _chunks(
     batch: SequenceBatch, student: PassStates, teacher: PassStates | None, count: int
 ) -> Iterator[Chunk]:
     """Cut a part into so many chunks of like size, some of them empty if there is too little."""
-    labels = batch.labels[:, 1:]
-    of_labels = labels[labels != IGNORED].to(student.hidden.device).tensor_split(count)
+    labels, device = batch.labels[:, 1:], student.hidden.device
+    counted = labels != IGNORED
+    of_labels = labels[counted].to(device).tensor_split(count)
     of_student = _cut(student, count)
     of_teacher: Sequence[PassStates | None] = [None] * count
     if teacher is not None:
         of_teacher = _cut(teacher, count)
-    for parts in zip(of_labels, of_student, of_teacher, strict=True):
+    of_compared: Sequence[ComparedTokens | None] = [None] * count
+    if batch.compared is not None:
+        tokens = batch.compared.at(counted)
+        both = (one.to(device).tensor_split(count) for one in (tokens.advantages, tokens.logprobs))
+        of_compared = [ComparedTokens(*some) for some in zip(*both, strict=True)]
+    for parts in zip(of_labels, of_student, of_teacher, of_compared, strict=True):
         yield Chunk(*parts)
 
 

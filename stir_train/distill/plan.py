@@ -89,6 +89,9 @@ def _some(
 ) -> Sequence[Rollout]:
     samples = samples_of(objective)
     if not samples:
-        lacking = "ended by itself" if objective.samples == "unverified" else "is correct"
+        lacking = {
+            "unverified": "ended by itself",
+            "compared": "has another reward than others of its problem",
+        }.get(objective.samples, "is correct")
         raise StageError(f"no {objective.samples} rollout {lacking}: there is nothing to distil")
     return samples

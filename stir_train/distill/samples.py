@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stir_train.distill.interface import ComparedTokens
 from stir_train.distill.replay import ControlPoints, Replay, num_points
 from stir_train.distributed.engine import TrainEngine
 from stir_train.train.loop import all_parts_of, parts_of
@@ -29,6 +30,7 @@ class BatchConfig:
         bucket_batches: Sequences of so many batches are sorted by length before they are cut.
         instructed: By prompt id, the token ids of the prompt with the teacher's instruction in it; None if
             the teacher is given none.
+        advantages: By prompt id and sample, of completions that are compared; None if they are not.
     """
 
     batch_size: int
@@ -36,6 +38,25 @@ class BatchConfig:
     seed: int
     bucket_batches: int = 1
     instructed: Mapping[str, tuple[int, ...]] | None = None
+    advantages: Mapping[tuple[str, int], float] | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What compared completions are worth and were sampled at, a row each, as `SequenceBatch` holds them.
+
+    Attributes:
+        advantages: ``Float[B]``.
+        logprobs: ``Float[B T]`` (nats), of the completions' tokens when they were sampled.
+    """
+
+    advantages: Float[Tensor, "B"]
+    logprobs: Float[Tensor, "B T"]
+
+    def at(self, counted: Bool[Tensor, "B S"]) -> ComparedTokens:
+        """Those of tokens but the first of each row that count, row after row."""
+        advantages = self.advantages[:, None].expand(counted.shape)[counted]
+        return ComparedTokens(advantages, self.logprobs[:, 1:][counted])
 
 
 @dataclass(frozen=True)
@@ -45,7 +66,8 @@ class SequenceBatch:
     ``num_targets`` counts the labels of the whole batch, of which this may be one rank's part, and
     ``most_targets`` those of its largest part; ``points`` are there for objectives that replay the steered
     teacher, ``instructed`` for those with an instruction: the same completions behind the prompts that the teacher
-    reads; ``by_student`` if the tokens are the student's own, and so for the teacher to judge and no target.
+    reads; ``by_student`` if the tokens are the student's own, and so for the teacher to judge and no target;
+    ``compared`` if completions are weighed by their advantages.
     """
 
     token_ids: Int[Tensor, "B T"]
@@ -56,6 +78,7 @@ class SequenceBatch:
     points: ControlPoints | None = None
     instructed: SequenceBatch | None = None
     by_student: bool = False
+    compared: Comparison | None = None
 
     @property
     def replayed(self) -> ControlPoints:
@@ -105,6 +128,14 @@ def unverified_samples(graded: Sequence[GradedRollout], *, keep_per_prompt: int)
         if is_new and not item.rollout.truncated and len(kept) < keep_per_prompt:
             kept.append(item.rollout)
     return [rollout for kept in drawn.values() for rollout in kept]
+
+
+def compared_samples(
+    graded: Sequence[GradedRollout], advantages: Mapping[tuple[str, int], float]
+) -> list[Rollout]:
+    """All completions that have an advantage, in their order: those of problems with unequal rewards."""
+    rollouts = (item.rollout for item in graded)
+    return [rollout for rollout in rollouts if (rollout.prompt_id, rollout.sample) in advantages]
 
 
 def sequence_batches(
@@ -177,9 +208,23 @@ def collate_part(
         ]
         instructed = collate(read, config.pad_token_id, num_targets)
         made = dataclasses.replace(made, instructed=instructed)
+    if config.advantages is not None:
+        compared = _compare(given, config.advantages, width=made.token_ids.shape[1])
+        made = dataclasses.replace(made, compared=compared)
     if own:
         return own, made
     return [dataclasses.replace(filler, control_points=())], _emptied(made)
+
+
+def _compare(
+    samples: Sequence[Rollout], advantages: Mapping[tuple[str, int], float], *, width: int
+) -> Comparison:
+    logprobs = torch.zeros(len(samples), width)
+    for row, sample in enumerate(samples):
+        begin = len(sample.prompt_token_ids)
+        logprobs[row, begin : begin + len(sample.token_ids)] = torch.tensor(sample.logprobs)
+    worth = [advantages[sample.prompt_id, sample.sample] for sample in samples]
+    return Comparison(torch.tensor(worth), logprobs)
 
 
 def _emptied(batch: SequenceBatch) -> SequenceBatch:

@@ -103,6 +103,25 @@ class StatesTerm:
         return relative_error(inputs.states, inputs.teacher_states) / inputs.num_points
 
 
+class PolicyGradientTerm:
+    """Minus the clipped surrogate of the expected reward (PPO, arXiv 1707.06347), without a penalty.
+
+    Where the student still is the sampler, its gradient is that of ``log p`` of every completion times its advantage.
+    """
+
+    needs_teacher = False
+
+    def __call__(self, inputs: TermInputs) -> Float[Tensor, ""] | None:
+        """Mean over tokens; None where completions are not compared."""
+        if inputs.compared is None:
+            return None
+        worth, clip = inputs.compared.advantages, inputs.objective.clip
+        logprobs = -functional.cross_entropy(inputs.logits, inputs.labels, reduction="none")
+        ratio = (logprobs - inputs.compared.logprobs).exp()
+        gains = torch.minimum(ratio * worth, ratio.clamp(1 - clip, 1 + clip) * worth)
+        return -gains.sum() / inputs.num_targets
+
+
 def divergence(
     student: Float[Tensor, "N V"], teacher: Float[Tensor, "N V"], objective: ObjectiveConfig
 ) -> Float[Tensor, ""]:

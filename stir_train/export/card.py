@@ -42,6 +42,8 @@ The run abstained from steering: on its tune split no controller was clearly bet
 {%- if card.samples == "steered" %} that distils its steered answers: the base, while steered at control points, answered problems of
 `{{ card.task }}`; its right and short answers taught this student, which needs no controller and costs a forward pass a token, as
 the base does.
+{%- elif card.samples == "compared" %}, taught by a policy gradient over the base's own answers to problems of `{{ card.task }}`, right
+and wrong ones; nothing was steered.
 {%- else %}, taught by the base's own right and short answers to problems of `{{ card.task }}` (rejection sampling); nothing was
 steered.
 {%- endif %}

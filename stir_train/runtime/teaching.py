@@ -18,6 +18,7 @@ from stir_train.distill.samples import (
     BatchConfig,
     SequenceBatch,
     choose_samples,
+    compared_samples,
     sequence_batches,
     unverified_samples,
 )
@@ -29,6 +30,7 @@ from stir_train.generation.controller import previewing
 from stir_train.models.lora import Student
 from stir_train.runtime.answerers import control_spec, controller_for
 from stir_train.runtime.context import RunContext
+from stir_train.runtime.directions import advantages_of
 from stir_train.runtime.generation import sampling_params
 from stir_train.runtime.search import load_parts
 from stir_train.stores.rollouts import RolloutStore
@@ -37,12 +39,14 @@ from stir_train.types.rollout import Rollout
 
 
 def samples_of(context: RunContext, objective: ObjectiveConfig) -> list[Rollout]:
-    """Completions of harvest problems: right and short ones, steered or plain, or plain ones as they come."""
+    """Completions of harvest problems: right and short ones, steered or plain, or plain ones as they come or compared."""
     config = context.config.distill
     source = "steer" if objective.samples == "steered" else "rollout"
     graded = RolloutStore(context.stage(source)).require_complete().read()
     if objective.samples == "unverified":
         return unverified_samples(graded, keep_per_prompt=config.keep_per_prompt)
+    if objective.samples == "compared":
+        return compared_samples(graded, advantages_of(context, graded).by_rollout)
     return choose_samples(
         graded, keep_per_prompt=config.keep_per_prompt, hard_below=config.hard_below
     )
@@ -55,6 +59,10 @@ def student_batches(
     batching = dataclasses.replace(
         _batching(context, student), instructed=instructed_prompts(context, spec.objective)
     )
+    if spec.objective.samples == "compared":
+        graded = RolloutStore(context.stage("rollout")).read()
+        worth = advantages_of(context, graded).by_rollout
+        batching = dataclasses.replace(batching, advantages=worth)
     replay = _replay(context, spec, student) if replays_steering(spec.objective) else None
     by_teacher = sequence_batches(spec.samples, engine, start, batching, replay)
     if not spec.objective.on_policy:

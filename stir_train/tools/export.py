@@ -136,6 +136,7 @@ def _in_words(objective: ObjectiveConfig) -> str:
         "tokens": objective.sequence,
         "next-token distributions": objective.logits,
         "states at control points": objective.states,
+        "policy gradient": objective.policy_gradient,
     }
     parts |= objective.terms
     named = [f"{name} (weight {weight:g})" for name, weight in parts.items() if weight]
