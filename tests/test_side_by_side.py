@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from stir_train.answering.continued import ContinuedAnswerer, GreedyAnswers
+from stir_train.answering.continued import ContinuedAnswerer, GreedyAnswers, waits_for_greedy
 from stir_train.answering.interface import Answerer
 from stir_train.answering.model import ModelAnswerer
 from stir_train.answering.side_by_side import answer_side_by_side, fixed_from_the_prompt_on
@@ -87,16 +87,27 @@ def test_each_answers_as_by_itself(
     assert len(answers) > 3, "the vectors do something"
 
 
+def _no_greedy(_prompts: Sequence[Prompt]) -> GreedyAnswers:
+    raise AssertionError("nothing to go on from")
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_set_by_itself_needs_no_greedy_answers_which_another_process_may_still_make(
+    answerers: dict[str, ModelAnswerer], loaded: LoadedModel, prompts: list[Prompt], name: str
+) -> None:
+    sampling = SamplingParams(BUDGET, loaded.stop_token_ids)
+    continued = ContinuedAnswerer(answerers[name], _no_greedy)
+    assert not waits_for_greedy(continued)
+    made = continued.answer(prompts[:4], num_samples=1, sampling=sampling)
+    assert made == answerers[name].answer(prompts[:4], num_samples=1, sampling=sampling)
+
+
 def test_only_what_is_fixed_from_the_prompt_on_shares_batches(
     answerers: dict[str, ModelAnswerer], loaded: LoadedModel, prompts: list[Prompt]
 ) -> None:
     fixed = answerers["two"]
     plain: Answerer = dataclasses.replace(fixed, is_fixed_from_the_prompt_on=False)
-
-    def greedy(_prompts: Sequence[Prompt]) -> GreedyAnswers:
-        raise AssertionError("nothing to go on from")
-
-    assert fixed_from_the_prompt_on(ContinuedAnswerer(fixed, greedy)) is fixed
+    assert fixed_from_the_prompt_on(ContinuedAnswerer(fixed, _no_greedy)) is fixed
     assert fixed_from_the_prompt_on(plain) is None
     with pytest.raises(ValueError, match="greedy"):
         answer_side_by_side(

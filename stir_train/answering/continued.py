@@ -37,7 +37,7 @@ class ContinuedAnswerer:
 
     A completion goes on from before that control point: the engine feeds its token, asks the controller and
     steers as it always does. A controller that acts elsewhere, or reads other blocks than those whose states
-    there are, answers from the beginning.
+    there are, answers from the beginning; fixed vectors that act from the prompt on do not ask for greedy answers at all.
 
     Attributes:
         steered: Answers from the beginning.
@@ -86,7 +86,11 @@ class ContinuedAnswerer:
         """
         if num_samples != 1 or sampling.temperature > 0:
             raise ValueError("only one greedy answer can be taken over from a greedy one")
-        known, steered = self.greedy(prompts), self.steered
+        steered = self.steered
+        if steered.is_fixed_from_the_prompt_on:
+            # It acts before their first token, and nobody waits for greedy answers: there may be none yet.
+            return steered.answer(prompts, num_samples=1, sampling=sampling, listener=listener)
+        known = self.greedy(prompts)
         if not is_foreseeable(steered.controller, known.states.blocks):
             return steered.answer(prompts, num_samples=1, sampling=sampling, listener=listener)
         foreseen = foresee(steered.controller, known.states)
