@@ -18,7 +18,7 @@ from stir_train.generation.backend import (
 )
 from stir_train.generation.controller import Steering
 from stir_train.generation.fixed import FixedVector
-from stir_train.generation.transformers import prefix_plan
+from stir_train.generation.transformers import shared_prefix
 from stir_train.generation.transformers.engine import DecodeEngine
 from stir_train.models.load import LoadedModel
 from stir_train.types.places import Place
@@ -60,7 +60,7 @@ def _both(
 
     shared = generate()
     with monkeypatch.context() as patch:
-        patch.setattr(prefix_plan, "MIN_SHARED_TOKENS", NEVER)
+        patch.setattr(shared_prefix, "MIN_SHARED_TOKENS", NEVER)
         return shared, generate()
 
 

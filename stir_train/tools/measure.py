@@ -20,7 +20,7 @@ from stir_train.distill.samples import IGNORED, SequenceBatch
 from stir_train.distributed.world import alone
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
 from stir_train.generation.transformers.engine import MIN_REQUESTS
-from stir_train.generation.transformers.prefix_plan import num_shared_tokens
+from stir_train.generation.transformers.shared_prefix import shared_tokens
 from stir_train.launch.costs import Rates, rows_side_by_side
 from stir_train.launch.estimate import ModelShape, shape_of
 from stir_train.launch.lengths import expected_lengths
@@ -214,7 +214,7 @@ def _prefill_rate(config: RunConfig, resources: Resources, prompts: Sequence[Pro
     begun = time.perf_counter()
     _decode(config, resources, prompts, budget=1, seconds=WIDTH_SECONDS)
     seconds = time.perf_counter() - begun
-    shared = num_shared_tokens([GenerationRequest(prompt) for prompt in prompts], ())
+    shared = len(shared_tokens([GenerationRequest(prompt) for prompt in prompts], ()))
     fed = sum(len(prompt.token_ids) - shared for prompt in prompts) + shared
     return fed / seconds
 

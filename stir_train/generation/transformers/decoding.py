@@ -35,12 +35,9 @@ from stir_train.generation.controller import (
 from stir_train.generation.decisions import records_of
 from stir_train.generation.noise import uniforms
 from stir_train.generation.sampling import next_tokens
-from stir_train.generation.transformers.prefix_plan import (
-    hold_planned,
-    num_shared_tokens,
-    prefill_plan,
-)
+from stir_train.generation.transformers.prefix_plan import hold_planned, prefill_plan
 from stir_train.generation.transformers.preview import ForkPoint, Previewer
+from stir_train.generation.transformers.shared_prefix import SharedPrefix, shared_tokens
 from stir_train.generation.transformers.slot_cache import SlotCache
 from stir_train.generation.transformers.slot_forward import SlotForward
 from stir_train.generation.transformers.slots import Row, Slots
@@ -92,8 +89,8 @@ class Decoding:
         self.requests = requests
         self.keys = call.noise_keys()
         self.queue = _prefill_groups(requests, max_rows)
-        self.num_shared = num_shared_tokens(requests, self.asked)
-        self.shared: SlotCache | None = None  # what all prompts begin with, once it was fed
+        shared = shared_tokens(requests, self.asked)
+        self.shared = SharedPrefix(shared, self.hook, forward, self.device)
         self.rollouts: list[Rollout | None] = [None] * len(requests)
         self.decisions: list[list[SteeringDecision]] = [[] for _ in requests]
         self.captured = _Captured()
@@ -141,16 +138,13 @@ class Decoding:
         for group in groups:
             request = self.requests[group[0]]
             contexts.append([*request.prompt.token_ids, *request.prefix_token_ids])
-        start = self.num_shared
+        start = self.shared.num_tokens
         token_ids = torch.zeros((len(groups), width - start), dtype=torch.long)
         for i, context in enumerate(contexts):
             token_ids[i, : len(context) - start] = torch.tensor(context[start:])
         last = torch.tensor([len(context) - 1 - start for context in contexts], device=self.device)
         positions = torch.arange(start, width, device=self.device).expand(len(groups), -1)
-        staging = SlotCache(len(groups), growth_tokens=width)
-        if start:
-            rows = torch.arange(len(groups), device=self.device)
-            staging.copy_rows(self._shared_cache(), torch.zeros_like(rows), rows, start)
+        staging = self.shared.staging(len(groups), width, self.cost)
         leading = [self.requests[group[0]] for group in groups]
         plan = prefill_plan(leading, self.asked, self.automaton, self.device, start=start)
         with self.hook.carrying_out(plan) as record:
@@ -175,24 +169,6 @@ class Decoding:
             of_samples, made, told = _for_every_sample(ask, decision, requests, sources)
             self._record(of_samples, made, slots[self._tensor(told)])
         self._sample(slots, logits[rows])
-
-    def _shared_cache(self) -> SlotCache:
-        """One row that holds what all prompts begin with, fed at the first call."""
-        if self.shared is None:
-            length = self.num_shared
-            token_ids = torch.tensor(
-                [self.requests[0].prompt.token_ids[:length]], device=self.device
-            )
-            positions = torch.arange(length, device=self.device)[None]
-            self.shared = SlotCache(1, growth_tokens=length)
-            with self.hook.carrying_out(PassPlan()):
-                self.forward(
-                    self.shared, token_ids, positions, num_keys=length, columns=positions[:, -1]
-                )
-            self.cost.forward_passes += 1
-            self.cost.prefill_passes += 1
-            self.cost.token_forwards += length
-        return self.shared
 
     # -- decoding ------------------------------------------------------------------------------
 

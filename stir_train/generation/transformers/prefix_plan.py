@@ -1,8 +1,4 @@
-"""What prefill passes share, and what they add.
-
-All prompts may begin with the same tokens, which are fed once. Impulses that a request plans are added, and those
-of controllers asked at the prompt's end.
-"""
+"""What a prefill pass adds: impulses that a request plans, and controllers asked at the prompt's end."""
 
 from __future__ import annotations
 
@@ -16,28 +12,6 @@ from stir_train.generation.control_hook import Ask, Edits, PassPlan, Sites, asks
 from stir_train.generation.controller import ControlBatch, Controller
 from stir_train.generation.holds import Holds
 from stir_train.types.places import HELD_PLACES, PROMPT_END, tokens_of
-
-MIN_SHARED_TOKENS = 32
-"""Tokens that prompts must have in common to be worth a pass of their own."""
-
-
-def num_shared_tokens(
-    requests: Sequence[GenerationRequest], controllers: Sequence[Controller]
-) -> int:
-    """How many tokens all prompts begin with, at which nothing is added: a system prompt, or worked examples.
-
-    A prompt's last token is never one of them, since what is decided there may differ; 0 if they are not worth
-    a pass of their own.
-    """
-    prompts = {request.prompt.token_ids for request in requests}
-    placed = [impulse.place for request in requests for impulse in request.planned]
-    placed += [controller.place for controller in controllers]
-    if len(prompts) < 2 or "every_token" in placed:
-        return 0
-    first, last = min(prompts), max(prompts)  # what these two begin with, all do
-    agree = [one == other for one, other in zip(first, last, strict=False)]
-    shared = min([*agree, False].index(False), min(map(len, prompts)) - 1)
-    return shared if shared >= MIN_SHARED_TOKENS else 0
 
 
 def prefill_plan(
