@@ -21,13 +21,10 @@ from tests.support.ranks import outputs, run_ranks, start_ranks
 SUPPORT = Path(__file__).parent / "support"
 SMALLER = (
     "generation.chunk_completions=16",
-    "splits={num_harvest: 24, num_tune: 12, num_test: 12}",
-    "validation={num_rounds: 2, trials_per_round: 80, strengths: [3.0], selection_problems: 8}",
-    "value.num_steps=50",
-    "evaluate.num_bootstrap=100",
+    "splits={num_harvest: 24, num_tune: 24, num_test: 12}",
     "distill.also={}",
 )
-"""Than the smoke run, but as many chunks: six of rollouts, three of samples for the student."""
+"""Than the smoke run: six chunks of rollouts, three of samples for the student."""
 FIT_ROUNDING, LOSS_ROUNDING = 8e-4, 3e-5
 """Of parameters that moved by up to 4e-2 in eight steps of Adam, which magnifies rounding where a gradient
 is near zero; and of losses, relative, which show a wrong scale that Adam would hide."""
