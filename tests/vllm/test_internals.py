@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pkgutil
+import warnings
 from typing import Any
 
 import pytest
@@ -45,6 +47,15 @@ def runner(pair: Pair, requests: list[GenerationRequest], briefly: SamplingParam
     assert isinstance(pair.theirs, VLLMEngine)
     assert pair.theirs._session is not None
     return pair.theirs._session._runner
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported() -> None:
+    """The modules that tests take something from, whose deprecations are not ours to be told of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for path in BEFORE_A_START:
+            pkgutil.resolve_name(path)
 
 
 @pytest.mark.parametrize("path", BEFORE_A_START)
