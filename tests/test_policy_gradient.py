@@ -1,4 +1,4 @@
-"""A student of a policy gradient: what its loss is, what its gradient is, and that it raises the reward."""
+"""A student of a policy gradient: what it learns from, its loss, and its gradient."""
 
 from __future__ import annotations
 
