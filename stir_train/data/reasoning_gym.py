@@ -89,7 +89,10 @@ class ReasoningGymScorer:
 @lru_cache(maxsize=8)
 def _dataset(source: str, parameters_json: str) -> ProceduralDataset:
     try:
-        import reasoning_gym  # noqa: PLC0415 - an optional extra
+        with warnings.catch_warnings():
+            # Python's, on a module of its requirements, where nobody has compiled that yet.
+            warnings.simplefilter("ignore", SyntaxWarning)
+            import reasoning_gym  # noqa: PLC0415 - an optional extra
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"task.source: {source} needs the package reasoning-gym: in the clone, pip "
