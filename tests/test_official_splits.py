@@ -156,4 +156,4 @@ def test_init_takes_no_more_problems_than_there_are(tmp_path: Path, name: str, e
     learned_from = splits.num_harvest + splits.num_tune
     assert learned_from + splits.num_test * (not num_test) <= num_problems
     if num_test:
-        assert splits.num_test == (160 if effort == "quick" else num_test)
+        assert splits.num_test == (128 if effort == "quick" else num_test)
