@@ -7,6 +7,7 @@ makes depends on its parameters and on the version of the package, so the hash o
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
