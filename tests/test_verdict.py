@@ -7,8 +7,9 @@ from typing import cast
 
 import pytest
 
-from stir_train.evals.verdict import run_verdict
-from stir_train.types.results import MethodRow, TuneReport
+from stir_train.config.steering import NoSteering, StaticSteering
+from stir_train.evals.verdict import describe_abstention, run_verdict
+from stir_train.types.results import MethodRow, SteeringTrial, TuneReport
 from tests.support.results import metrics, results
 
 STEERED = cast(TuneReport, SimpleNamespace(abstains=False))
@@ -50,3 +51,26 @@ def test_a_difference_is_told_by_words_and_its_size(
     assert sentence == (
         f"Steering the base solves 77.0% of 20 held-out problems, greedy decoding 50.0%: {said}"
     )
+
+
+@pytest.mark.parametrize(
+    ("gain", "interval", "said"),
+    [
+        (0.05, (-0.05, 0.15), " About 260 tune problems would show a gain of that size"),
+        (0.0, (-0.1, 0.1), None),
+        (-0.02, (-0.1, 0.06), None),
+        # Its accuracy may be much lower: more problems are not what is missing.
+        (0.05, (0.01, 0.09), None),
+    ],
+)
+def test_an_abstention_says_how_many_problems_would_show_the_nearest_gain(
+    gain: float, interval: tuple[float, float], said: str | None
+) -> None:
+    """Four times the problems halve an interval: one that reaches from -.05 to .15 then ends at zero."""
+    nearest = metrics("static", delta_utility=gain, delta_utility_ci95=interval)
+    nothing = NoSteering(depth=0.5)
+    trial = SteeringTrial(StaticSteering(strength=2.0), nearest, 64)
+    sentence = describe_abstention(TuneReport(nothing, 64, (trial,)))
+    assert "none is clearly better than greedy decoding on the 64 problems" in sentence
+    assert ("About" in sentence) == (said is not None)
+    assert said is None or said in sentence

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from stir_train.evals.intervals import describe_interval
 from stir_train.evals.lengths import MUCH_CUT_OFF
 from stir_train.types.results import Interval, MethodMetrics, PassedOver, Results, TuneReport
@@ -41,8 +43,18 @@ def describe_abstention(tune: TuneReport) -> str:
         f"The run abstains from steering: of {len(tune.trials)} settings none is clearly better than greedy "
         f"decoding on the {tune.num_problems} problems of the tune split. The nearest, {nearest.name}, gains "
         f"{_hundredths(nearest.delta_accuracy, nearest.delta_accuracy_ci95)} points and a utility of "
-        f"{nearest.delta_utility:+.3f} {_interval(nearest.delta_utility_ci95, 1, 3)}. {after}"
+        f"{nearest.delta_utility:+.3f} {_interval(nearest.delta_utility_ci95, 1, 3)}."
+        f"{_enough_problems(nearest, tune.num_problems)} {after}"
     )
+
+
+def _enough_problems(nearest: MethodMetrics, num_problems: int) -> str:
+    """How many problems would tell a gain in utility of that size from none, as its interval narrows with their root."""
+    gain, low = nearest.delta_utility, nearest.delta_utility_ci95[0]
+    if gain <= 0 or low > 0:
+        return ""
+    enough = 10 * math.ceil(num_problems * ((gain - low) / gain) ** 2 / 10)
+    return f" About {enough:,} tune problems would show a gain of that size (splits.num_tune)."
 
 
 def describe_passed_over(passed_over: PassedOver) -> str:
