@@ -157,6 +157,15 @@ def test_a_folder_with_a_test_file_is_tested_on_it_and_a_file_says_what_it_leave
     assert "test.jsonl beside it is not read" in (tmp_path / "first.yaml").read_text()
 
 
+def test_a_generators_parameters_are_taken_over(tmp_path: Path) -> None:
+    text = "{min_terms: 2, max_terms: 2, size: 120}"
+    config = _init(tmp_path, "embedded/addition", "reasoning-gym:chain_sum", "--parameters", text)
+    assert config.task.parameters == {"min_terms": 2, "max_terms": 2, "size": 120}
+    splits = config.splits
+    sizes = (splits.num_harvest, splits.num_tune, splits.num_test)
+    assert 100 < sum(sizes) <= 120, "of the problems that these make, some twice"
+
+
 def test_nothing_is_overwritten_and_what_is_unknown_is_said(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("kept")
@@ -171,6 +180,15 @@ def test_nothing_is_overwritten_and_what_is_unknown_is_said(tmp_path: Path) -> N
         (("embedded/addition", "addition", "--effort", "some"), "none of quick, standard"),
         (("embedded/nothing", "addition"), "embedded models: addition"),
         (("embedded/addition", "addition", "--source", "x.jsonl"), "no public task"),
+        (("embedded/addition", "addition", "--parameters", "{a: 1}"), "no reasoning-gym:NAME"),
+        (
+            ("embedded/addition", "reasoning-gym:chain_sum", "--parameters", "5"),
+            "expected a YAML mapping, as {max_terms: 5}; got '5'",
+        ),
+        (
+            ("embedded/addition", "reasoning-gym:chain_sum", "--parameters", "{max_term: 5}"),
+            "max_term",
+        ),
     ):
         done = stir_train("init", *arguments, "-o", other)
         assert done.returncode == 1

@@ -37,13 +37,20 @@ def init(
         str | None,
         typer.Option(help="quick, standard or thorough; default: what the machine allows."),
     ] = None,
+    parameters: Annotated[
+        str | None,
+        typer.Option(
+            metavar="YAML",
+            help="Of a reasoning-gym task: '{max_terms: 5}'; default: the generator's own.",
+        ),
+    ] = None,
 ) -> None:
     """Write a commented configuration for a model and a task; say what was decided and why."""
     from stir_train.config.effort import require_effort
     from stir_train.tools.init import Wish, write_first_config
 
     asked = None if effort is None else require_effort(effort, origin="--effort")
-    wish = Wish(model, task, source=source, output=output, effort=asked)
+    wish = Wish(model, task, source, parameters, output, asked)
     write_first_config(wish, answers())
 
 

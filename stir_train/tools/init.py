@@ -45,6 +45,7 @@ class Wish:
         model: Directory, hub id, ``.gguf`` file or ``embedded/NAME``.
         task: An embedded family, a known task, ``reasoning-gym:NAME``, a loader's import path, or a file.
         source: Of a public task, a copy at hand.
+        parameters: Of a ``reasoning-gym:NAME``, a YAML mapping.
         output: The file; None names it after model and task, here.
         effort: How much is to be spent; None takes what the machine allows.
     """
@@ -52,6 +53,7 @@ class Wish:
     model: str
     task: str
     source: str | None = None
+    parameters: str | None = None
     output: Path | None = None
     effort: Effort | None = None
 
@@ -65,7 +67,7 @@ def write_first_config(wish: Wish, console: Console) -> Path:
     """
     if wish.output is not None:
         _require_free(wish.output)
-    task = read_task(wish.task, source=wish.source)
+    task = read_task(wish.task, source=wish.source, parameters=wish.parameters)
     name = _run_name(wish.model, task.label)
     path = Path(f"{name}.yaml") if wish.output is None else wish.output
     _require_free(path)

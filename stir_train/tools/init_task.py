@@ -19,6 +19,7 @@ from stir_train.config.tasks import (
     TEMPLATES,
     known_settings,
 )
+from stir_train.config.yaml_text import parse_yaml
 from stir_train.data.sources import FILE_FORMATS, source_rows
 from stir_train.errors import ConfigError, DataError
 from stir_train.runtime.problems import read_problems
@@ -59,15 +60,16 @@ class TaskFacts:
         return self.config.source is None
 
 
-def read_task(word: str, *, source: str | None) -> TaskFacts:
+def read_task(word: str, *, source: str | None, parameters: str | None) -> TaskFacts:
     """Find out what a word on the command line stands for, and read its problems where they are at hand.
 
     Args:
         word: An embedded family, a public task, ``reasoning-gym:NAME``, a loader's import path, or a file.
         source: Of a public task, a copy at hand.
+        parameters: Of a ``reasoning-gym:NAME``, a YAML mapping.
 
     Raises:
-        ConfigError: If it is none of these.
+        ConfigError: If it is none of these, or does not take what is given beside it.
         DataError: If its problems cannot be read.
     """
     if word in FAMILIES:
@@ -84,6 +86,8 @@ def read_task(word: str, *, source: str | None) -> TaskFacts:
         raise _unknown(word)
     if source is not None and word not in KNOWN_TASKS:
         raise ConfigError(f"--source: {word} is no public task that may have a copy at hand")
+    if parameters is not None:
+        found.append(_parameters(word, parameters))
     values = {decision.key.removeprefix("task."): decision.value for decision in found}
     config = parse_config(TaskConfig, values, [], origin=f"TASK {word}")
     label = _label(Path(word)) if Path(word).exists() else word.removeprefix(REASONING_GYM)
@@ -96,6 +100,16 @@ def _known(word: str) -> list[Decision]:
     where = "reasoning-gym makes its problems" if word.startswith(REASONING_GYM) else source
     reason = f"A known task ({where}): columns, prompt and grader ({grader}) come with the name."
     return [Decision("task.name", word, reason)]
+
+
+def _parameters(word: str, text: str) -> Decision:
+    if not word.startswith(REASONING_GYM):
+        raise ConfigError(f"--parameters: {word} is no {REASONING_GYM}NAME, which alone has some")
+    read = parse_yaml(text, origin="--parameters")
+    if read.problems or not isinstance(read.value, dict):
+        told = "; ".join(f"{key}: {problem}" for key, problem in read.problems) or repr(text)
+        raise ConfigError(f"--parameters: expected a YAML mapping, as {{max_terms: 5}}; got {told}")
+    return Decision("task.parameters", read.value, "As you asked; the others are the generator's.")
 
 
 def _file(word: str) -> Iterator[Decision]:
