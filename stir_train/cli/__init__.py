@@ -14,6 +14,7 @@ import typer
 from stir_train import __version__
 from stir_train.cli import results, stages, tools
 from stir_train.cli.arguments import fail
+from stir_train.cli.huge_pages import ask_for_huge_pages
 from stir_train.cli.tiny import tiny
 from stir_train.distributed.preemption import EXIT_PREEMPTED, Preempted
 from stir_train.errors import StirError
@@ -52,6 +53,7 @@ def _program(
 
 def main() -> None:
     """Run the command line; a user's mistake prints without a traceback."""
+    ask_for_huge_pages()
     try:
         app()
     except StirError as error:
