@@ -85,7 +85,7 @@ def test_a_model_of_ones_own_gets_its_chat_template_and_settings_of_a_real_one(
     blocks = [round(depth * last) for depth in config.harvest.depths]
     assert len(set(blocks)) == len(blocks)
     assert "0 million" not in (tmp_path / "first.yaml").read_text()
-    assert config.distill.learning_rate == 1e-4
+    assert config.distill.learning_rate == 2e-4
     assert config.tune.modes == ("vector",)
     assert config.effort == "quick"
     assert "opens <think>" in (tmp_path / "first.yaml").read_text()

@@ -251,7 +251,7 @@ def learning_decisions(facts: ModelFacts) -> Iterator[Decision]:
     if facts.is_embedded:
         return
     reason = "Usual for LoRA on a pretrained model; the default of 2e-3 is for the embedded ones."
-    yield Decision("distill.learning_rate", 1e-4, reason)
+    yield Decision("distill.learning_rate", 2e-4, reason)
     yield Decision("distill.batch_size", 8, "Sequences a step: a worked answer is long.")
     reason = (
         "How far the exported adapter's logits may be from the trainer's: those of a real model run to "
