@@ -27,15 +27,16 @@ from stir_train.launch.costs import (
     _Job,
     _seconds,
     _steps,
-    chunk_costs,
+    likely_lengths,
     stage_costs,
 )
 from stir_train.launch.estimate import GIB, estimate, shape_of
-from stir_train.launch.lengths import expected_lengths
+from stir_train.launch.lengths import expected_lengths, long_answer
+from stir_train.launch.proposals import chunk_costs, smaller_budget
 from stir_train.models.load import LoadedModel
 from stir_train.tools import costs
 from stir_train.tools import measure as module
-from stir_train.tools.costs import _warnings, chunk_advice, in_words
+from stir_train.tools.costs import _warnings, budget_advice, chunk_advice, in_words
 from stir_train.tools.measure import _Clock, _fit, _TimeIsUp, _whole_lengths, measure
 from stir_train.types.rollout import Rollout
 from tests.support.commands import stir_train
@@ -62,8 +63,9 @@ QWEN_RATES = Rates(
     head_step_seconds=0.01,
     load_seconds=20,
     prompt_tokens=80,
-    answer_tokens=(110, 140, 170),
-    num_ended=3,
+    answer_tokens=(110, 140, 170) * 11,
+    long_answer_tokens=230,
+    num_ended=33,
 )
 """Measured of Qwen2.5-Coder-0.5B on chain_sum, 128 rows."""
 
@@ -127,7 +129,11 @@ def test_processes_that_have_no_chunk_left_wait() -> None:
 def test_small_sets_under_fixed_vectors_share_the_steps_of_a_batch(
     chunk: int, num_steps: int
 ) -> None:
-    config = _config(f"generation.chunk_completions={chunk}", "generation.max_rows=256")
+    config = _config(
+        f"generation.chunk_completions={chunk}",
+        "generation.max_rows=256",
+        "generation.max_new_tokens=100",
+    )
     rates = dataclasses.replace(
         QWEN_RATES, prefill_tokens=1e9, step_seconds=1, row_seconds=0, answer_tokens=(100,)
     )
@@ -167,8 +173,8 @@ def test_a_clock_counts_steps_and_stops_at_its_deadline(monkeypatch: pytest.Monk
         generate()
     assert clock.rows == [2, 2, 2, 1, 1, 1, 1]
     assert clock.steps == [(2, 1.0), (2, 1.0), (1, 1.0), (1, 1.0), (1, 1.0)]
-    lengths, num_ended = _whole_lengths(_config("generation.max_new_tokens=12"), clock)
-    assert num_ended == 1
+    lengths, longest, num_ended = _whole_lengths(_config("generation.max_new_tokens=12"), clock)
+    assert (longest, num_ended) == (12, 1), "too few have ended to say that none takes the budget"
     assert lengths[1] == 3
     assert 7 < lengths[0] < 12, "the other goes on, at most to the budget"
 
@@ -206,6 +212,50 @@ def test_answers_that_were_stopped_are_taken_for_as_long_as_they_would_have_been
             told.append(np.mean(found))
             true.append(np.mean(lengths))
         assert np.mean(told) == pytest.approx(np.mean(true), rel=0.3 if share < 0.5 else 0.15)
+
+
+@pytest.mark.parametrize("shape", [1.0, 1.5, 2.5, 3.5])
+def test_one_answer_in_a_thousand_is_longer_than_what_is_said(shape: float) -> None:
+    """Of 32 answers, some stopped, a hundred times; the median of what is said."""
+    generator = np.random.default_rng(5)
+    true = 160 * np.log(1000) ** (1 / shape)
+    told = []
+    for _ in range(100):
+        lengths = np.ceil(160 * generator.weibull(shape, 32))
+        stop = np.quantile(lengths, 0.75)
+        seen = [int(length) for length in lengths.clip(max=stop)]
+        told.append(long_answer(seen, list(lengths <= stop), budget=4096, share=1e-3))
+    assert np.median(told) == pytest.approx(true, rel=0.15)
+    assert long_answer([9, 9], [False, False], budget=40, share=1e-3) == 40
+    assert long_answer([9, 30], [True, True], budget=40, share=1e-3) == 40
+
+
+def test_an_answer_that_never_ends_is_reckoned_with() -> None:
+    """Two in three chunks of 48 have one, where none of 33 answers did: each then takes the budget's steps."""
+    config = _config("generation.max_new_tokens=1000")
+    lengths = likely_lengths(config, QWEN_RATES)
+    assert sorted(lengths)[-2:] == [170, 1000]
+    assert lengths.count(1000) / len(lengths) == 1 / 67
+    assert _steps(160, 160, lengths)[0] == 1000
+    assert _steps(30, 30, lengths)[0] == 170
+
+
+def test_a_smaller_budget_is_proposed_where_chunks_would_wait_for_what_never_ends() -> None:
+    shape = shape_of(QWEN, bytes_per_weight=4)
+    rates = dataclasses.replace(QWEN_RATES, step_seconds=0.25)
+    config = _config("tune.modes=[vector]", "generation.max_new_tokens=512", effort="quick")
+    found = smaller_budget(config, shape, rates)
+    assert found is not None
+    assert found.max_new_tokens == 256
+    assert 0.05 < found.saved_share < 0.5
+    said = budget_advice(config, shape, rates, 1)
+    assert "longer than 230 tokens; generation.max_new_tokens=256" in said
+    enough = _config("tune.modes=[vector]", "generation.max_new_tokens=256", effort="quick")
+    assert budget_advice(enough, shape, rates, 1) == ""
+    # Where a step costs nothing by itself, those few tokens are all that is spared.
+    alike = dataclasses.replace(rates, step_seconds=0.0)
+    few = _config("tune.modes=[vector]", "generation.max_new_tokens=320", effort="quick")
+    assert budget_advice(few, shape, alike, 1) == ""
 
 
 def test_answers_that_none_ended_of_take_the_budget() -> None:

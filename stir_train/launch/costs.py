@@ -26,8 +26,6 @@ from stir_train.types.places import PLACES_AT_PROMPT
 MIXED_SHARE = 0.7
 """Of rollouts, those of problems with right and wrong answers, which alone are differentiated."""
 STATE_BYTES = 4
-CHUNK_SECONDS, CHUNK_OVERHEAD = 60.0, 1.15
-"""What a chunk should take, and how much longer a run may take for it."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,7 @@ class Rates:
         load_seconds: Of the model.
         prompt_tokens: Of a prompt, on average.
         answer_tokens: Of sampled answers; of those that were stopped, what they would have come to.
+        long_answer_tokens: What one answer in a thousand exceeds, by the distribution of these.
         num_ended: Answers that came to their end.
     """
 
@@ -55,6 +54,7 @@ class Rates:
     load_seconds: float
     prompt_tokens: float
     answer_tokens: tuple[int, ...]
+    long_answer_tokens: int
     num_ended: int
 
     @property
@@ -116,48 +116,13 @@ def stage_costs(
     return [cost for cost in costs if cost.hours > 0]
 
 
-@dataclass(frozen=True)
-class ChunkCost:
-    """What chunks of a size mean for the rollouts.
-
-    Attributes:
-        num_completions: `generation.chunk_completions`.
-        seconds: Of a full chunk, which a kill loses.
-        slowdown: Time of all rollouts over that with the size that is set.
-    """
-
-    num_completions: int
-    seconds: float
-    slowdown: float
-
-
-def chunk_costs(config: RunConfig, rates: Rates) -> tuple[ChunkCost, ChunkCost]:
-    """The chunk size that is set, and the one to propose; the same where none is better.
-
-    The proposal halves the size until a chunk takes about a minute, or smaller batches would cost too much.
-    """
-    whole = _rollout_seconds(config, rates)
-    held = proposed = ChunkCost(
-        config.generation.chunk_completions, _chunk_seconds(config, rates), 1.0
-    )
-    while proposed.seconds > CHUNK_SECONDS:
-        size = proposed.num_completions // 2
-        if size < max(1, config.rollout.num_samples):
-            break
-        limits = config.generation.model_copy(update={"chunk_completions": size})
-        smaller = config.model_copy(update={"generation": limits})
-        slowdown = _rollout_seconds(smaller, rates) / whole
-        if slowdown > CHUNK_OVERHEAD:
-            break
-        proposed = ChunkCost(size, _chunk_seconds(smaller, rates), slowdown)
-    return held, proposed
-
-
-def _rollout_seconds(config: RunConfig, rates: Rates) -> float:
+def rollout_seconds(config: RunConfig, rates: Rates) -> float:
+    """Of all rollouts, by one process."""
     return _seconds([_Job(config.splits.num_harvest, config.rollout.num_samples)], config, rates)
 
 
-def _chunk_seconds(config: RunConfig, rates: Rates) -> float:
+def chunk_seconds(config: RunConfig, rates: Rates) -> float:
+    """Of a full chunk of rollouts."""
     num_samples = config.rollout.num_samples
     num_prompts = max(1, config.generation.chunk_completions // num_samples)
     return _seconds([_Job(min(num_prompts, config.splits.num_harvest), num_samples)], config, rates)
@@ -173,7 +138,7 @@ def _cost(
 ) -> StageCost:
     phases = list(_phases(name, config))
     num_completions = sum(job.num_completions for phase in phases for job in phase)
-    tokens = num_completions * rates.mean_answer_tokens
+    tokens = num_completions * _mean_length(config, rates)
     seconds = sum(_seconds(phase, config, rates, num_processes) for phase in phases)
     trained = _trained_tokens(name, config, rates)
     rate = rates.training_tokens if name == "distill" else rates.gradient_tokens
@@ -267,7 +232,7 @@ def _tries_vectors_alone(config: RunConfig) -> bool:
 
 def _trained_tokens(name: str, config: RunConfig, rates: Rates) -> float:
     """Tokens that go forward and backward through the model."""
-    length = rates.prompt_tokens + rates.mean_answer_tokens
+    length = rates.prompt_tokens + _mean_length(config, rates)
     if name == "directions" and config.makes_directions:
         num_rollouts = config.splits.num_harvest * config.rollout.num_samples
         return MIXED_SHARE * num_rollouts * length
@@ -312,6 +277,21 @@ def _seconds(
     return max(ends)
 
 
+def likely_lengths(config: RunConfig, rates: Rates) -> tuple[int, ...]:
+    """Lengths to reckon with: the measured ones, and half an answer that runs on to the token budget.
+
+    A few answers seldom show the one that never ends, for which a whole chunk waits. Half an observation is what
+    Jeffreys' prior adds.
+    """
+    # In the middle, so that a batch has it that is more than half as long.
+    return (*rates.answer_tokens, config.generation.max_new_tokens, *rates.answer_tokens)
+
+
+def _mean_length(config: RunConfig, rates: Rates) -> float:
+    lengths = likely_lengths(config, rates)
+    return sum(lengths) / len(lengths)
+
+
 def _chunks(job: _Job, config: RunConfig, rates: Rates) -> list[tuple[float, float]]:
     """Seconds of a job's chunks, and how many take so long."""
     rows = rows_side_by_side(config, rates.prompt_tokens)
@@ -322,7 +302,7 @@ def _chunks(job: _Job, config: RunConfig, rates: Rates) -> list[tuple[float, flo
     whole, rest = divmod(num_prompts, per_chunk)
     chunks = []
     for size, count in ((per_chunk, whole * times), (rest, times)):
-        steps, row_steps = _steps(size * job.num_samples, rows, rates.answer_tokens)
+        steps, row_steps = _steps(size * job.num_samples, rows, likely_lengths(config, rates))
         seconds = size * rates.prompt_tokens / rates.prefill_tokens
         seconds += steps * rates.step_seconds + row_steps * rates.row_seconds
         chunks.append((seconds, count))

@@ -1,7 +1,8 @@
-"""How long answers will be that were stopped before their end."""
+"""How long answers will be, from some of which a few were stopped before their end."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,9 +28,7 @@ def expected_lengths(
     Returns:
         Tokens, in order; ``budget`` for all that were stopped where none has ended by itself.
     """
-    seen = np.asarray(lengths, dtype=float)
-    ended = np.asarray(has_ended, dtype=bool)
-    by_itself = ended & (seen < budget)
+    seen, ended, by_itself = _arrays(lengths, has_ended, budget)
     if ended.all() or not by_itself.any():
         whole = np.where(ended, seen, budget)
         return tuple(int(length) for length in whole)
@@ -38,6 +37,29 @@ def expected_lengths(
         length if is_whole else round(_mean_from(length, shape, scale, budget))
         for length, is_whole in zip(lengths, has_ended, strict=True)
     )
+
+
+def long_answer(
+    lengths: Sequence[int], has_ended: Sequence[bool], *, budget: int, share: float
+) -> int:
+    """Tokens that a ``share`` of the answers exceeds, by the same distribution; arguments as of `expected_lengths`.
+
+    Returns:
+        At most ``budget``, which it is where no answer has ended by itself.
+    """
+    seen, _, by_itself = _arrays(lengths, has_ended, budget)
+    if not by_itself.any():
+        return budget
+    shape, scale = _fit(seen, by_itself)
+    return min(budget, math.ceil(scale * (-math.log(share)) ** (1 / shape)))
+
+
+def _arrays(
+    lengths: Sequence[int], has_ended: Sequence[bool], budget: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lengths, which are at their end, and which of these came to it by themselves."""
+    seen, ended = np.asarray(lengths, dtype=float), np.asarray(has_ended, dtype=bool)
+    return seen, ended, ended & (seen < budget)
 
 
 def _fit(seen: np.ndarray, by_itself: np.ndarray) -> tuple[float, float]:

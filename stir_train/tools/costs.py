@@ -14,16 +14,14 @@ from rich.table import Table
 
 from stir_train.config.run import RunConfig
 from stir_train.distributed.launch import START, Launch, usable_cores
-from stir_train.launch.costs import (
+from stir_train.launch.costs import Rates, StageCost, rows_side_by_side, stage_costs
+from stir_train.launch.estimate import GIB, ModelShape
+from stir_train.launch.proposals import (
     CHUNK_OVERHEAD,
     CHUNK_SECONDS,
-    Rates,
-    StageCost,
     chunk_costs,
-    rows_side_by_side,
-    stage_costs,
+    smaller_budget,
 )
-from stir_train.launch.estimate import GIB
 from stir_train.monitoring.console import caution
 from stir_train.tools.measure import measure
 
@@ -62,6 +60,8 @@ def show_costs(
     for line in _rates_in_words(config, rates, launch.size):
         console.print(line, width=width)
     if "rollout" in stages and (advice := chunk_advice(config, rates)):
+        console.print(advice, width=width)
+    if "rollout" in stages and (advice := budget_advice(config, shape, rates, launch.size)):
         console.print(advice, width=width)
     for warning in _warnings(config, costs, num_beside=launch.local_size):
         console.print(caution(warning), width=width)
@@ -130,6 +130,18 @@ def chunk_advice(config: RunConfig, rates: Rates) -> str:
     return (
         f"{told}generation.chunk_completions={proposed.num_completions} makes that "
         f"{in_words(proposed.seconds / HOUR)}{cost} (set it before the run: later stages go by it)"
+    )
+
+
+def budget_advice(config: RunConfig, shape: ModelShape, rates: Rates, num_processes: int) -> str:
+    """A smaller token budget, where answers that never end would cost much; else empty."""
+    found = smaller_budget(config, shape, rates, num_processes=num_processes)
+    if found is None:
+        return ""
+    return (
+        f"by these answers, one in 1,000 that ends by itself is longer than {rates.long_answer_tokens} tokens; "
+        f"generation.max_new_tokens={found.max_new_tokens} cuts off those that never end, for which every "
+        f"chunk waits: {found.saved_share:.0%} less time in all"
     )
 
 

@@ -191,7 +191,7 @@ def generation_decisions(facts: ModelFacts, task: TaskConfig) -> Iterator[Decisi
         "generation.max_new_tokens",
         budget,
         f"{why}. An answer ends with {ends}. If --dry-run or the report says that many are cut off, "
-        "raise it.",
+        "raise it; if --dry-run proposes less, take that.",
     )
     memory = facts.machine.memory_bytes
     row = _row_bytes(facts.shape, asked + budget)

@@ -23,7 +23,7 @@ from stir_train.generation.transformers.engine import MIN_REQUESTS
 from stir_train.generation.transformers.shared_prefix import shared_tokens
 from stir_train.launch.costs import Rates, rows_side_by_side
 from stir_train.launch.estimate import ModelShape, shape_of
-from stir_train.launch.lengths import expected_lengths
+from stir_train.launch.lengths import expected_lengths, long_answer
 from stir_train.models.describe import decoder_config
 from stir_train.models.lora import Student, add_lora
 from stir_train.runtime.context import set_threads
@@ -37,6 +37,8 @@ MIN_STEPS = 4
 NUM_ANSWERS, WIDE_PROMPTS = 32, 4
 PREFILLED_PROMPTS = MIN_REQUESTS - 1
 """So few that no weights are packed for them, which a chunk does once."""
+LONG_SHARE = 1e-3
+"""Of answers, those that exceed what is said to be a long one."""
 GOING_ON = 0.25
 """Of those few answers, how many may still go on when the time is up; their lengths are estimated."""
 LEARNED_TOKENS, LEARNED_SECONDS = 1024, 15.0
@@ -149,7 +151,7 @@ def _measure(
         config, resources, sorted(wide, key=prompts.index), budget=None, seconds=WIDTH_SECONDS
     )
     step_seconds, row_seconds = _fit([*few.steps, *many.steps])
-    lengths, num_ended = _whole_lengths(config, few)
+    lengths, longest, num_ended = _whole_lengths(config, few)
     most = round(prefill * LEARNED_SECONDS / BACKWARD_COST)
     most = max(MIN_LEARNED_TOKENS, min(LEARNED_TOKENS, most))
     answer = round(float(np.mean(lengths)))
@@ -168,6 +170,7 @@ def _measure(
         load_seconds=load_seconds,
         prompt_tokens=prompt_tokens,
         answer_tokens=lengths,
+        long_answer_tokens=longest,
         num_ended=num_ended,
     )
 
@@ -236,16 +239,14 @@ def _fit(steps: Sequence[tuple[int, float]]) -> tuple[float, float]:
     return float(base), float(slope)
 
 
-def _whole_lengths(config: RunConfig, clock: _Clock) -> tuple[tuple[int, ...], int]:
-    """Tokens of every answer, and how many were decoded to their end."""
-    going_on = clock.going_on
+def _whole_lengths(config: RunConfig, clock: _Clock) -> tuple[tuple[int, ...], int, int]:
+    """Tokens of every answer, what hardly one exceeds, and how many were decoded to their end."""
+    going_on, budget = clock.going_on, config.generation.max_new_tokens
     indices = sorted(clock.lengths)
-    lengths = expected_lengths(
-        [clock.lengths[index] for index in indices],
-        [index not in going_on for index in indices],
-        budget=config.generation.max_new_tokens,
-    )
-    return lengths, len(indices) - len(going_on)
+    seen = [clock.lengths[index] for index in indices]
+    has_ended = [index not in going_on for index in indices]
+    longest = long_answer(seen, has_ended, budget=budget, share=LONG_SHARE)
+    return expected_lengths(seen, has_ended, budget=budget), longest, sum(has_ended)
 
 
 def _gradient_rate(
