@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -21,6 +22,7 @@ from stir_train.config.load import load_config
 from stir_train.config.pipeline import STAGES, stages_off
 from stir_train.config.run import RunConfig
 from stir_train.config.steering import VectorAction, VectorSteering
+from stir_train.directions.estimate import anything_to_steer
 from stir_train.directions.grid import vector_grid
 from stir_train.errors import ConfigError
 from stir_train.generation.controller import controllers_of
@@ -324,6 +326,17 @@ def test_the_grid_takes_each_places_best_block_alone_and_in_pairs() -> None:
     low, high, held = ("prompt_end", 0.3, 2.0), ("prompt_end", 0.3, 5.0), ("every_token", 0.6, 1.0)
     assert tried == [[low], [high], [held], [low, held], [high, held]]
     assert vector_grid([], shares, {}) == []  # type: ignore[arg-type]
+
+
+def test_blocks_are_ranked_by_what_a_share_of_their_states_norm_gains() -> None:
+    """A vector of .05 of the norm gains 1.5 at the first block, and 2 at the second, whose states are twice as long."""
+    short, long = (
+        _row(1, "everywhere", 3.0),
+        dataclasses.replace(_row(2, "everywhere", 2.0), state_norm=20.0),
+    )
+    assert anything_to_steer([short, long]) == [long, short]
+    [alone] = vector_grid([long, short], {"every_token": (0.05,)}, {1: 0.3, 2: 0.6})
+    assert [(a.depth, a.strength) for a in alone.actions] == [(0.6, 1.0)]
 
 
 def test_what_a_run_makes_follows_from_the_modes_that_it_tries() -> None:

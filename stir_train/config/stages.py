@@ -217,7 +217,7 @@ class TuneConfig(FrozenConfig):
     )
     """Of mode `vector`, norms to try by place, as shares of the typical norm of the states there (the
     table of stage directions has it): each alone, and of every two places together, at the block
-    whose direction there is most above chance."""
+    whose direction there gains most above chance for a norm of such a share."""
     num_halvings: Annotated[int, Field(ge=0, le=6)] = 1
     """How often the worse half of the settings is given up: once means that all answer the first half
     of the problems and the better half of them (and the best of each mode) the rest."""

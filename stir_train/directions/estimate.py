@@ -96,9 +96,9 @@ def estimate_directions(
 def anything_to_steer(
     table: Sequence[DirectionEstimate], *, significance: float = 0.05
 ) -> list[DirectionEstimate]:
-    """The rows to go on with, largest gain above chance first; none means: abstain."""
+    """The rows to go on with, largest relative gain first; none means: abstain."""
     found = [row for row in table if row.passes(significance)]
-    return sorted(found, key=lambda row: -row.gain_above_chance)
+    return sorted(found, key=lambda row: -row.relative_gain)
 
 
 def ordered_sum(weights: Float[Tensor, "N"], values: Float[Tensor, "N D"]) -> Float[Tensor, "D"]:

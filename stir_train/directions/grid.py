@@ -19,7 +19,7 @@ def vector_grid(
     """Single vectors, then pairs at two places, each at the best block of its place.
 
     Args:
-        passing: Rows that are more than noise, largest gain above chance first.
+        passing: Rows that are more than noise, largest relative gain first.
         norms: By place, what to try, as shares of the typical norm of the states there; a place without a
             passing row is left out.
         depth_of: Depths by block.

@@ -38,7 +38,7 @@ def strength_curves(
 
     Args:
         trials: Of tuning; vectors at several places at once are left out.
-        passing: The directions that tuning had, largest gain above chance first; a place's vector is at
+        passing: The directions that tuning had, largest relative gain first; a place's vector is at
             the block of its first row.
     """
     alone: dict[tuple[str, float], list[tuple[VectorAction, SteeringTrial]]] = defaultdict(list)

@@ -106,7 +106,7 @@ def out_of_domain_table(found: OutOfDomainResults) -> Table:
 
 
 def directions_table(report: DirectionsReport) -> Table:
-    """Whether there is anything to steer with, what is most above chance first; what passes is bold."""
+    """Whether there is anything to steer with, largest relative gain first; what passes is bold."""
     table = _table(
         f"gain of reward per unit of norm, {report.num_used} rollouts of {report.num_mixed} problems"
     )
@@ -122,7 +122,7 @@ def directions_table(report: DirectionsReport) -> Table:
         "",
     ):
         table.add_column(column, justify="right")
-    for row in sorted(report.table, key=lambda row: -row.gain_above_chance):
+    for row in sorted(report.table, key=lambda row: -row.relative_gain):
         passes = row.passes(report.significance)
         table.add_row(
             row.place,

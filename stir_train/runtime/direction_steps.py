@@ -165,7 +165,7 @@ def _passing(context: RunContext, step: DirectionStep) -> list[DirectionEstimate
 
 
 def _acting(context: RunContext, stage: StageDir) -> tuple[ActingVector, ...]:
-    """For each place that steps sample under, the first step's row most above chance, at its norm."""
+    """For each place that steps sample under, the first step's row of the largest relative gain, at its norm."""
     passing = _passing(context, load_step(stage, 1))
     found = []
     for place, share in context.config.directions.step_norms.items():

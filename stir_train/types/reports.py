@@ -37,6 +37,11 @@ class DirectionEstimate:
     state_norm: float
 
     @property
+    def relative_gain(self) -> float:
+        """Gain above chance of a vector as long as a state: blocks whose states are longer take longer vectors."""
+        return self.gain_above_chance * self.state_norm
+
+    @property
     def beats_all_permutations(self) -> bool:
         """Whether no permutation came to so large a gain."""
         return self.gain > self.permuted_max
@@ -116,9 +121,9 @@ class DirectionsReport:
 
     @property
     def passing(self) -> tuple[DirectionEstimate, ...]:
-        """Rows that are more than noise, largest gain above chance first."""
+        """Rows that are more than noise, largest relative gain first."""
         found = [row for row in self.table if row.passes(self.significance)]
-        return tuple(sorted(found, key=lambda row: -row.gain_above_chance))
+        return tuple(sorted(found, key=lambda row: -row.relative_gain))
 
 
 @dataclass(frozen=True, config=STRICT)
