@@ -90,7 +90,7 @@ def test_every_value_says_where_it_comes_from(tmp_path: Path) -> None:
     assert rows["rollout.num_samples"] == ("3", str(base))
     assert rows["rollout.temperature"] == ("0.9", str(file))
     assert rows["splits.num_test"] == ("9", "override splits.num_test=9")
-    assert rows["splits.num_tune"] == ("80", "effort: quick")
+    assert rows["splits.num_tune"] == ("96", "effort: quick")
     assert rows["tune.vectors"] == ('{"prompt_end": [1.0]}', str(file))
     assert rows["task.grader"] == ('"numeric"', "task: gsm8k")
     assert rows["rollout.top_p"] == ("0.95", "default")
