@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from stir_train.config.load import load_config, parse_config
+from stir_train.config.load import load_config
 from stir_train.config.run import RunConfig
 from stir_train.directions.gradients import GradientSettings, rollout_gradients
 from stir_train.distributed.launch import Launch
@@ -32,46 +32,16 @@ from stir_train.launch.costs import (
 )
 from stir_train.launch.estimate import GIB, estimate, shape_of
 from stir_train.launch.lengths import expected_lengths, long_answer
-from stir_train.launch.proposals import chunk_costs, smaller_budget
 from stir_train.models.load import LoadedModel
 from stir_train.tools import costs
 from stir_train.tools import measure as module
-from stir_train.tools.costs import _warnings, budget_advice, chunk_advice, in_words
+from stir_train.tools.costs import _warnings, in_words
 from stir_train.tools.measure import _Clock, _fit, _TimeIsUp, _whole_lengths, measure
 from stir_train.types.rollout import Rollout
 from tests.support.commands import stir_train
 from tests.support.measures import measured_briefly
+from tests.support.rates import QWEN, QWEN_RATES, config_of
 from tests.support.smoke import ONE_VECTOR, SMOKE
-
-QWEN = {
-    "hidden_size": 896,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "intermediate_size": 4864,
-    "vocab_size": 151936,
-    "tie_word_embeddings": True,
-    "model_type": "qwen2",
-}
-CORES = 2
-QWEN_RATES = Rates(
-    prefill_tokens=CORES * 220,
-    step_seconds=0.0,
-    row_seconds=1 / (CORES * 90),
-    gradient_tokens=CORES * 107,
-    training_tokens=CORES * 80,
-    head_step_seconds=0.01,
-    load_seconds=20,
-    prompt_tokens=80,
-    answer_tokens=(110, 140, 170) * 11,
-    long_answer_tokens=230,
-    num_ended=33,
-)
-"""Measured of Qwen2.5-Coder-0.5B on chain_sum, 128 rows."""
-
-
-def _config(*overrides: str, **values: object) -> RunConfig:
-    return parse_config(RunConfig, {"name": "x", **values}, overrides, origin="test")
 
 
 def _costs(config: RunConfig, rates: Rates = QWEN_RATES) -> dict[str, float]:
@@ -80,11 +50,11 @@ def _costs(config: RunConfig, rates: Rates = QWEN_RATES) -> dict[str, float]:
 
 
 def test_quick_takes_less_than_an_hour_on_two_cores_with_a_model_of_half_a_billion() -> None:
-    config = _config("tune.modes=[vector]", effort="quick")
+    config = config_of("tune.modes=[vector]", effort="quick")
     hours = _costs(config)
     assert set(hours) == {"rollout", "directions", "tune", "steer", "distill", "evaluate"}
     assert 0.3 < sum(hours.values()) < 1
-    assert sum(_costs(_config("tune.modes=[vector]")).values()) > 3
+    assert sum(_costs(config_of("tune.modes=[vector]")).values()) > 3
 
 
 def test_a_chunk_takes_the_steps_that_refilled_rows_take() -> None:
@@ -105,7 +75,7 @@ def test_processes_that_have_no_chunk_left_wait() -> None:
     """200 test problems, greedily and under vectors, then by a student: one chunk each, or two of 100, by two processes."""
 
     def hours(chunk: int, num_processes: int) -> float:
-        config = _config(
+        config = config_of(
             "tune.modes=[vector]",
             "evaluate.controls=false",
             f"generation.chunk_completions={chunk}",
@@ -129,7 +99,7 @@ def test_processes_that_have_no_chunk_left_wait() -> None:
 def test_small_sets_under_fixed_vectors_share_the_steps_of_a_batch(
     chunk: int, num_steps: int
 ) -> None:
-    config = _config(
+    config = config_of(
         f"generation.chunk_completions={chunk}",
         "generation.max_rows=256",
         "generation.max_new_tokens=100",
@@ -144,17 +114,17 @@ def test_small_sets_under_fixed_vectors_share_the_steps_of_a_batch(
 
 
 def test_stages_that_cost_nothing_to_speak_of_are_warned_of_nothing() -> None:
-    assert not _warnings(_config(), [])
+    assert not _warnings(config_of(), [])
 
 
 def test_costs_follow_what_a_stage_does() -> None:
-    base = _config("tune.modes=[vector]", "distill.enabled=false", effort="quick")
+    base = config_of("tune.modes=[vector]", "distill.enabled=false", effort="quick")
     hours = _costs(base)
-    twice = _costs(_config("splits.num_test=400", *["tune.modes=[vector]"], effort="quick"))
+    twice = _costs(config_of("splits.num_test=400", *["tune.modes=[vector]"], effort="quick"))
     assert twice["evaluate"] > 1.9 * hours["evaluate"]
     assert "steer" not in hours
     assert "distill" not in hours
-    with_basis = _costs(_config("tune.modes=[value]", effort="quick"))
+    with_basis = _costs(config_of("tune.modes=[value]", effort="quick"))
     assert {"validate", "value"} <= set(with_basis)
     assert "directions" not in with_basis
 
@@ -173,7 +143,7 @@ def test_a_clock_counts_steps_and_stops_at_its_deadline(monkeypatch: pytest.Monk
         generate()
     assert clock.rows == [2, 2, 2, 1, 1, 1, 1]
     assert clock.steps == [(2, 1.0), (2, 1.0), (1, 1.0), (1, 1.0), (1, 1.0)]
-    lengths, longest, num_ended = _whole_lengths(_config("generation.max_new_tokens=12"), clock)
+    lengths, longest, num_ended = _whole_lengths(config_of("generation.max_new_tokens=12"), clock)
     assert (longest, num_ended) == (12, 1), "too few have ended to say that none takes the budget"
     assert lengths[1] == 3
     assert 7 < lengths[0] < 12, "the other goes on, at most to the budget"
@@ -232,30 +202,12 @@ def test_one_answer_in_a_thousand_is_longer_than_what_is_said(shape: float) -> N
 
 def test_an_answer_that_never_ends_is_reckoned_with() -> None:
     """Two in three chunks of 48 have one, where none of 33 answers did: each then takes the budget's steps."""
-    config = _config("generation.max_new_tokens=1000")
+    config = config_of("generation.max_new_tokens=1000")
     lengths = likely_lengths(config, QWEN_RATES)
     assert sorted(lengths)[-2:] == [170, 1000]
     assert lengths.count(1000) / len(lengths) == 1 / 67
     assert _steps(160, 160, lengths)[0] == 1000
     assert _steps(30, 30, lengths)[0] == 170
-
-
-def test_a_smaller_budget_is_proposed_where_chunks_would_wait_for_what_never_ends() -> None:
-    shape = shape_of(QWEN, bytes_per_weight=4)
-    rates = dataclasses.replace(QWEN_RATES, step_seconds=0.25)
-    config = _config("tune.modes=[vector]", "generation.max_new_tokens=512", effort="quick")
-    found = smaller_budget(config, shape, rates)
-    assert found is not None
-    assert found.max_new_tokens == 256
-    assert 0.05 < found.saved_share < 0.5
-    said = budget_advice(config, shape, rates, 1)
-    assert "longer than 230 tokens; generation.max_new_tokens=256" in said
-    enough = _config("tune.modes=[vector]", "generation.max_new_tokens=256", effort="quick")
-    assert budget_advice(enough, shape, rates, 1) == ""
-    # Where a step costs nothing by itself, those few tokens are all that is spared.
-    alike = dataclasses.replace(rates, step_seconds=0.0)
-    few = _config("tune.modes=[vector]", "generation.max_new_tokens=320", effort="quick")
-    assert budget_advice(few, shape, alike, 1) == ""
 
 
 def test_answers_that_none_ended_of_take_the_budget() -> None:
@@ -320,7 +272,7 @@ def test_processes_measure_at_once_and_one_of_them_tells(
 
     def shown(launch: Launch) -> str:
         written = io.StringIO()
-        config = _config(f"output_dir={tmp_path}", "model.device=cpu", "num_threads=1")
+        config = config_of(f"output_dir={tmp_path}", "model.device=cpu", "num_threads=1")
         costs.show_costs(config, ["rollout"], Console(file=written), width=79, launch=launch)
         return written.getvalue()
 
@@ -340,10 +292,10 @@ def test_a_process_that_leaves_cores_idle_is_told_how_to_start_more(
 ) -> None:
     monkeypatch.setattr(costs, "usable_cores", lambda: 4)
     cost = StageCost("rollout", 1.0, 1.0, 0.1, 0.0)
-    [warning] = _warnings(_config("model.device=cpu", "num_threads=2", "warn_hours=9"), [cost])
+    [warning] = _warnings(config_of("model.device=cpu", "num_threads=2", "warn_hours=9"), [cost])
     assert "--nproc-per-node 2" in warning
-    assert not _warnings(_config("model.device=cpu", "num_threads=4", "warn_hours=9"), [cost])
-    beside = _config("model.device=cpu", "num_threads=2", "warn_hours=9")
+    assert not _warnings(config_of("model.device=cpu", "num_threads=4", "warn_hours=9"), [cost])
+    beside = config_of("model.device=cpu", "num_threads=2", "warn_hours=9")
     assert not _warnings(beside, [cost], num_beside=2)
 
 
@@ -377,39 +329,9 @@ def test_memory_of_directions_covers_what_a_backward_pass_keeps() -> None:
 
     shape = shape_of(config, bytes_per_weight=4)
     run, twice = (
-        _config("tune.modes=[vector]", f"directions.max_batch_tokens={size * num_tokens}")
+        config_of("tune.modes=[vector]", f"directions.max_batch_tokens={size * num_tokens}")
         for size in (1, 2)
     )
     needs = [estimate(one, shape, num_ranks=1, on_gpu=False).gradient_gib for one in (run, twice)]
     estimated = (needs[1] - needs[0]) * GIB / (1 - min(run.direction_depths))
     assert num_bytes < estimated < 3 * num_bytes
-
-
-def test_a_chunk_size_of_about_a_minute_is_proposed_where_it_costs_nothing() -> None:
-    config = _config()
-    held, proposed = chunk_costs(config, QWEN_RATES)
-    assert (held.num_completions, held.slowdown) == (256, 1.0)
-    assert held.seconds > 150
-    assert proposed.num_completions == 64
-    assert proposed.seconds < 60
-    assert proposed.slowdown == pytest.approx(1, abs=0.02)
-    assert "generation.chunk_completions=64" in chunk_advice(config, QWEN_RATES)
-
-
-def test_no_chunk_size_is_proposed_that_slows_the_rollouts_down() -> None:
-    # Every step reads the weights, however few rows it has: half as many rows, twice the time.
-    rates = dataclasses.replace(QWEN_RATES, step_seconds=2.0, row_seconds=0.0)
-    config = _config()
-    held, proposed = chunk_costs(config, rates)
-    assert held == proposed
-    assert "slower" in chunk_advice(config, rates)
-    assert "generation.chunk_completions=" not in chunk_advice(config, rates)
-
-
-def test_chunks_that_are_short_need_no_word() -> None:
-    rates = dataclasses.replace(QWEN_RATES, row_seconds=1e-4)
-    assert chunk_advice(_config(), rates) == ""
-    # A prompt's samples stay together, whatever a chunk takes.
-    slow = dataclasses.replace(QWEN_RATES, row_seconds=10.0)
-    _, proposed = chunk_costs(_config("rollout.num_samples=8"), slow)
-    assert proposed.num_completions == 8
