@@ -16,7 +16,7 @@ from stir_train.generation.backend import (
     PlannedImpulse,
     SamplingParams,
 )
-from stir_train.generation.controller import Steering
+from stir_train.generation.controller import ControlBatch, Decision, Steering
 from stir_train.generation.fixed import FixedVector
 from stir_train.generation.transformers import shared_prefix
 from stir_train.generation.transformers.engine import DecodeEngine
@@ -31,6 +31,10 @@ NEVER = 1 << 20
 
 def _headed(prompts: Sequence[Prompt]) -> list[Prompt]:
     return [dataclasses.replace(p, token_ids=(*HEAD, *p.token_ids)) for p in prompts]
+
+
+def _planned(block: int, seed: int) -> PlannedImpulse:
+    return PlannedImpulse(-1, block, _vector(seed), "every_token")
 
 
 def _vector(seed: int) -> torch.Tensor:
@@ -125,18 +129,80 @@ def test_what_requests_plan_after_a_prefix_is_added_where_it_was(
     assert shared.cost.token_forwards < apart.cost.token_forwards
 
 
-def test_nothing_is_shared_where_prompts_are_changed_from_their_first_token_on(
+def test_under_vectors_at_every_token_it_is_fed_once_for_each_set_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+    loaded: LoadedModel,
+    prompts: list[Prompt],
+    control: ControlSpec,
+) -> None:
+    """Two vectors at every token, one of them alone, one at the prompt's end, none; in two blocks and in one."""
+    sampling, some = SamplingParams(20, loaded.stop_token_ids), _headed(prompts[:3])
+    low, high = PlannedImpulse(-1, 2, _vector(1), "every_token"), _planned(4, 2)
+    plans = [(low, high), (low,), (dataclasses.replace(high, place="prompt_end"),), ()]
+    requests = [GenerationRequest(p, planned=plan) for plan in plans for p in some]
+    shared, apart = _both(monkeypatch, loaded, requests, sampling, control)
+    _require_same(shared, apart)
+    assert (
+        shared.rollouts[0].token_ids != shared.rollouts[3].token_ids != apart.rollouts[9].token_ids
+    )
+    saved = apart.cost.token_forwards - shared.cost.token_forwards
+    assert saved == (len(requests) - 3) * (len(HEAD) + 1), "once for each of three"
+
+
+def test_under_fixed_vectors_at_every_token_it_is_fed_once(
+    monkeypatch: pytest.MonkeyPatch,
+    loaded: LoadedModel,
+    prompts: list[Prompt],
+    control: ControlSpec,
+) -> None:
+    sampling, some = SamplingParams(20, loaded.stop_token_ids), _headed(prompts[:3])
+    vectors = (
+        FixedVector("every_token", 3, _vector(1), strength=0.5),
+        FixedVector("every_token", 3, _vector(2)),
+        FixedVector("prompt_end", 4, _vector(3)),
+    )
+    requests = [GenerationRequest(p, k) for p in some for k in range(2)]
+    shared, apart = _both(monkeypatch, loaded, requests, sampling, control, vectors)
+    _require_same(shared, apart)
+    assert apart.cost.token_forwards - shared.cost.token_forwards == 2 * (len(HEAD) + 1)
+    plain = DecodeEngine(loaded, max_rows=4).generate(requests, sampling, seed=5)
+    assert plain.rollouts[0].token_ids != shared.rollouts[0].token_ids
+
+
+def test_a_continued_completion_keeps_the_vectors_that_its_plan_names(
+    monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel, prompts: list[Prompt]
+) -> None:
+    """A controller is asked about prompts that nothing follows yet; beside them two go on, one under another vector."""
+    sampling, some = SamplingParams(20, loaded.stop_token_ids), _headed(prompts[:3])
+    steering = (FixedVector("every_token", 3, _vector(1)),)
+    continued = [
+        GenerationRequest(some[0], 0, (5, 6, 7), (_planned(3, 4),)),
+        GenerationRequest(some[1], 0, (5, 6), (_planned(3, 1),)),
+    ]
+    requests = [*continued, *(GenerationRequest(p) for p in some)]
+    _require_same(*_both(monkeypatch, loaded, requests, sampling, None, steering))
+
+
+@dataclasses.dataclass(frozen=True)
+class _ByState:
+    """A controller that adds more to larger states."""
+
+    place: Place = "every_token"
+    block: int = 3
+    reads: tuple[int, ...] = (3,)
+
+    def decide(self, states: torch.Tensor, batch: ControlBatch) -> Decision:
+        """As much as the state has."""
+        strengths = states.norm(dim=-1)
+        return Decision.unscored(0.1 * strengths[:, None] * torch.ones_like(states), strengths)
+
+
+def test_nothing_is_shared_where_a_controller_decides_for_a_whole_prompt_by_its_state(
     monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel, prompts: list[Prompt]
 ) -> None:
     sampling, some = SamplingParams(20, loaded.stop_token_ids), _headed(prompts[:3])
-    steering = (FixedVector("every_token", 3, _vector(1)),)
     requests = [GenerationRequest(p) for p in some]
-    shared, apart = _both(monkeypatch, loaded, requests, sampling, None, steering)
-    _require_same(shared, apart)
-    assert shared.cost == apart.cost
-    planned = (PlannedImpulse(-1, 3, _vector(1), "every_token"),)
-    mixed = [GenerationRequest(some[0], planned=planned), *requests[1:]]
-    shared, apart = _both(monkeypatch, loaded, mixed, sampling)
+    shared, apart = _both(monkeypatch, loaded, requests, sampling, None, (_ByState(),))
     _require_same(shared, apart)
     assert shared.cost == apart.cost
 

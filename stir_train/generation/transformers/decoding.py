@@ -90,7 +90,7 @@ class Decoding:
         self.keys = call.noise_keys()
         self.queue = _prefill_groups(requests, max_rows)
         shared = shared_tokens(requests, self.asked)
-        self.shared = SharedPrefix(shared, self.hook, forward, self.device)
+        self.shared = SharedPrefix(shared, self.asked, self.hook, forward, self.device)
         self.rollouts: list[Rollout | None] = [None] * len(requests)
         self.decisions: list[list[SteeringDecision]] = [[] for _ in requests]
         self.captured = _Captured()
@@ -144,8 +144,8 @@ class Decoding:
             token_ids[i, : len(context) - start] = torch.tensor(context[start:])
         last = torch.tensor([len(context) - 1 - start for context in contexts], device=self.device)
         positions = torch.arange(start, width, device=self.device).expand(len(groups), -1)
-        staging = self.shared.staging(len(groups), width, self.cost)
         leading = [self.requests[group[0]] for group in groups]
+        staging = self.shared.staging(leading, width, self.cost)
         plan = prefill_plan(leading, self.asked, self.automaton, self.device, start=start)
         with self.hook.carrying_out(plan) as record:
             logits = self.forward(

@@ -71,7 +71,7 @@ def _edits(
         for impulse in request.planned:
             first, last = _tokens(request, impulse, automaton)
             begin = len(request.prompt.token_ids) - start
-            covered = range(begin + first, begin + last + 1)
+            covered = range(max(0, begin + first), begin + last + 1)
             rows.setdefault(impulse.block, []).extend([row] * len(covered))
             columns.setdefault(impulse.block, []).extend(covered)
             deltas.setdefault(impulse.block, []).extend([impulse.delta] * len(covered))
