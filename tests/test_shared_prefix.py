@@ -137,7 +137,7 @@ def test_under_vectors_at_every_token_it_is_fed_once_for_each_set_of_them(
 ) -> None:
     """Two vectors at every token, one of them alone, one at the prompt's end, none; in two blocks and in one."""
     sampling, some = SamplingParams(20, loaded.stop_token_ids), _headed(prompts[:3])
-    low, high = PlannedImpulse(-1, 2, _vector(1), "every_token"), _planned(4, 2)
+    low, high = _planned(2, 1), _planned(4, 2)
     plans = [(low, high), (low,), (dataclasses.replace(high, place="prompt_end"),), ()]
     requests = [GenerationRequest(p, planned=plan) for plan in plans for p in some]
     shared, apart = _both(monkeypatch, loaded, requests, sampling, control)
