@@ -219,6 +219,22 @@ def test_batches_share_prompts_and_keep_to_their_size() -> None:
     assert cost.graph_token_forwards == 4 * 14 + 3 + 20
 
 
+def test_a_prompt_is_fed_once_for_all_batches() -> None:
+    loaded, rollouts = double("qwen2"), some_rollouts()
+    found, cost = rollout_gradients(loaded, rollouts, SETTINGS)
+    narrow = dataclasses.replace(SETTINGS, max_batch_tokens=20)
+    split, more = rollout_gradients(loaded, rollouts, narrow)
+    assert more.batches > cost.batches
+    assert more.prompt_token_forwards == cost.prompt_token_forwards
+    torch.testing.assert_close(split.sums, found.sums, rtol=1e-4, atol=1e-5)
+    # As few as are kept: then batches feed their prompts again.
+    alone, again = rollout_gradients(
+        loaded, rollouts, dataclasses.replace(SETTINGS, max_batch_tokens=1)
+    )
+    assert again.prompt_token_forwards > cost.prompt_token_forwards
+    torch.testing.assert_close(alone.sums, found.sums, rtol=1e-4, atol=1e-5)
+
+
 def test_nothing_below_the_lowest_wanted_block_has_a_graph() -> None:
     loaded = tiny_models.build("qwen2")
     seen: dict[int, bool] = {}

@@ -243,11 +243,7 @@ def test_cores_and_memory_are_shared_out(
         decision.key: decision.value
         for decision in init_machine.fitting_decisions(machine, QWEN, held, on_gpu=False)
     }
-    default = RunConfig(name="x")
-    chunk = values.get("generation.chunk_completions", default.generation.chunk_completions)
-    rollouts = default.splits.num_harvest * default.rollout.num_samples
-    assert chunk <= default.generation.max_rows
-    assert -(-rollouts // chunk) % processes == 0, "each process takes as many chunks"
+    assert values.get("generation.num_shares", 1) == processes
     overrides = [f"{key}={value}" for key, value in values.items()]
     overrides += ["distill.batch_size=8", "generation.max_new_tokens=512", "tune.modes=[vector]"]
     config = parse_config(RunConfig, {"name": "x"}, overrides, origin="test")
@@ -264,14 +260,7 @@ def test_cores_and_memory_are_shared_out(
         assert needs.gradient_gib > share, "no smaller than it must be"
 
 
-def test_few_problems_make_no_tiny_chunks_and_one_process_keeps_its_own() -> None:
-    few = [Decision("name", "x", ""), Decision("splits.num_harvest", 8, "")]
-    few.append(Decision("rollout.num_samples", 4, ""))
-
-    def chunk(num_processes: int) -> object:
-        machine = init_machine.Machine(num_processes, 1, 64 * 2**30)
-        made = init_machine.fitting_decisions(machine, QWEN, few, on_gpu=False)
-        return {one.key: one.value for one in made}.get("generation.chunk_completions")
-
-    assert chunk(1) is None
-    assert chunk(2) == init_machine.MIN_CHUNK
+def test_one_process_has_nothing_to_share_out() -> None:
+    machine = init_machine.Machine(1, 2, 64 * 2**30)
+    made = init_machine.fitting_decisions(machine, QWEN, [Decision("name", "x", "")], on_gpu=False)
+    assert "generation.num_shares" not in {one.key for one in made}

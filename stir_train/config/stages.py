@@ -42,11 +42,20 @@ class GenerationConfig(FrozenConfig):
     max_cache_tokens: PositiveInt | None = None
     """Bound of rows times their longest possible length, and so of the key-value cache."""
     chunk_completions: PositiveInt = 256
-    """Completions in a chunk, whole prompts: the unit of resumption, which fixes its batches."""
+    """Completions in a chunk at most, whole prompts: the unit of resumption, which fixes its batches."""
+    num_shares: PositiveInt = 1
+    """Chunks, equally large, come in multiples of this, so that so many processes take as many each. Set it to the
+    processes of a run that has few chunks for each."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """Further settings of the backend; of `vllm`, arguments of its `EngineArgs`. `transformers` has one,
     `packed_weights`, true by default: on a CPU in float32, keep a second copy of large layers' weights while
     decoding, in the order in which MKL multiplies by them."""
+
+    def prompts_per_chunk(self, num_prompts: int, num_samples: int = 1) -> int:
+        """Prompts in each chunk of so many, of each of which so many samples are drawn; the last may have fewer."""
+        most = max(1, self.chunk_completions // num_samples)
+        rounds = max(1, -(-num_prompts // (most * self.num_shares)))
+        return max(1, -(-num_prompts // (rounds * self.num_shares)))
 
 
 class RolloutConfig(FrozenConfig):

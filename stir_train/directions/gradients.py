@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stir_train.directions.likelihood import log_likelihood
 from stir_train.directions.places import num_fed, place_mask, span_selector, spans_of
+from stir_train.directions.prompt_cache import PromptCache, batches_of_prompts
 from stir_train.errors import ArtifactError, ModelError, StageError
 from stir_train.generation.backend import SamplingParams
 from stir_train.models.hooks import BlockEdit, block_hooks
@@ -62,7 +63,7 @@ class GradientCost:
 
     Attributes:
         batches: Backward passes.
-        prompt_token_forwards: Fed without a graph: prompts but their last tokens, once a batch.
+        prompt_token_forwards: Fed without a graph: prompts but their last tokens, once for all that are equally long.
         graph_token_forwards: Fed, and run backwards down to the lowest wanted block.
         recorded_tokens: Tokens of the prompts and completions themselves.
     """
@@ -114,10 +115,13 @@ def rollout_gradients(
     _require_differentiable(loaded, rollouts, settings)
     gradient_pass = _GradientPass(loaded, head or OutputHead(loaded), settings)
     parts: list[_Part | None] = [None] * len(rollouts)
-    for batch in length_batches(rollouts, settings.max_batch_tokens):
-        found = gradient_pass.run([rollouts[i] for i in batch])
-        for index, part in zip(batch, found, strict=True):
-            parts[index] = part
+    most = settings.max_batch_tokens
+    for batches in batches_of_prompts(length_batches(rollouts, most), rollouts, most):
+        prompts = gradient_pass.prefill([rollouts[i] for batch in batches for i in batch])
+        for batch in batches:
+            found = gradient_pass.run([rollouts[i] for i in batch], prompts)
+            for index, part in zip(batch, found, strict=True):
+                parts[index] = part
     made = [part for part in parts if part is not None]
     gradients = RolloutGradients(
         prompt_ids=tuple(r.prompt_id for r in rollouts),
@@ -172,10 +176,16 @@ class _GradientPass:
         self._head = head
         self._settings = settings
 
-    def run(self, rollouts: Sequence[Rollout]) -> list[_Part]:
-        """Prefill the prompts, feed the rest with a graph, and go back through it."""
+    def prefill(self, rollouts: Sequence[Rollout]) -> PromptCache:
+        """Keys and values of the rollouts' prompts, which must be equally long."""
+        prompts = PromptCache([rollout.prompt_token_ids for rollout in rollouts], self._fed_prompts)
+        self.cost.prompt_token_forwards += prompts.num_fed
+        return prompts
+
+    def run(self, rollouts: Sequence[Rollout], prompts: PromptCache) -> list[_Part]:
+        """Feed what comes after the prompts with a graph, and go back through it."""
         loaded, settings = self._loaded, self._settings
-        cache = self._prefill(rollouts)
+        cache = prompts.rows([rollout.prompt_token_ids for rollout in rollouts])
         token_ids, targets = _fed(rollouts)
         watch = _BlockWatch(rollouts, settings)
         is_first = not self.cost.batches
@@ -206,25 +216,14 @@ class _GradientPass:
         counts = [num_fed(r) for r in rollouts]
         return watch.parts([one.double().sum().cpu() for one in logprobs.split(counts)])
 
-    def _prefill(self, rollouts: Sequence[Rollout]) -> Any:
-        """Keys and values of the prompts but their last tokens, a row a rollout; None if there are none."""
-        prompts = [rollout.prompt_token_ids[:-1] for rollout in rollouts]
-        if not prompts[0]:
-            return None
-        distinct = list(dict.fromkeys(prompts))
-        fed = torch.tensor(distinct)
-        self.cost.prompt_token_forwards += fed.numel()
+    def _fed_prompts(self, token_ids: Int[Tensor, "B T"]) -> Any:
         with (
             torch.no_grad(),
             block_hooks(self._loaded.blocks, self._on_prompts()),
             self._head.apart(),
         ):
-            cache = self._loaded.model(
-                input_ids=fed.to(self._loaded.device), use_cache=True
-            ).past_key_values
-            row_of = {prompt: row for row, prompt in enumerate(distinct)}
-            cache.batch_select_indices(torch.tensor([row_of[prompt] for prompt in prompts]))
-        return cache
+            fed = self._loaded.model(input_ids=token_ids.to(self._loaded.device), use_cache=True)
+        return fed.past_key_values
 
     def _on_prompts(self) -> Mapping[int, BlockEdit]:
         """What acts on every token of a prompt."""

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from stir_train.config.pipeline import STAGE_NAMES
 from stir_train.config.run import RunConfig
+from stir_train.config.stages import GenerationConfig
 from stir_train.launch.estimate import (
     BASELINE_COMPLETIONS,
     GIB,
@@ -99,12 +100,17 @@ class _Job:
     def num_completions(self) -> float:
         return self.num_prompts * self.num_samples * self.times
 
-    def prompts_at_once(self, num_completions: int) -> int:
-        """Prompts that a process takes at a time."""
-        most = max(1, num_completions // self.num_samples)
-        if not self.is_shared or self.num_prompts > most:
-            return most
-        return most // self.num_prompts * self.num_prompts
+    def chunks(self, limits: GenerationConfig) -> Iterator[tuple[int, float]]:
+        """Prompts that a process takes at a time, and how many times it comes to so many."""
+        num_prompts, times = self.num_prompts, self.times
+        size = limits.prompts_per_chunk(num_prompts, self.num_samples)
+        if self.is_shared:
+            num_prompts, times = round(num_prompts * times), 1.0
+            most = limits.chunk_completions // size * size
+            size = min(most, -(-limits.prompts_per_chunk(num_prompts) // size) * size)
+        whole, rest = divmod(num_prompts, size)
+        yield size, whole * times
+        yield rest, times
 
 
 def stage_costs(
@@ -124,8 +130,8 @@ def rollout_seconds(config: RunConfig, rates: Rates) -> float:
 def chunk_seconds(config: RunConfig, rates: Rates) -> float:
     """Of a full chunk of rollouts."""
     num_samples = config.rollout.num_samples
-    num_prompts = max(1, config.generation.chunk_completions // num_samples)
-    return _seconds([_Job(min(num_prompts, config.splits.num_harvest), num_samples)], config, rates)
+    num_prompts = config.generation.prompts_per_chunk(config.splits.num_harvest, num_samples)
+    return _batch_seconds(num_prompts, num_samples, config, rates)
 
 
 def _cost(
@@ -294,19 +300,18 @@ def _mean_length(config: RunConfig, rates: Rates) -> float:
 
 def _chunks(job: _Job, config: RunConfig, rates: Rates) -> list[tuple[float, float]]:
     """Seconds of a job's chunks, and how many take so long."""
+    return [
+        (_batch_seconds(num_prompts, job.num_samples, config, rates), count)
+        for num_prompts, count in job.chunks(config.generation)
+    ]
+
+
+def _batch_seconds(num_prompts: int, num_samples: int, config: RunConfig, rates: Rates) -> float:
+    """Of prompts that are prefilled and answered in one go."""
     rows = rows_side_by_side(config, rates.prompt_tokens)
-    per_chunk = job.prompts_at_once(config.generation.chunk_completions)
-    num_prompts, times = job.num_prompts, job.times
-    if job.is_shared:
-        num_prompts, times = round(num_prompts * times), 1.0
-    whole, rest = divmod(num_prompts, per_chunk)
-    chunks = []
-    for size, count in ((per_chunk, whole * times), (rest, times)):
-        steps, row_steps = _steps(size * job.num_samples, rows, likely_lengths(config, rates))
-        seconds = size * rates.prompt_tokens / rates.prefill_tokens
-        seconds += steps * rates.step_seconds + row_steps * rates.row_seconds
-        chunks.append((seconds, count))
-    return chunks
+    steps, row_steps = _steps(num_prompts * num_samples, rows, likely_lengths(config, rates))
+    prefilling = num_prompts * rates.prompt_tokens / rates.prefill_tokens
+    return prefilling + steps * rates.step_seconds + row_steps * rates.row_seconds
 
 
 def rows_side_by_side(config: RunConfig, prompt_tokens: float) -> int:

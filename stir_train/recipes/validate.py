@@ -290,7 +290,7 @@ def _make_round(
 ) -> None:
     """Generate the trials of a round chunk by chunk, together with the other ranks."""
     context, plans = validation.context, InterventionStore(validation.stage).plan(number)
-    size = context.config.generation.chunk_completions
+    size = context.config.generation.prompts_per_chunk(len(plans))
     chunks = {f"{chunk:05d}": chunk for chunk in range(-(-len(plans) // size))}
     files = {key: (trials_file(number, chunk),) for key, chunk in chunks.items()}
     utility = validation.utility

@@ -80,8 +80,8 @@ def num_chunks(context: RunContext, job: GenerationJob) -> int:
 
 
 def prompts_per_chunk(context: RunContext, job: GenerationJob) -> int:
-    """Prompts in a full chunk: as many as make up the configured completions, at least one."""
-    return max(1, context.config.generation.chunk_completions // job.num_samples)
+    """Prompts in a full chunk of a job."""
+    return context.config.generation.prompts_per_chunk(len(job.prompts), job.num_samples)
 
 
 def generate_jobs(
@@ -184,19 +184,31 @@ def _units(context: RunContext, jobs: Sequence[GenerationJob]) -> Iterator[Seque
 
     The jobs alone decide, not what is missing, so that every process and every attempt makes the same batches.
     """
-    most, waiting = context.config.generation.chunk_completions, list[_Chunk]()
+    alike = list[GenerationJob]()
+    for job in jobs:
+        if alike and not _share_batches(context, alike[0], job):
+            yield from _units_of_alike(context, alike)
+            alike.clear()
+        alike.append(job)
+    yield from _units_of_alike(context, alike)
 
-    def num_waiting() -> int:
-        return sum(len(prompts_of_chunk(context, one.job, one.number)) for one in waiting)
 
+def _units_of_alike(
+    context: RunContext, jobs: Sequence[GenerationJob]
+) -> Iterator[Sequence[_Chunk]]:
+    """Chunks of jobs that can share batches, in order: as many to a unit as make an even share of them all."""
+    limits = context.config.generation
+    share = limits.prompts_per_chunk(sum(len(job.prompts) for job in jobs))
+    waiting, num_waiting = list[_Chunk](), 0
     for job in jobs:
         for number in range(num_chunks(context, job)):
-            chunk, size = _Chunk(job, number), len(prompts_of_chunk(context, job, number))
-            is_alike = bool(waiting) and _share_batches(context, waiting[0].job, job)
-            if waiting and not (is_alike and num_waiting() + size <= most):
+            size = len(prompts_of_chunk(context, job, number))
+            is_full = num_waiting >= share or num_waiting + size > limits.chunk_completions
+            if waiting and (is_full or not _share_batches(context, waiting[0].job, job)):
                 yield tuple(waiting)
-                waiting.clear()
-            waiting.append(chunk)
+                waiting, num_waiting = [], 0
+            waiting.append(_Chunk(job, number))
+            num_waiting += size
     if waiting:
         yield tuple(waiting)
 

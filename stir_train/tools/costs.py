@@ -119,8 +119,7 @@ def chunk_advice(config: RunConfig, rates: Rates) -> str:
     if held.seconds <= 2 * CHUNK_SECONDS:
         return ""
     told = (
-        f"a chunk of {held.num_completions} completions takes about {in_words(held.seconds / HOUR)}, which a "
-        "kill loses; "
+        f"a chunk of the rollouts takes about {in_words(held.seconds / HOUR)}, which a kill loses; "
     )
     if proposed.num_completions == held.num_completions:
         share = CHUNK_OVERHEAD - 1

@@ -20,7 +20,7 @@ MEMORY_SHARE = 0.8
 MAX_PROCESSES = 8
 LEAST_GIB = 3.0
 """What a process takes beside the weights, which it holds twice for a moment."""
-MIN_BATCH_TOKENS, MIN_CHUNK = 256, 32
+MIN_BATCH_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def share_out(device: torch.device, shape: ModelShape, *, is_embedded: bool) -> 
 def fitting_decisions(
     machine: Machine, shape: ModelShape, decisions: Sequence[Decision], *, on_gpu: bool
 ) -> Iterator[Decision]:
-    """Chunks that come out even, and smaller batches where backward passes would not fit a process's share of the memory.
+    """Even shares, and smaller batches where backward passes would not fit a process's share of the memory.
 
     Args:
         machine: What each process gets.
@@ -68,13 +68,11 @@ def fitting_decisions(
     """
     share = MEMORY_SHARE * machine.memory_bytes / GIB
     config = _config_of(decisions)
-    chunk = _even_chunk(config, machine.num_processes)
-    if machine.num_processes > 1 and chunk < config.generation.chunk_completions:
+    if machine.num_processes > 1:
         yield Decision(
-            "generation.chunk_completions",
-            chunk,
-            f"A chunk is what a process takes at a time: {config.splits.num_harvest * config.rollout.num_samples} rollouts "
-            f"are equally many chunks for each of {machine.num_processes} processes.",
+            "generation.num_shares",
+            machine.num_processes,
+            f"What is decoded is shared out evenly among {machine.num_processes} processes.",
         )
     tokens = config.directions.max_batch_tokens
     accumulation = config.train.gradient_accumulation
@@ -117,12 +115,3 @@ def _config_of(decisions: Sequence[Decision]) -> RunConfig:
         held = values.setdefault(section, {}) if section else values
         held[setting] = decision.value
     return parse_config(RunConfig, values, [], origin="init")
-
-
-def _even_chunk(config: RunConfig, num_processes: int) -> int:
-    """Completions of a chunk, of which every process takes as many; none is wider than what is decoded at once."""
-    num_samples = config.rollout.num_samples
-    completions = config.splits.num_harvest * num_samples
-    rounds = -(-completions // (num_processes * config.generation.max_rows))
-    prompts = -(-completions // (num_processes * rounds * num_samples))
-    return max(MIN_CHUNK, prompts * num_samples)
