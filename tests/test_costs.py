@@ -113,6 +113,28 @@ def test_small_sets_under_fixed_vectors_share_the_steps_of_a_batch(
     assert by_itself == pytest.approx(500, abs=0.1)
 
 
+def test_what_all_prompts_begin_with_is_fed_once_a_chunk() -> None:
+    config = config_of("generation.chunk_completions=10")
+    rates = dataclasses.replace(
+        QWEN_RATES, prefill_tokens=1, row_seconds=0, prompt_tokens=50, shared_tokens=40
+    )
+    assert _seconds([_Job(20)], config, rates) == pytest.approx(2 * (40 + 10 * 10))
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+def test_shares_keep_all_processes_busy(num_processes: int) -> None:
+    """Of 128 answers, the student's whole round: as long as an even share of them takes."""
+    alone = config_of()
+    shared = config_of(f"generation.num_shares={num_processes}")
+    rates = dataclasses.replace(QWEN_RATES, prefill_tokens=1e9, answer_tokens=(100,))
+    job = [_Job(6 * 32)]
+    whole = _seconds(job, alone, rates, num_processes)
+    assert whole == pytest.approx(_seconds(job, alone, rates)), "one chunk, one process"
+    assert _seconds(job, shared, rates, num_processes) == pytest.approx(
+        whole / num_processes, rel=0.02
+    )
+
+
 def test_stages_that_cost_nothing_to_speak_of_are_warned_of_nothing() -> None:
     assert not _warnings(config_of(), [])
 

@@ -41,6 +41,7 @@ class Rates:
         head_step_seconds: An optimizer step of a block's value heads.
         load_seconds: Of the model.
         prompt_tokens: Of a prompt, on average.
+        shared_tokens: Of these, what all prompts begin with, fed once a chunk.
         answer_tokens: Of sampled answers; of those that were stopped, what they would have come to.
         long_answer_tokens: What one answer in a thousand exceeds, by the distribution of these.
         num_ended: Answers that came to their end.
@@ -54,6 +55,7 @@ class Rates:
     head_step_seconds: float
     load_seconds: float
     prompt_tokens: float
+    shared_tokens: int
     answer_tokens: tuple[int, ...]
     long_answer_tokens: int
     num_ended: int
@@ -310,7 +312,8 @@ def _batch_seconds(num_prompts: int, num_samples: int, config: RunConfig, rates:
     """Of prompts that are prefilled and answered in one go."""
     rows = rows_side_by_side(config, rates.prompt_tokens)
     steps, row_steps = _steps(num_prompts * num_samples, rows, likely_lengths(config, rates))
-    prefilling = num_prompts * rates.prompt_tokens / rates.prefill_tokens
+    fed = rates.shared_tokens + num_prompts * (rates.prompt_tokens - rates.shared_tokens)
+    prefilling = num_prompts and fed / rates.prefill_tokens
     return prefilling + steps * rates.step_seconds + row_steps * rates.row_seconds
 
 

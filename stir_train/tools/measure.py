@@ -35,8 +35,8 @@ LENGTH_SECONDS, MOST_LENGTH_SECONDS, WIDTH_SECONDS = 30.0, 240.0, 8.0
 """Of decoding few answers until most of them have ended, at the most, and of decoding at the run's width."""
 MIN_STEPS = 4
 NUM_ANSWERS, WIDE_PROMPTS = 32, 4
-PREFILLED_PROMPTS = MIN_REQUESTS - 1
-"""So few that no weights are packed for them, which a chunk does once."""
+PREFILLED_PROMPTS = MIN_REQUESTS
+"""As few as are prefilled with packed weights, as a chunk is."""
 LONG_SHARE = 1e-3
 """Of answers, those that exceed what is said to be a long one."""
 GOING_ON = 0.25
@@ -133,7 +133,8 @@ def _measure(
     some = [prompts[number * len(prompts) // NUM_ANSWERS] for number in range(NUM_ANSWERS)]
     # The first call of all also warms up: it is not counted.
     _decode(config, resources, some[:1], budget=4, seconds=WIDTH_SECONDS)
-    prefill = _prefill_rate(config, resources, prompts[:PREFILLED_PROMPTS])
+    num_shared = len(shared_tokens([GenerationRequest(prompt) for prompt in some], ()))
+    prefill = _prefill_rate(config, resources, some[:PREFILLED_PROMPTS], num_shared)
     few = _decode(
         config,
         resources,
@@ -169,6 +170,7 @@ def _measure(
         head_step_seconds=_head_step_seconds(config, resources.described.identity.width),
         load_seconds=load_seconds,
         prompt_tokens=prompt_tokens,
+        shared_tokens=num_shared,
         answer_tokens=lengths,
         long_answer_tokens=longest,
         num_ended=num_ended,
@@ -213,13 +215,19 @@ def _sampling(config: RunConfig, resources: Resources, budget: int | None = None
     )
 
 
-def _prefill_rate(config: RunConfig, resources: Resources, prompts: Sequence[Prompt]) -> float:
-    begun = time.perf_counter()
-    _decode(config, resources, prompts, budget=1, seconds=WIDTH_SECONDS)
-    seconds = time.perf_counter() - begun
-    shared = len(shared_tokens([GenerationRequest(prompt) for prompt in prompts], ()))
-    fed = sum(len(prompt.token_ids) - shared for prompt in prompts) + shared
-    return fed / seconds
+def _prefill_rate(
+    config: RunConfig, resources: Resources, prompts: Sequence[Prompt], num_shared: int
+) -> float:
+    """Tokens a second, from the first pass on: before it weights are packed, once a chunk."""
+    begun: list[float] = []
+    model = resources.loaded.model
+    handle = model.register_forward_pre_hook(lambda *_: begun.append(time.perf_counter()))
+    try:
+        _decode(config, resources, prompts, budget=1, seconds=WIDTH_SECONDS)
+    finally:
+        handle.remove()
+    fed = num_shared + sum(len(prompt.token_ids) - num_shared for prompt in prompts)
+    return fed / (time.perf_counter() - begun[0])
 
 
 def _fit(steps: Sequence[tuple[int, float]]) -> tuple[float, float]:

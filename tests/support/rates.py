@@ -26,6 +26,7 @@ QWEN_RATES = Rates(
     head_step_seconds=0.01,
     load_seconds=20,
     prompt_tokens=80,
+    shared_tokens=0,
     answer_tokens=(110, 140, 170) * 11,
     long_answer_tokens=230,
     num_ended=33,
