@@ -66,6 +66,18 @@ def test_the_time_left_is_by_tokens_of_what_is_done(clock: Clock) -> None:
         assert meter.seconds_left == pytest.approx(5)
 
 
+def test_others_at_work_are_taken_to_be_as_fast_until_they_are_heard_of(clock: Clock) -> None:
+    out = make_console(io.StringIO())
+    with progress(out, "rollout", 4, "rollouts", num_workers=2) as meter:
+        for _ in range(100):
+            meter.sampled()
+        clock.now += 10
+        meter(1, num_tokens=100)
+        assert meter.seconds_left == pytest.approx(15), "three of 100 tokens, 20 a second"
+        meter(1, num_tokens=100)
+        assert meter.seconds_left == pytest.approx(10), "the other's; now all are known"
+
+
 @pytest.mark.parametrize("width", [60, 80, 160])
 def test_a_terminal_shows_every_figure_at_any_width(clock: Clock, width: int) -> None:
     out = io.StringIO()

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from stir_train.answering.continued import ContinuedAnswerer, GreedyAnswers, waits_for_greedy
-from stir_train.answering.interface import Answerer
 from stir_train.answering.model import ModelAnswerer
 from stir_train.answering.side_by_side import answer_side_by_side, fixed_from_the_prompt_on
 from stir_train.data.control_points import ControlPointAutomaton
@@ -67,6 +66,8 @@ def test_each_answers_as_by_itself(
     sampling = SamplingParams(BUDGET, loaded.stop_token_ids)
     # The same problems for all, and not as many for each: prefills are not shared between them.
     asked = [(one, prompts[: 5 + number]) for number, one in enumerate(answerers.values())]
+    greedy = dataclasses.replace(asked[0][0], make_controller=None).without_states()
+    asked.append((greedy, prompts[:6]))
     num_heard = 0
 
     def listen(_index: int, _token: int) -> None:
@@ -106,9 +107,16 @@ def test_only_what_is_fixed_from_the_prompt_on_shares_batches(
     answerers: dict[str, ModelAnswerer], loaded: LoadedModel, prompts: list[Prompt]
 ) -> None:
     fixed = answerers["two"]
-    plain: Answerer = dataclasses.replace(fixed, is_fixed_from_the_prompt_on=False)
+    plain = dataclasses.replace(fixed, is_fixed_from_the_prompt_on=False)
     assert fixed_from_the_prompt_on(ContinuedAnswerer(fixed, _no_greedy)) is fixed
     assert fixed_from_the_prompt_on(plain) is None
+    assert fixed_from_the_prompt_on(plain.without_states()) is None, "a controller that may look"
+    control = dataclasses.replace(fixed.control, capture_blocks=(0,))
+    greedy = dataclasses.replace(plain, make_controller=None, control=control)
+    assert fixed_from_the_prompt_on(greedy) is None
+    shares = fixed_from_the_prompt_on(greedy.without_states())
+    assert shares is not None
+    assert shares.control.capture_blocks == ()
     with pytest.raises(ValueError, match="greedy"):
         answer_side_by_side(
             [(fixed, prompts)], SamplingParams(8, loaded.stop_token_ids, temperature=0.5)

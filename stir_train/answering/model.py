@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,8 +31,8 @@ class ModelAnswerer:
         seed: Of the sampling noise.
         make_controller: Makes what steers it, once; None decodes plainly.
         needs: What it needs the backend to be able to do.
-        is_fixed_from_the_prompt_on: Whether the controller is `FixedVector`s alone, each at a place that begins with
-            the prompt, and no states are captured: then it can share its batches (`side_by_side`).
+        is_fixed_from_the_prompt_on: Whether the controller is `FixedVector`s alone, or none at all, each at a place
+            that begins with the prompt, and no states are captured: then it can share its batches (`side_by_side`).
     """
 
     model: str
@@ -46,6 +47,16 @@ class ModelAnswerer:
     def controller(self) -> Steering | None:
         """What steers, made when it is first asked for; it keeps nothing, so every call shares it."""
         return self.make_controller() if self.make_controller else None
+
+    def without_states(self) -> ModelAnswerer:
+        """The same, but no states are kept; without a controller it can share its batches."""
+        return dataclasses.replace(
+            self,
+            control=dataclasses.replace(self.control, capture_blocks=()),
+            needs=self.needs - {Ability.CAPTURE_STATES},
+            is_fixed_from_the_prompt_on=self.is_fixed_from_the_prompt_on
+            or self.make_controller is None,
+        )
 
     def open(self) -> GenerationBackend:
         """The backend over its model, loaded now if nothing needed it before."""

@@ -80,9 +80,12 @@ def answer_side_by_side(
             Answers(
                 tuple(_with_impulses(rollout, of_one) for rollout in rollouts),
                 made.cost.forward_passes,
+                # Where nothing acts, there is nothing to decide.
                 decisions=tuple(
                     _decision(rollout, vector) for rollout in rollouts for vector in of_one
-                ),
+                )
+                if of_one
+                else None,
             )
         )
     return answers

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import math
 from collections.abc import Iterator, Sequence
@@ -214,8 +215,11 @@ def _evaluated(config: RunConfig, students: int, others: int) -> Iterator[Sequen
 def _after(
     greedy: Sequence[_Job], rest: Sequence[_Job], config: RunConfig
 ) -> Iterator[Sequence[_Job]]:
-    """Greedy answers first where others go on from them, else with the others."""
-    if _tries_vectors_alone(config):
+    """Greedy answers first where others go on from them, else with the others, in their batches where they can."""
+    first, [one] = rest[0], greedy
+    if _tries_vectors_alone(config) and first.num_prompts == one.num_prompts:
+        yield [dataclasses.replace(first, times=first.times + one.times), *rest[1:]]
+    elif _tries_vectors_alone(config):
         yield [*greedy, *rest]
     else:
         yield greedy

@@ -39,10 +39,20 @@ class Meter:
     """
 
     def __init__(
-        self, total: int, show: Callable[[Meter], None], *, first_seconds: float, interval: Interval
+        self,
+        total: int,
+        show: Callable[[Meter], None],
+        *,
+        first_seconds: float,
+        interval: Interval,
+        num_workers: int = 1,
     ) -> None:
-        """Count up to ``total``; call ``show`` after ``first_seconds``, then at intervals, and at the end."""
+        """Count up to ``total``; call ``show`` after ``first_seconds``, then at intervals, and at the end.
+
+        Of ``num_workers`` at work, the others are heard of when they finish something.
+        """
         self.done, self.total, self.note = 0, total, ""
+        self._num_workers, self._own_tokens = num_workers, 0
         self._show, self._interval, self._is_over = show, interval, False
         self._finished_steps, self._finished_tokens, self._sampled_tokens = 0, 0, 0
         self._began = time.monotonic()
@@ -61,6 +71,7 @@ class Meter:
     def sampled(self) -> None:
         """Count a token of what is not done yet."""
         self._sampled_tokens += 1
+        self._own_tokens += 1
         if self._sampled_tokens % TOKENS_BETWEEN_LOOKS == 0:
             self._look()
 
@@ -77,8 +88,11 @@ class Meter:
             return None
         if self._finished_steps:
             mean = self._finished_tokens / self._finished_steps
-            left = max(0.0, (self.total - self.done) * mean - self._sampled_tokens)
-            return left * seconds / self.num_tokens
+            left = max(
+                0.0, (self.total - self.done) * mean - self._num_workers * self._sampled_tokens
+            )
+            # The others are taken to be as fast as this one, until more is heard of them.
+            return left * seconds / max(self.num_tokens, self._num_workers * self._own_tokens)
         return (self.total - self.done) * seconds / self.done
 
     @property
@@ -143,6 +157,7 @@ def progress(
     unit: str,
     *,
     watch: Callable[[Meter], None] | None = None,
+    num_workers: int = 1,
 ) -> Iterator[Meter]:
     """Show a bar on a terminal; in a log, a line within seconds, more and more seldom, and one at the end.
 
@@ -152,6 +167,7 @@ def progress(
         total: When it is done.
         unit: Of what is counted.
         watch: Called with every word that is said, for those who look from elsewhere.
+        num_workers: That are at work.
     """
     if not console.is_terminal:
 
@@ -161,7 +177,13 @@ def progress(
             if watch is not None:
                 watch(meter)
 
-        yield Meter(total, line, first_seconds=FIRST_LINE_SECONDS, interval=_between_lines)
+        yield Meter(
+            total,
+            line,
+            first_seconds=FIRST_LINE_SECONDS,
+            interval=_between_lines,
+            num_workers=num_workers,
+        )
         return
     with Progress(
         TextColumn("{task.description}", markup=False),
@@ -180,7 +202,13 @@ def progress(
             if watch is not None:
                 watch(meter)
 
-        meter = Meter(total, update, first_seconds=0.0, interval=lambda _seconds: BAR_SECONDS)
+        meter = Meter(
+            total,
+            update,
+            first_seconds=0.0,
+            interval=lambda _seconds: BAR_SECONDS,
+            num_workers=num_workers,
+        )
         yield meter
         update(meter)
 

@@ -19,6 +19,7 @@ from stir_train.models.locate import locate_model
 from stir_train.models.lora import Student, make_student, make_whole_student
 from stir_train.monitoring.metrics import Pace
 from stir_train.runtime.context import Finish, Outcome, RunContext
+from stir_train.runtime.memory import return_freed_memory
 from stir_train.runtime.teaching import early_stopping, samples_of, student_batches
 from stir_train.runtime.upstream import students_taught
 from stir_train.stores.adapters import ADAPTER_DIRECTORY
@@ -49,6 +50,7 @@ def _teach(context: RunContext, stage: StageDir, spec: StudentSpec) -> StudentFi
     done = f"{spec.prefix}{FIGURES_FILE}"
     if context.world.on_main(f"{name} is there", lambda: stage.has(done)):
         return _shared(context, name, lambda: load_record(stage.path / done, StudentFigures))
+    return_freed_memory()  # of the student before
     student = make_student(
         config.model,
         adapter_config(config.distill, spec),

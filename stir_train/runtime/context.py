@@ -158,7 +158,8 @@ class RunContext:
             )
 
         watch = note if self.world.is_main else None
-        with progress(self.console, title, total, unit, watch=watch) as meter:
+        workers = max(1, self.world.size // self.config.model.shards)
+        with progress(self.console, title, total, unit, watch=watch, num_workers=workers) as meter:
             yield meter
 
     def stage(self, name: str) -> StageDir:

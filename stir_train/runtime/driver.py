@@ -32,6 +32,7 @@ from stir_train.runtime.abilities import require_backend
 from stir_train.runtime.context import PROBLEMS_FILE, Finish, Outcome, RunContext
 from stir_train.runtime.early_checks import require_feasible, warn_of_stop_tokens
 from stir_train.runtime.external import external_sources
+from stir_train.runtime.memory import return_freed_memory
 from stir_train.runtime.upstream import end_of_run, sources_of, stages_left_out, upstream_of
 
 
@@ -165,6 +166,7 @@ def finish(
         _finish(context, directory, outcome, seconds)
 
     context.world.on_main(f"finish {directory.name}", make)
+    return_freed_memory()
 
 
 def require_as_configured(context: RunContext, names: Collection[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from stir_train.monitoring.console import Meter
 from stir_train.monitoring.metrics import Pace
 from stir_train.runtime.chunk_scheduler import make_missing, missing_keys
 from stir_train.runtime.context import RunContext
+from stir_train.runtime.memory import return_freed_memory
 from stir_train.stores.rollouts import (
     Reused,
     RolloutStore,
@@ -134,9 +136,12 @@ def generate_jobs(
             advance(num_completions, said, int(found["tokens"]))
 
     # A sharded model is loaded by all ranks at once, and only one is run at a time.
-    for _, some in groupby(units.items(), key=lambda item: item[1][0].job.answerer.model):
+    models = groupby(units.items(), key=lambda item: item[1][0].job.answerer.model)
+    for number, (_, some) in enumerate(models):
         mine = dict(some)
         files = {key: [chunk.file for chunk in unit] for key, unit in mine.items()}
+        if number:
+            return_freed_memory()  # before another model is loaded
         (first, *_), *_ = mine.values()
         together = first.job.answerer.open() if context.is_sharded else None
         make_missing(context, stage, files, make, on_finished, together=together)
@@ -149,7 +154,9 @@ def generate_after(
     jobs: Sequence[GenerationJob],
     advance: Meter,
 ) -> None:
-    """Make greedy answers, then those of jobs that may go on from them; all at once where none does. Collective.
+    """Make greedy answers, then those of jobs that may go on from them. Collective.
+
+    Where none does, all are made at once, and no states are kept.
 
     Raises:
         StageError: If one needs what the run's backend lacks.
@@ -158,7 +165,13 @@ def generate_after(
         generate_jobs(context, stage, greedy, advance)
         generate_jobs(context, stage, jobs, advance)
     else:
-        generate_jobs(context, stage, [*greedy, *jobs], advance)
+        generate_jobs(context, stage, [*map(_without_states, greedy), *jobs], advance)
+
+
+def _without_states(job: GenerationJob) -> GenerationJob:
+    if not isinstance(job.answerer, ModelAnswerer):
+        return job
+    return dataclasses.replace(job, answerer=job.answerer.without_states())
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 from functools import cached_property
-
-import torch
 
 from stir_train.config.inputs import TaskConfig
 from stir_train.config.run import RunConfig
@@ -18,6 +15,7 @@ from stir_train.generation.open import Limits, open_backend
 from stir_train.models.blocks import resolve_depth
 from stir_train.models.describe import ModelDescription, describe_model
 from stir_train.models.load import LoadedModel, load_model
+from stir_train.runtime.memory import return_freed_memory
 
 
 class Resources:
@@ -104,9 +102,7 @@ class Resources:
         self.close_engines()
         for name in ("engine", "loaded"):
             vars(self).pop(name, None)
-        gc.collect()  # modules and their hooks refer to one another
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        return_freed_memory()
 
     def close_engines(self) -> None:
         """Let go of every engine's cache and of other models; the base's weights stay, and its engine goes on."""
