@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TextIO
 
 from rich.console import Console
@@ -177,13 +178,8 @@ def progress(
             if watch is not None:
                 watch(meter)
 
-        yield Meter(
-            total,
-            line,
-            first_seconds=FIRST_LINE_SECONDS,
-            interval=_between_lines,
-            num_workers=num_workers,
-        )
+        of = partial(Meter, first_seconds=FIRST_LINE_SECONDS, interval=_between_lines)
+        yield of(total, line, num_workers=num_workers)
         return
     with Progress(
         TextColumn("{task.description}", markup=False),
@@ -202,13 +198,8 @@ def progress(
             if watch is not None:
                 watch(meter)
 
-        meter = Meter(
-            total,
-            update,
-            first_seconds=0.0,
-            interval=lambda _seconds: BAR_SECONDS,
-            num_workers=num_workers,
-        )
+        of = partial(Meter, first_seconds=0.0, interval=lambda _seconds: BAR_SECONDS)
+        meter = of(total, update, num_workers=num_workers)
         yield meter
         update(meter)
 
