@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stir_train.directions.likelihood import log_likelihood
@@ -63,7 +63,7 @@ class GradientCost:
 
     Attributes:
         batches: Backward passes.
-        prompt_token_forwards: Fed without a graph: prompts but their last tokens, once for all that are equally long.
+        prompt_token_forwards: Fed without a graph: prompts but their last tokens, once for many batches.
         graph_token_forwards: Fed, and run backwards down to the lowest wanted block.
         recorded_tokens: Tokens of the prompts and completions themselves.
     """
@@ -136,19 +136,11 @@ def rollout_gradients(
 
 
 def length_batches(rollouts: Sequence[Rollout], max_batch_tokens: int) -> list[list[int]]:
-    """Indices of rollouts whose prompts are equally long, of like length, within a padded size."""
-
-    def length(index: int) -> tuple[int, int, int]:
-        return len(rollouts[index].prompt_token_ids), num_fed(rollouts[index]), index
-
+    """Indices of rollouts whose completions are of like length, within a padded size."""
     batches: list[list[int]] = []
-    for index in sorted(range(len(rollouts)), key=length):
-        prompt_length, width, _ = length(index)
-        if (
-            batches
-            and length(batches[-1][0])[0] == prompt_length
-            and (len(batches[-1]) + 1) * width <= max_batch_tokens
-        ):
+    for index in sorted(range(len(rollouts)), key=lambda i: (num_fed(rollouts[i]), i)):
+        width = num_fed(rollouts[index])
+        if batches and (len(batches[-1]) + 1) * width <= max_batch_tokens:
             batches[-1].append(index)
         else:
             batches.append([index])
@@ -168,7 +160,7 @@ class _Part:
 
 
 class _GradientPass:
-    """Runs batches of rollouts whose prompts are equally long."""
+    """Runs batches of rollouts, from the caches of their prompts on."""
 
     def __init__(self, loaded: LoadedModel, head: OutputHead, settings: GradientSettings) -> None:
         self.cost = GradientCost()
@@ -177,7 +169,7 @@ class _GradientPass:
         self._settings = settings
 
     def prefill(self, rollouts: Sequence[Rollout]) -> PromptCache:
-        """Keys and values of the rollouts' prompts, which must be equally long."""
+        """Keys and values of the rollouts' prompts."""
         prompts = PromptCache([rollout.prompt_token_ids for rollout in rollouts], self._fed_prompts)
         self.cost.prompt_token_forwards += prompts.num_fed
         return prompts
@@ -185,8 +177,12 @@ class _GradientPass:
     def run(self, rollouts: Sequence[Rollout], prompts: PromptCache) -> list[_Part]:
         """Feed what comes after the prompts with a graph, and go back through it."""
         loaded, settings = self._loaded, self._settings
-        cache = prompts.rows([rollout.prompt_token_ids for rollout in rollouts])
+        begun = [rollout.prompt_token_ids for rollout in rollouts]
+        cache = prompts.rows(begun)
         token_ids, targets = _fed(rollouts)
+        mask = prompts.mask(begun, token_ids.shape[1])
+        ends = torch.tensor([[len(prompt) - 1] for prompt in begun])
+        positions = ends + torch.arange(token_ids.shape[1])
         watch = _BlockWatch(rollouts, settings)
         is_first = not self.cost.batches
         with (
@@ -196,6 +192,8 @@ class _GradientPass:
         ):
             logits = loaded.model(
                 input_ids=token_ids.to(loaded.device),
+                attention_mask=None if mask is None else mask.to(loaded.device),
+                position_ids=positions.to(loaded.device),
                 past_key_values=cache,
                 use_cache=cache is not None,
             ).logits
@@ -216,13 +214,24 @@ class _GradientPass:
         counts = [num_fed(r) for r in rollouts]
         return watch.parts([one.double().sum().cpu() for one in logprobs.split(counts)])
 
-    def _fed_prompts(self, token_ids: Int[Tensor, "B T"]) -> Any:
+    def _fed_prompts(
+        self,
+        token_ids: Int[Tensor, "R P"],
+        mask: Bool[Tensor, "R P"] | None,
+        positions: Int[Tensor, "R P"],
+    ) -> Any:
+        device = self._loaded.device
         with (
             torch.no_grad(),
             block_hooks(self._loaded.blocks, self._on_prompts()),
             self._head.apart(),
         ):
-            fed = self._loaded.model(input_ids=token_ids.to(self._loaded.device), use_cache=True)
+            fed = self._loaded.model(
+                input_ids=token_ids.to(device),
+                attention_mask=None if mask is None else mask.to(device),
+                position_ids=positions.to(device),
+                use_cache=True,
+            )
         return fed.past_key_values
 
     def _on_prompts(self) -> Mapping[int, BlockEdit]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from stir_train.types.rollout import Rollout
@@ -15,27 +15,39 @@ from stir_train.types.rollout import Rollout
 PROMPT_BATCHES = 4
 """Prompts are kept for at most so many times the tokens of a batch: without a graph, a token takes little memory."""
 
+Prefill = Callable[[Int[Tensor, "R P"], Bool[Tensor, "R P"] | None, Int[Tensor, "R P"]], Any]
+"""Runs the model on tokens, with a mask and positions, and returns transformers' cache of them."""
+
 
 class PromptCache:
-    """Caches of distinct prompts, equally long, without their last tokens."""
+    """Caches of distinct prompts without their last tokens, padded on the left to the longest.
 
-    def __init__(
-        self, prompts: Sequence[tuple[int, ...]], prefill: Callable[[Int[Tensor, "B T"]], Any]
-    ) -> None:
-        """Feed the prompts, if they have more than one token.
+    Attributes:
+        num_fed: Tokens, padding included.
+    """
+
+    def __init__(self, prompts: Sequence[tuple[int, ...]], prefill: Prefill) -> None:
+        """Feed the prompts, unless all are of one token.
 
         Args:
             prompts: Each is fed once, however often it is named.
-            prefill: Runs the model on tokens, and returns transformers' cache of them.
+            prefill: Is given no mask where all are equally long.
         """
-        distinct = dict.fromkeys(prompt[:-1] for prompt in prompts)
+        distinct = list(dict.fromkeys(prompt[:-1] for prompt in prompts))
         self._row_of = {prompt: row for row, prompt in enumerate(distinct)}
-        fed = torch.tensor(list(distinct), dtype=torch.long)
-        self.num_fed = fed.numel()
-        self._cache = prefill(fed) if self.num_fed else None
+        self._width = max(map(len, distinct))
+        self.num_fed = self._width * len(distinct)
+        self._cache = None
+        if self._width:
+            padded = [(0,) * (self._width - len(prompt)) + prompt for prompt in distinct]
+            lengths = torch.tensor([[len(prompt)] for prompt in distinct])
+            positions = torch.arange(self._width) - (self._width - lengths)
+            self._cache = prefill(
+                torch.tensor(padded), self._mask(distinct), positions.clamp(min=0)
+            )
 
     def rows(self, prompts: Sequence[tuple[int, ...]]) -> Any:
-        """A cache with a row for each of some of the prompts, for one pass to go on from; None if they are empty."""
+        """A cache with a row for each of some of the prompts, for one pass to go on from; None if all are empty."""
         if self._cache is None:
             return None
         chosen = copy.copy(self._cache)
@@ -44,14 +56,25 @@ class PromptCache:
         chosen.batch_select_indices(torch.tensor([self._row_of[prompt[:-1]] for prompt in prompts]))
         return chosen
 
+    def mask(self, prompts: Sequence[tuple[int, ...]], num_more: int) -> Bool[Tensor, "B K"] | None:
+        """What of each row, and of so many tokens behind it, may be attended to; None if all."""
+        begun = self._mask([prompt[:-1] for prompt in prompts])
+        return None if begun is None else torch.nn.functional.pad(begun, (0, num_more), value=True)
+
+    def _mask(self, begun: Sequence[tuple[int, ...]]) -> Bool[Tensor, "B P"] | None:
+        lengths = torch.tensor([[len(one)] for one in begun])
+        if int(lengths.min()) == self._width:
+            return None
+        return torch.arange(self._width) >= self._width - lengths
+
 
 def batches_of_prompts(
     batches: Sequence[Sequence[int]], rollouts: Sequence[Rollout], max_batch_tokens: int
 ) -> Iterator[list[Sequence[int]]]:
-    """Consecutive batches of rollouts whose prompts are equally long and few enough to be kept.
+    """Consecutive batches of rollouts whose prompts are few enough to be kept.
 
     Args:
-        batches: Indices of rollouts; each batch's prompts are equally long.
+        batches: Indices of rollouts.
         rollouts: All of them.
         max_batch_tokens: Tokens of a batch.
 
@@ -61,14 +84,12 @@ def batches_of_prompts(
     some: list[Sequence[int]] = []
     prompts: set[tuple[int, ...]] = set()
     for batch in batches:
-        more = {rollouts[index].prompt_token_ids for index in batch}
-        length = len(rollouts[batch[0]].prompt_token_ids)
-        is_alike = not some or len(rollouts[some[0][0]].prompt_token_ids) == length
-        fits = len(prompts | more) * length <= PROMPT_BATCHES * max_batch_tokens
-        if some and not (is_alike and fits):
+        of_batch = {rollouts[index].prompt_token_ids for index in batch}
+        together = prompts | of_batch
+        if some and len(together) * max(map(len, together)) > PROMPT_BATCHES * max_batch_tokens:
             yield some
-            some, prompts = [], set()
+            some, together = [], of_batch
         some.append(batch)
-        prompts |= more
+        prompts = together
     if some:
         yield some
