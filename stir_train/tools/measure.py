@@ -218,8 +218,8 @@ def _sampling(config: RunConfig, resources: Resources, budget: int | None = None
 def _prefill_rate(
     config: RunConfig, resources: Resources, prompts: Sequence[Prompt], num_shared: int
 ) -> float:
-    """Tokens a second, from the first pass on: before it weights are packed, once a chunk."""
-    begun: list[float] = []
+    """Tokens a second, from the first pass on, where it is seen: before it weights are packed, once a chunk."""
+    called, begun = time.perf_counter(), list[float]()
     model = resources.loaded.model
     handle = model.register_forward_pre_hook(lambda *_: begun.append(time.perf_counter()))
     try:
@@ -227,7 +227,7 @@ def _prefill_rate(
     finally:
         handle.remove()
     fed = num_shared + sum(len(prompt.token_ids) - num_shared for prompt in prompts)
-    return fed / (time.perf_counter() - begun[0])
+    return fed / (time.perf_counter() - next(iter(begun), called))
 
 
 def _fit(steps: Sequence[tuple[int, float]]) -> tuple[float, float]:
