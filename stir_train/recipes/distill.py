@@ -50,7 +50,6 @@ def _teach(context: RunContext, stage: StageDir, spec: StudentSpec) -> StudentFi
     done = f"{spec.prefix}{FIGURES_FILE}"
     if context.world.on_main(f"{name} is there", lambda: stage.has(done)):
         return _shared(context, name, lambda: load_record(stage.path / done, StudentFigures))
-    return_freed_memory()  # of the student before
     student = make_student(
         config.model,
         adapter_config(config.distill, spec),
@@ -69,6 +68,9 @@ def _teach(context: RunContext, stage: StageDir, spec: StudentSpec) -> StudentFi
     student.model.train()
     fitted = _fit(context, stage, spec, student, engine)
     learned = engine.parameters()
+    # The whole student, and the process that checks it, bring models of their own.
+    del student, optimizer, engine
+    return_freed_memory()
     return _shared(
         context,
         f"{name} distilled",
