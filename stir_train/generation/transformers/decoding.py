@@ -50,6 +50,8 @@ from stir_train.types.trajectory import CapturedStates, StateLabel
 
 PREFILL_TOKENS = 1 << 14
 """Padded tokens per prefill pass, which bounds its memory."""
+CPU_PREFILL_TOKENS = 1 << 10
+"""The same on a CPU: more rows gain nothing there, and what a pass works on stays in the cache."""
 
 
 @dataclass
@@ -117,9 +119,10 @@ class Decoding:
                 break
             taken: list[list[int]] = []
             width = 0
+            most = CPU_PREFILL_TOKENS if self.device.type == "cpu" else PREFILL_TOKENS
             while self.queue and len(self.queue[0]) <= free:
                 width = max(width, self._num_context(self.queue[0][0]))
-                if taken and width * (len(taken) + 1) > PREFILL_TOKENS:
+                if taken and width * (len(taken) + 1) > most:
                     break
                 free -= len(self.queue[0])
                 taken.append(self.queue.pop(0))
