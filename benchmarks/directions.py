@@ -17,11 +17,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from stir_train.config.inputs import ModelConfig
-from stir_train.directions.gradients import (
-    GradientSettings,
-    length_batches,
-    rollout_gradients,
-)
+from stir_train.directions.batches import length_batches
+from stir_train.directions.gradients import GradientSettings, rollout_gradients
 from stir_train.generation.backend import SamplingParams
 from stir_train.models.load import LoadedModel, load_model
 from stir_train.models.output_head import OutputHead

@@ -7,6 +7,7 @@ import io
 import itertools
 import re
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,11 +34,12 @@ from stir_train.launch.costs import (
 from stir_train.launch.estimate import GIB, estimate, shape_of
 from stir_train.launch.lengths import expected_lengths, long_answer
 from stir_train.models.load import LoadedModel
+from stir_train.runtime.resources import Resources
 from stir_train.tools import costs
 from stir_train.tools import measure as module
 from stir_train.tools.costs import _warnings, in_words
 from stir_train.tools.measure import _Clock, _fit, _TimeIsUp, _whole_lengths, measure
-from stir_train.types.rollout import Rollout
+from stir_train.types.rollout import Prompt, Rollout
 from tests.support.commands import stir_train
 from tests.support.measures import measured_briefly
 from tests.support.rates import QWEN, QWEN_RATES, config_of
@@ -264,6 +266,23 @@ def test_an_embedded_model_is_measured_and_nothing_is_written(
     assert "more than warn_hours" in shown.stdout
     assert all(len(line) < 80 for line in shown.stdout.splitlines()[1:])
     assert not any(tmp_path.iterdir())
+
+
+def test_prefill_is_timed_on_prompts_that_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured_briefly(monkeypatch)
+    asked: list[Sequence[Prompt]] = []
+    timed = module._prefill_rate
+
+    def watched(config: RunConfig, resources: Resources, prompts: Sequence[Prompt]) -> float:
+        asked.append(prompts)
+        return timed(config, resources, prompts)
+
+    monkeypatch.setattr(module, "_prefill_rate", watched)
+    measure(load_config(RunConfig, SMOKE, [f"output_dir={tmp_path}", "splits.num_harvest=8"]))
+    (prompts,) = asked
+    assert len(prompts) == len({prompt.token_ids for prompt in prompts}) == 8
 
 
 def test_what_is_differentiated_is_measured_as_the_run_does_it(

@@ -17,11 +17,7 @@ from transformers import AutoModelForCausalLM
 from stir_train.config.inputs import ModelConfig
 from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.directions.advantages import leave_one_out
-from stir_train.directions.gradients import (
-    GradientSettings,
-    length_batches,
-    rollout_gradients,
-)
+from stir_train.directions.gradients import GradientSettings, rollout_gradients
 from stir_train.errors import ArtifactError, ModelError, StageError
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
 from stir_train.generation.transformers.engine import DecodeEngine
@@ -207,36 +203,6 @@ def test_a_rollout_does_not_depend_on_its_batch() -> None:
     torch.testing.assert_close(together.sums, alone.sums, rtol=1e-4, atol=1e-5)
     again, _ = rollout_gradients(loaded, rollouts, SETTINGS)
     assert torch.equal(together.sums, again.sums)
-
-
-def test_batches_share_prompts_and_keep_to_their_size() -> None:
-    loaded, rollouts = double("qwen2"), some_rollouts()
-    batches = length_batches(rollouts, 40)
-    assert sorted(i for batch in batches for i in batch) == list(range(len(rollouts)))
-    lengths = [len(rollouts[i].token_ids) for batch in batches for i in batch]
-    assert lengths == sorted(lengths)
-    for batch in batches:
-        assert len(batch) * max(len(rollouts[i].token_ids) for i in batch) <= 40
-    _, cost = rollout_gradients(loaded, rollouts, SETTINGS)
-    # Prompts of 5 (twice the same, and two others), 1 and 12, padded, without their last tokens.
-    assert cost.prompt_token_forwards == 5 * 11
-    assert cost.graph_token_forwards == 6 * 20
-
-
-def test_a_prompt_is_fed_once_for_all_batches() -> None:
-    loaded, rollouts = double("qwen2"), some_rollouts()
-    found, cost = rollout_gradients(loaded, rollouts, SETTINGS)
-    narrow = dataclasses.replace(SETTINGS, max_batch_tokens=20)
-    split, more = rollout_gradients(loaded, rollouts, narrow)
-    assert more.batches > cost.batches
-    assert more.prompt_token_forwards == cost.prompt_token_forwards
-    torch.testing.assert_close(split.sums, found.sums, rtol=1e-4, atol=1e-5)
-    # None are kept: each batch feeds its own, and the one that two begin with twice.
-    alone, again = rollout_gradients(
-        loaded, rollouts, dataclasses.replace(SETTINGS, max_batch_tokens=1)
-    )
-    assert again.prompt_token_forwards == 4 * 4 + 11
-    torch.testing.assert_close(alone.sums, found.sums, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

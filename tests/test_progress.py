@@ -78,6 +78,15 @@ def test_others_at_work_are_taken_to_be_as_fast_until_they_are_heard_of(clock: C
         assert meter.seconds_left == pytest.approx(10), "the other's; now all are known"
 
 
+def test_where_more_was_sampled_than_is_known_to_be_left_no_time_is_named(clock: Clock) -> None:
+    with progress(make_console(io.StringIO()), "rollout", 2, "rollouts", num_workers=2) as meter:
+        clock.now += 10
+        meter(1, num_tokens=100)
+        for _ in range(60):  # the other worker is done, and 40 tokens are left
+            meter.sampled()
+        assert meter.seconds_left is None
+
+
 @pytest.mark.parametrize("width", [60, 80, 160])
 def test_a_terminal_shows_every_figure_at_any_width(clock: Clock, width: int) -> None:
     out = io.StringIO()

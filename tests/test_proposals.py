@@ -33,6 +33,14 @@ def test_no_chunk_size_is_proposed_that_slows_the_rollouts_down() -> None:
     assert "generation.chunk_completions=" not in chunk_advice(config, rates)
 
 
+def test_a_size_that_changes_no_chunk_is_not_proposed() -> None:
+    # Eight shares of 160 problems are of 20 each, with 80 completions: 128 is no limit to them.
+    config = config_of("generation.num_shares=8", "splits.num_harvest=160", "rollout.num_samples=4")
+    rates = dataclasses.replace(QWEN_RATES, step_seconds=2.0, row_seconds=0.0)
+    held, proposed = chunk_costs(config, rates)
+    assert held == proposed
+
+
 def test_chunks_that_are_short_need_no_word() -> None:
     rates = dataclasses.replace(QWEN_RATES, row_seconds=1e-4)
     assert chunk_advice(config_of(), rates) == ""

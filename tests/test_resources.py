@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from types import SimpleNamespace
 
 from stir_train.config.run import RunConfig
 from stir_train.distributed.world import alone
 from stir_train.generation.backend import GenerationRequest, SamplingParams
+from stir_train.models.load import LoadedModel, load_model
 from stir_train.runtime.answerers import other_model_answerer
 from stir_train.runtime.resources import Resources
 from stir_train.types.rollout import Prompt
@@ -43,6 +45,28 @@ def test_another_model_decodes_without_the_cache_of_the_base(
         assert all(cache() is None for cache in caches)
         caches.append(weakref.ref(resources.students[name]._cache))
     assert resources.engine.generate(requests, greedy, seed=0).rollouts == before.rollouts
+    resources.close()
+
+
+def test_a_model_that_refers_to_itself_is_gone_before_the_next_is_loaded() -> None:
+    resources = Resources(RunConfig(name="run"), alone())
+    context = SimpleNamespace(resources=resources, config=RunConfig(name="run"))
+    before: list[weakref.ref[LoadedModel]] = []
+
+    def load() -> LoadedModel:
+        assert all(model() is None for model in before), "two at once"
+        model = load_model(context.config.model)
+        model.model.itself = [model]
+        before.append(weakref.ref(model))
+        return model
+
+    gc.disable()
+    try:
+        for name in ("first", "second"):
+            other_model_answerer(context, name, load).open()
+    finally:
+        gc.enable()
+    assert len(before) == 2
     resources.close()
 
 

@@ -18,7 +18,7 @@ from stir_train.generation.backend import (
 )
 from stir_train.generation.controller import ControlBatch, Decision, Steering
 from stir_train.generation.fixed import FixedVector
-from stir_train.generation.transformers import shared_prefix
+from stir_train.generation.transformers import decoding, shared_prefix
 from stir_train.generation.transformers.engine import DecodeEngine
 from stir_train.models.load import LoadedModel
 from stir_train.types.places import Place
@@ -102,6 +102,26 @@ def test_answers_states_and_decisions_are_the_same_and_it_is_fed_once(
     assert shared.cost.prefill_passes == apart.cost.prefill_passes + 1
     saved = apart.cost.token_forwards - shared.cost.token_forwards
     assert saved == 5 * (len(HEAD) + 1), "of six prompts, which all go on with the same token"
+
+
+def test_a_pass_on_a_cpu_is_as_large_as_what_it_feeds(
+    monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel, prompts: list[Prompt]
+) -> None:
+    head = HEAD * 15
+    some = [dataclasses.replace(p, token_ids=(*head, 3 + n, *p.token_ids)) for n, p in enumerate(prompts[:8])]
+    sampling = SamplingParams(4, loaded.stop_token_ids)
+
+    def generate() -> GenerationResult:
+        requests = [GenerationRequest(prompt) for prompt in some]
+        return DecodeEngine(loaded, max_rows=8).generate(requests, sampling, seed=0)
+
+    assert sum(len(prompt.token_ids) - len(head) for prompt in some) < decoding.CPU_PREFILL_TOKENS
+    shared = generate()
+    assert shared.cost.prefill_passes == 2, "the head, and what is left of all eight"
+    monkeypatch.setattr(shared_prefix, "MIN_SHARED_TOKENS", NEVER)
+    apart = generate()
+    assert apart.cost.prefill_passes == 8
+    assert [r.token_ids for r in shared.rollouts] == [r.token_ids for r in apart.rollouts]
 
 
 def test_what_requests_plan_after_a_prefix_is_added_where_it_was(

@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stir_train.directions.batches import batches_of_prompts, length_batches
 from stir_train.directions.likelihood import log_likelihood
 from stir_train.directions.places import num_fed, place_mask, span_selector, spans_of
-from stir_train.directions.prompt_cache import PromptCache, batches_of_prompts
+from stir_train.directions.prompt_cache import PromptCache
 from stir_train.errors import ArtifactError, ModelError, StageError
 from stir_train.generation.backend import SamplingParams
 from stir_train.models.hooks import BlockEdit, block_hooks
@@ -133,18 +134,6 @@ def rollout_gradients(
         points=_all_points(made) if settings.keep_points else None,
     )
     return gradients, gradient_pass.cost
-
-
-def length_batches(rollouts: Sequence[Rollout], max_batch_tokens: int) -> list[list[int]]:
-    """Indices of rollouts whose completions are of like length, within a padded size."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(rollouts)), key=lambda i: (num_fed(rollouts[i]), i)):
-        width = num_fed(rollouts[index])
-        if batches and (len(batches[-1]) + 1) * width <= max_batch_tokens:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
 
 
 @dataclass(frozen=True)

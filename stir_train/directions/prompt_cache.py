@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-
-from stir_train.types.rollout import Rollout
-
-PROMPT_BATCHES = 4
-"""Prompts are kept for at most so many times the tokens of a batch: without a graph, a token takes little memory."""
 
 Prefill = Callable[[Int[Tensor, "R P"], Bool[Tensor, "R P"] | None, Int[Tensor, "R P"]], Any]
 """Runs the model on tokens, with a mask and positions, and returns transformers' cache of them."""
@@ -66,30 +61,3 @@ class PromptCache:
         if int(lengths.min()) == self._width:
             return None
         return torch.arange(self._width) >= self._width - lengths
-
-
-def batches_of_prompts(
-    batches: Sequence[Sequence[int]], rollouts: Sequence[Rollout], max_batch_tokens: int
-) -> Iterator[list[Sequence[int]]]:
-    """Consecutive batches of rollouts whose prompts are few enough to be kept.
-
-    Args:
-        batches: Indices of rollouts.
-        rollouts: All of them.
-        max_batch_tokens: Tokens of a batch.
-
-    Yields:
-        One batch or more at a time.
-    """
-    some: list[Sequence[int]] = []
-    prompts: set[tuple[int, ...]] = set()
-    for batch in batches:
-        of_batch = {rollouts[index].prompt_token_ids for index in batch}
-        together = prompts | of_batch
-        if some and len(together) * max(map(len, together)) > PROMPT_BATCHES * max_batch_tokens:
-            yield some
-            some, together = [], of_batch
-        some.append(batch)
-        prompts = together
-    if some:
-        yield some

@@ -32,6 +32,9 @@ BASELINE_COMPLETIONS = 10
 """A problem of the tune split, for each other method: settings of its grid, or samples of a vote."""
 KEPT_PER_LINEAR = 2
 """Numbers kept per input and output of a layer's linear maps, where activations alone are differentiated."""
+KEPT_PROMPTS = 3 * 4
+"""Tokens of `directions.max_batch_tokens` whose keys and values are held: prompts that batches share, a batch's rows of
+them, and those again with what follows them, four times that setting each (`directions.batches`)."""
 LOGIT_BYTES = 3 * 4 * 2**25
 """Logits of the chunk that the output layer is applied to, their log-probabilities and gradients."""
 INPUT_BYTES = 2
@@ -59,6 +62,11 @@ class ModelShape:
     kv_width: int
     num_linear: int
     bytes_per_weight: int
+
+    @property
+    def kv_token_bytes(self) -> int:
+        """Of a token's keys and values in all layers."""
+        return 2 * self.num_layers * self.kv_width * self.bytes_per_weight
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,7 @@ def estimate(config: RunConfig, shape: ModelShape, *, num_ranks: int, on_gpu: bo
     tokens = sum(completions.values()) * budget
     rows = min(config.generation.max_rows, config.generation.chunk_completions)
     weights = shape.num_params * shape.bytes_per_weight
-    kv_token = 2 * shape.num_layers * shape.kv_width * shape.bytes_per_weight
+    kv_token = shape.kv_token_bytes
     context = PROMPT_TOKENS + budget
     if config.generation.max_cache_tokens is not None:
         rows = max(1, min(rows, config.generation.max_cache_tokens // context))
@@ -174,7 +182,8 @@ def _gradient_gib(config: RunConfig, shape: ModelShape) -> float:
     kept = KEPT_PER_LINEAR * shape.num_linear * shape.bytes_per_weight
     activations = config.directions.max_batch_tokens * layers * kept
     weights = shape.num_params * shape.bytes_per_weight
-    return (weights + activations + LOGIT_BYTES) / GIB + OVERHEAD_GIB
+    prompts = KEPT_PROMPTS * config.directions.max_batch_tokens * shape.kv_token_bytes
+    return (weights + activations + prompts + LOGIT_BYTES) / GIB + OVERHEAD_GIB
 
 
 def _copies(config: RunConfig, num_ranks: int) -> tuple[int, int]:

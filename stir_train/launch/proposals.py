@@ -41,8 +41,9 @@ def chunk_costs(config: RunConfig, rates: Rates) -> tuple[ChunkCost, ChunkCost]:
     held = proposed = ChunkCost(
         config.generation.chunk_completions, chunk_seconds(config, rates), 1.0
     )
+    size = held.num_completions
     while proposed.seconds > CHUNK_SECONDS:
-        size = proposed.num_completions // 2
+        size //= 2
         if size < max(1, config.rollout.num_samples):
             break
         limits = config.generation.model_copy(update={"chunk_completions": size})
@@ -50,7 +51,9 @@ def chunk_costs(config: RunConfig, rates: Rates) -> tuple[ChunkCost, ChunkCost]:
         slowdown = rollout_seconds(smaller, rates) / whole
         if slowdown > CHUNK_OVERHEAD:
             break
-        proposed = ChunkCost(size, chunk_seconds(smaller, rates), slowdown)
+        seconds = chunk_seconds(smaller, rates)
+        if seconds < proposed.seconds:  # shares of few prompts may be as small already
+            proposed = ChunkCost(size, seconds, slowdown)
     return held, proposed
 
 

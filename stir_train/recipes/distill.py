@@ -146,6 +146,8 @@ def _export_and_verify(
     longest = sorted(sequences, key=len)[-NUM_PROBES:]
     width = min(PROBE_TOKENS, min(map(len, longest)))
     save_probes(model, [s[:width] for s in longest], stage, prefix=spec.prefix)
+    del model
+    return_freed_memory()  # before a fresh process loads its own
     base_path, gguf_file = locate_model(config.model)
     verified = verify_adapter(
         base_path,

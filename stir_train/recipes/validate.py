@@ -299,7 +299,9 @@ def _make_round(
         return plans[chunks[key] * size : (chunks[key] + 1) * size]
 
     def make(key: str) -> dict[str, float]:
-        made = _make_trials(validation, data, part(key), (number, chunks[key]), advance)
+        # Trials of one problem differ by their sample, which greedy decoding does not read.
+        first = 1 + len(data.trials) + chunks[key] * size
+        made = _make_trials(validation, data, part(key), (number, chunks[key]), first, advance)
         if not made:
             return {}
         return {
@@ -321,6 +323,7 @@ def _make_trials(
     data: InterventionData,
     plans: Sequence[PlannedTrial],
     place: tuple[int, int],
+    first_sample: int,
     advance: Meter,
 ) -> list[Intervention]:
     """Replay, judge and save a chunk of trials; nothing on a rank that only decodes along.
@@ -330,14 +333,13 @@ def _make_trials(
         data: What trials start from.
         plans: The chunk's.
         place: The round and the chunk.
+        first_sample: The number of the first one's completion.
         advance: Hears of tokens as they are sampled.
     """
     context, stage, (number, chunk) = validation.context, validation.stage, place
     prompts = {prompt.prompt_id: prompt for prompt in context.splits["harvest"]}
-    # Trials of one problem differ by their sample, which greedy decoding does not read.
-    first = 1 + len(data.trials) + chunk * context.config.generation.chunk_completions
     planned = [
-        trial_request(data, validation.basis, plan, prompts, sample=first + i)
+        trial_request(data, validation.basis, plan, prompts, sample=first_sample + i)
         for i, plan in enumerate(plans)
     ]
     control = ControlSpec(

@@ -32,6 +32,7 @@ from stir_train.generation.controller import Steering
 from stir_train.models.load import LoadedModel
 from stir_train.runtime.context import RunContext
 from stir_train.runtime.generation import sampling_params
+from stir_train.runtime.memory import return_freed_memory
 from stir_train.types.directions import DirectionSet
 from stir_train.types.places import PLACES_AT_PROMPT, Place
 from stir_train.types.rollout import Prompt
@@ -125,6 +126,7 @@ def other_model_answerer(
         held = context.resources.students
         if name not in held:
             context.resources.close_engines()
+            return_freed_memory()
             held[name] = context.resources.make_engine(load())
         return held[name]
 

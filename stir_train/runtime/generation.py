@@ -23,7 +23,6 @@ from stir_train.monitoring.console import Meter
 from stir_train.monitoring.metrics import Pace
 from stir_train.runtime.chunk_scheduler import make_missing, missing_keys
 from stir_train.runtime.context import RunContext
-from stir_train.runtime.memory import return_freed_memory
 from stir_train.stores.rollouts import (
     Reused,
     RolloutStore,
@@ -137,11 +136,9 @@ def generate_jobs(
 
     # A sharded model is loaded by all ranks at once, and only one is run at a time.
     models = groupby(units.items(), key=lambda item: item[1][0].job.answerer.model)
-    for number, (_, some) in enumerate(models):
+    for _, some in models:
         mine = dict(some)
         files = {key: [chunk.file for chunk in unit] for key, unit in mine.items()}
-        if number:
-            return_freed_memory()  # before another model is loaded
         (first, *_), *_ = mine.values()
         together = first.job.answerer.open() if context.is_sharded else None
         make_missing(context, stage, files, make, on_finished, together=together)
@@ -156,7 +153,9 @@ def generate_after(
 ) -> None:
     """Make greedy answers, then those of jobs that may go on from them. Collective.
 
-    Where none does, all are made at once, and no states are kept.
+    Where none does and all of them are fixed, all are made at once, and no states of greedy ones are kept. A controller
+    that decides has batches of its own, and so have greedy answers then: without vectors it answers the same, to the
+    token.
 
     Raises:
         StageError: If one needs what the run's backend lacks.
@@ -164,8 +163,17 @@ def generate_after(
     if any(waits_for_greedy(job.answerer) for job in jobs):
         generate_jobs(context, stage, greedy, advance)
         generate_jobs(context, stage, jobs, advance)
-    else:
-        generate_jobs(context, stage, [*map(_without_states, greedy), *jobs], advance)
+        return
+    if not any(_decides(job.answerer) for job in jobs):
+        greedy = [_without_states(job) for job in greedy]
+    generate_jobs(context, stage, [*greedy, *jobs], advance)
+
+
+def _decides(answerer: Answerer) -> bool:
+    """Whether a controller acts that is more than fixed vectors from the prompt on."""
+    if not isinstance(answerer, ModelAnswerer) or answerer.make_controller is None:
+        return False
+    return not answerer.is_fixed_from_the_prompt_on
 
 
 def _without_states(job: GenerationJob) -> GenerationJob:

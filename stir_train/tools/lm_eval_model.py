@@ -88,7 +88,7 @@ class StirModel(LM):  # type: ignore[misc]  # lm-eval is not typed
             ConfigError: If a task asks for a way of generating that is not understood.
         """
         del disable_tqdm
-        size = self._context.config.generation.chunk_completions
+        size = self._context.config.generation.prompts_per_chunk(len(requests))
         return [
             text
             for start in range(0, len(requests), size)

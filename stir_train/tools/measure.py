@@ -133,8 +133,9 @@ def _measure(
     some = [prompts[number * len(prompts) // NUM_ANSWERS] for number in range(NUM_ANSWERS)]
     # The first call of all also warms up: it is not counted.
     _decode(config, resources, some[:1], budget=4, seconds=WIDTH_SECONDS)
-    num_shared = len(shared_tokens([GenerationRequest(prompt) for prompt in some], ()))
-    prefill = _prefill_rate(config, resources, some[:PREFILLED_PROMPTS], num_shared)
+    # Where the split is small, some are there twice; equal ones are fed once.
+    distinct = list({prompt.token_ids: prompt for prompt in some}.values())
+    prefill = _prefill_rate(config, resources, distinct[:PREFILLED_PROMPTS])
     few = _decode(
         config,
         resources,
@@ -170,7 +171,7 @@ def _measure(
         head_step_seconds=_head_step_seconds(config, resources.described.identity.width),
         load_seconds=load_seconds,
         prompt_tokens=prompt_tokens,
-        shared_tokens=num_shared,
+        shared_tokens=_num_shared(some),
         answer_tokens=lengths,
         long_answer_tokens=longest,
         num_ended=num_ended,
@@ -215,9 +216,12 @@ def _sampling(config: RunConfig, resources: Resources, budget: int | None = None
     )
 
 
-def _prefill_rate(
-    config: RunConfig, resources: Resources, prompts: Sequence[Prompt], num_shared: int
-) -> float:
+def _num_shared(prompts: Sequence[Prompt]) -> int:
+    """Tokens that all prompts begin with, which are fed once."""
+    return len(shared_tokens([GenerationRequest(prompt) for prompt in prompts], ()))
+
+
+def _prefill_rate(config: RunConfig, resources: Resources, prompts: Sequence[Prompt]) -> float:
     """Tokens a second, from the first pass on, where it is seen: before it weights are packed, once a chunk."""
     called, begun = time.perf_counter(), list[float]()
     model = resources.loaded.model
@@ -226,6 +230,7 @@ def _prefill_rate(
         _decode(config, resources, prompts, budget=1, seconds=WIDTH_SECONDS)
     finally:
         handle.remove()
+    num_shared = _num_shared(prompts)
     fed = num_shared + sum(len(prompt.token_ids) - num_shared for prompt in prompts)
     return fed / (time.perf_counter() - next(iter(begun), called))
 

@@ -49,9 +49,9 @@ from stir_train.types.steering import SteeringDecision
 from stir_train.types.trajectory import CapturedStates, StateLabel
 
 PREFILL_TOKENS = 1 << 14
-"""Padded tokens per prefill pass, which bounds its memory."""
+"""Padded tokens of the contexts of a prefill pass, which bounds its memory."""
 CPU_PREFILL_TOKENS = 1 << 10
-"""The same on a CPU: more rows gain nothing there, and what a pass works on stays in the cache."""
+"""Fed at once on a CPU: more rows gain nothing there, and what a pass works on stays in the cache."""
 
 
 @dataclass
@@ -119,10 +119,9 @@ class Decoding:
                 break
             taken: list[list[int]] = []
             width = 0
-            most = CPU_PREFILL_TOKENS if self.device.type == "cpu" else PREFILL_TOKENS
             while self.queue and len(self.queue[0]) <= free:
                 width = max(width, self._num_context(self.queue[0][0]))
-                if taken and width * (len(taken) + 1) > most:
+                if taken and self._is_too_large(len(taken) + 1, width):
                     break
                 free -= len(self.queue[0])
                 taken.append(self.queue.pop(0))
@@ -130,6 +129,12 @@ class Decoding:
                 break
             self._prefill(taken, width)
         return bool(self.slots.rows)
+
+    def _is_too_large(self, num_rows: int, width: int) -> bool:
+        """Whether a prefill pass should have fewer rows; what they share is fed once, before."""
+        num_fed = num_rows * (width - self.shared.num_tokens)
+        on_cpu = self.device.type == "cpu"
+        return num_rows * width > PREFILL_TOKENS or (on_cpu and num_fed > CPU_PREFILL_TOKENS)
 
     def _num_context(self, index: int) -> int:
         request = self.requests[index]
