@@ -63,18 +63,21 @@ def save_probes(
     """
     token_ids = torch.tensor([list(s) for s in sequences], device=model.device)
     model.eval()
-    adapted = model(input_ids=token_ids, use_cache=False).logits.float().cpu()
+    first = model(input_ids=token_ids, use_cache=True)
+    adapted = first.logits.float().cpu()
+    continued, cache = [first.logits[:, -1].argmax(-1)], first.past_key_values
+    while len(continued) < NUM_GREEDY:
+        following = model(
+            input_ids=continued[-1][:, None], past_key_values=cache, use_cache=True
+        )
+        continued.append(following.logits[:, -1].argmax(-1))
     with model.disable_adapter():
         base = model(input_ids=token_ids, use_cache=False).logits.float().cpu()
-    continued = token_ids
-    for _ in range(NUM_GREEDY):
-        following = model(input_ids=continued, use_cache=False).logits[:, -1].argmax(-1)
-        continued = torch.cat([continued, following[:, None]], dim=1)
     probes = {
         "token_ids": token_ids.cpu(),
         "adapted_logits": adapted,
         "base_logits": base,
-        "greedy_token_ids": continued[:, token_ids.shape[1] :].cpu().contiguous(),
+        "greedy_token_ids": torch.stack(continued, dim=1).cpu(),
     }
     save_tensors(
         stage, f"{prefix}{PROBES_FILE}", probes, {"what": "logits recorded by the trainer"}
