@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,12 +13,11 @@ from stir_train.types.rollout import Rollout
 
 def _parts(lengths: list[int], num_ranks: int, num_parts: int) -> list[list[int]]:
     """The lengths in every part of every rank; a part's rank is its number modulo the ranks."""
-    engine: Any = SimpleNamespace(world=SimpleNamespace(size=num_ranks), num_parts=num_parts)
     samples = [
         Rollout(f"{i}", 0, (1,), (2,) * (length - 1), (), (), "stop")
         for i, length in enumerate(lengths)
     ]
-    ordered = by_length(range(len(lengths)), samples, engine)
+    ordered = by_length(range(len(lengths)), samples, num_ranks=num_ranks, num_parts=num_parts)
     assert sorted(ordered) == list(range(len(lengths)))
     count = num_ranks * num_parts
     return [[lengths[i] for i in ordered[first::count]] for first in range(count)]
@@ -35,7 +33,7 @@ def test_no_part_has_lengths_from_between_those_of_another(
 ) -> None:
     parts = _parts(lengths, num_ranks, num_parts)
     filled = sorted((min(part), max(part)) for part in parts if part)
-    for (_, most), (least, _) in zip(filled, filled[1:], strict=False):
+    for (_, most), (least, _) in pairwise(filled):
         assert most <= least
 
 

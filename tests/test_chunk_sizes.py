@@ -82,7 +82,9 @@ def test_greedy_answers_share_batches_unless_a_controller_is_to_answer_as_they_d
     prompts = [Prompt(f"{n}", "", "", (1,), "") for n in range(96)]
     plain = ModelAnswerer("m", lambda: cast("Any", None), CONTROL, 0)
     fixed, decided = (
-        dataclasses.replace(plain, make_controller=cast("Any", tuple), is_fixed_from_the_prompt_on=is_fixed)
+        dataclasses.replace(
+            plain, make_controller=cast("Any", tuple), is_fixed_from_the_prompt_on=is_fixed
+        )
         for is_fixed in (True, False)
     )
 

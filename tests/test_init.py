@@ -114,7 +114,7 @@ def test_a_file_gets_the_strictest_grader_that_reads_its_answers(
 
 
 @pytest.mark.parametrize(
-    ("num_problems", "sizes"), [(300, (150, 50, 96)), (380, (160, 73, 96)), (500, (160, 96, 96))]
+    ("num_problems", "sizes"), [(300, (150, 50, 96)), (380, (160, 96, 96)), (500, (160, 96, 96))]
 )
 def test_where_problems_are_few_the_harvest_gets_its_own_first(
     tmp_path: Path, num_problems: int, sizes: tuple[int, int, int]

@@ -107,8 +107,11 @@ def test_answers_states_and_decisions_are_the_same_and_it_is_fed_once(
 def test_a_pass_on_a_cpu_is_as_large_as_what_it_feeds(
     monkeypatch: pytest.MonkeyPatch, loaded: LoadedModel, prompts: list[Prompt]
 ) -> None:
-    head = HEAD * 15
-    some = [dataclasses.replace(p, token_ids=(*head, 3 + n, *p.token_ids)) for n, p in enumerate(prompts[:8])]
+    head = HEAD * 10
+    some = [
+        dataclasses.replace(p, token_ids=(*head, 3 + n, *p.token_ids))
+        for n, p in enumerate(prompts[:8])
+    ]
     sampling = SamplingParams(4, loaded.stop_token_ids)
 
     def generate() -> GenerationResult:
@@ -120,7 +123,7 @@ def test_a_pass_on_a_cpu_is_as_large_as_what_it_feeds(
     assert shared.cost.prefill_passes == 2, "the head, and what is left of all eight"
     monkeypatch.setattr(shared_prefix, "MIN_SHARED_TOKENS", NEVER)
     apart = generate()
-    assert apart.cost.prefill_passes == 8
+    assert apart.cost.prefill_passes > 2, "contexts that do not fit into one"
     assert [r.token_ids for r in shared.rollouts] == [r.token_ids for r in apart.rollouts]
 
 

@@ -150,7 +150,7 @@ def sequence_batches(
     With a ``replay``, batches carry what a steered teacher adds to their samples.
     """
     for indices in batch_indices(samples, start, config):
-        batch = by_length(indices, samples, engine)
+        batch = by_length(indices, samples, num_ranks=engine.world.size, num_parts=engine.num_parts)
         num_targets = num_tokens([samples[i] for i in batch])
         most_targets = max(num_tokens([samples[i] for i in p]) for p in all_parts_of(batch, engine))
         count = 0 if replay is None else num_points([samples[i] for i in batch], replay)
@@ -180,24 +180,29 @@ def batch_indices(
 
 
 def by_length(
-    batch: Sequence[int], samples: Sequence[Rollout], engine: TrainEngine
+    batch: Sequence[int], samples: Sequence[Rollout], *, num_ranks: int, num_parts: int
 ) -> list[int]:
     """A batch in an order whose parts (`all_parts_of`) hold sequences of like length, and so little padding.
 
     Ranks get about as many tokens each: of one round of parts the first rank has the shortest, of the next the longest.
+
+    Args:
+        batch: Indices of samples.
+        samples: All of them.
+        num_ranks: Processes that share the batch.
+        num_parts: Parts that each cuts its share into.
     """
-    num_ranks, ordered = engine.world.size, list(batch)
-    num_parts = num_ranks * engine.num_parts
-    if num_parts == 1:
+    ordered, count = list(batch), num_ranks * num_parts
+    if count == 1:
         return ordered
     shortest_first = iter(
         sorted(batch, key=lambda i: len(samples[i].prompt_token_ids) + len(samples[i].token_ids))
     )
-    for part in range(num_parts):
-        number, rank = divmod(part, num_ranks)
-        taken = part if number % 2 == 0 else (number + 1) * num_ranks - 1 - rank
-        for place in range(taken, len(batch), num_parts):
-            ordered[place] = next(shortest_first)
+    for number in range(num_parts):
+        ranks = range(num_ranks) if number % 2 == 0 else range(num_ranks - 1, -1, -1)
+        for rank in ranks:
+            for place in range(number * num_ranks + rank, len(batch), count):
+                ordered[place] = next(shortest_first)
     return ordered
 
 

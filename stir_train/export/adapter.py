@@ -67,9 +67,7 @@ def save_probes(
     adapted = first.logits.float().cpu()
     continued, cache = [first.logits[:, -1].argmax(-1)], first.past_key_values
     while len(continued) < NUM_GREEDY:
-        following = model(
-            input_ids=continued[-1][:, None], past_key_values=cache, use_cache=True
-        )
+        following = model(input_ids=continued[-1][:, None], past_key_values=cache, use_cache=True)
         continued.append(following.logits[:, -1].argmax(-1))
     with model.disable_adapter():
         base = model(input_ids=token_ids, use_cache=False).logits.float().cpu()

@@ -90,7 +90,9 @@ class Meter:
         if self._finished_steps:
             mean = self._finished_tokens / self._finished_steps
             left = (self.total - self.done) * mean - self._num_workers * self._sampled_tokens
-            if left <= 0:  # answers longer than those before, or workers that have nothing left to do
+            if (
+                left <= 0
+            ):  # answers longer than those before, or workers that have nothing left to do
                 return None
             # The others are taken to be as fast as this one, until more is heard of them.
             return left * seconds / max(self.num_tokens, self._num_workers * self._own_tokens)
