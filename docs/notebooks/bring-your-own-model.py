@@ -3,7 +3,7 @@
 #
 # A directory with a model, a file with problems, a configuration of a dozen lines: that is a run. Here the
 # model is a copy of the tiny one that comes with the package, so that every cell runs in seconds on a CPU. Put the
-# path or the hub id of yours in its place; [Steer a real model in an hour](../real-model.md) says what then
+# path or the hub id of yours in its place; [Steer a real model](../real-model.md) says what then
 # takes how long.
 
 # %%
