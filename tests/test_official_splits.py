@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from stir_train.config.effort import EFFORTS
 from stir_train.config.inputs import SplitsConfig, TaskConfig
 from stir_train.config.load import load_config, parse_config
 from stir_train.config.run import RunConfig
@@ -156,4 +157,5 @@ def test_init_takes_no_more_problems_than_there_are(tmp_path: Path, name: str, e
     learned_from = splits.num_harvest + splits.num_tune
     assert learned_from + splits.num_test * (not num_test) <= num_problems
     if num_test:
-        assert splits.num_test == (128 if effort == "quick" else num_test)
+        quick: int = EFFORTS["quick"]["splits.num_test"]
+        assert splits.num_test == (quick if effort == "quick" else num_test)
