@@ -22,7 +22,7 @@ from tests.test_ranks import EXACT, ROUNDING, SMOKE, _files, _work_log
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("slurm")]
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(sys.executable).with_name("stir-train")
-DEADLINE_SECONDS = 1800  # for a whole chain of jobs, while other tests have the cores
+DEADLINE_SECONDS = 900
 SETTINGS = ("generation.chunk_completions=8", "train.checkpoint_every_steps=4")
 
 
