@@ -25,7 +25,7 @@ SMALLER = (
     "distill.also={}",
 )
 """Than the smoke run: six chunks of rollouts, three of samples for the student."""
-FIT_ROUNDING, LOSS_ROUNDING = 8e-4, 3e-5
+FIT_ROUNDING, LOSS_ROUNDING = 1e-3, 3e-5
 """Of parameters that moved by up to 4e-2 in eight steps of Adam, which magnifies rounding where a gradient
 is near zero; and of losses, relative, which show a wrong scale that Adam would hide."""
 ROUNDING = 2e-4
@@ -52,7 +52,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert _fit(directory, "plain", 1, {}) == [0], outputs(1, directory / "plain.log")
     learned = load_file(directory / "plain.safetensors")
     assert (
-        max(float(v.abs().max()) for k, v in learned.items() if "lora_B" in k) > 30 * FIT_ROUNDING
+        max(float(v.abs().max()) for k, v in learned.items() if "lora_B" in k) > 20 * FIT_ROUNDING
     )
     return directory
 
@@ -124,8 +124,10 @@ def test_a_fit_that_is_stopped_goes_on_to_the_same_end(
     assert not any(ended), outputs(new_size, plain / "resumed.log")
     exact = before == after
     assert _difference(plain, like or "whole", "resumed") <= (0.0 if exact else FIT_ROUNDING)
-    losses = load_file(plain / "resumed.safetensors")["losses"]
-    assert len(losses) == len(load_file(plain / "plain.safetensors")["losses"])
+    one, other = (
+        load_file(plain / f"{name}.safetensors")["losses"] for name in ("plain", "resumed")
+    )
+    torch.testing.assert_close(one, other, rtol=LOSS_ROUNDING, atol=0.0)
 
 
 def test_a_basis_is_the_same_bytes_for_any_number_of_ranks(tmp_path: Path) -> None:
