@@ -18,7 +18,7 @@ EFFORTS: Mapping[Effort, Mapping[str, Any]] = {
         "splits.num_harvest": 160,
         # More problems for fewer settings: with 80, a gain of 12 points on them had an interval of 12 to each side.
         "splits.num_tune": 96,
-        # As many as tune: five methods answer them, and with 128 that is a fifth of an hour on two cores.
+        # As many as tune: five methods answer them, and 128 took a quarter of an hour and more on two cores.
         "splits.num_test": 96,
         "rollout.num_samples": 4,
         "validation.num_rounds": 2,

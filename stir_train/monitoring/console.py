@@ -90,9 +90,8 @@ class Meter:
         if self._finished_steps:
             mean = self._finished_tokens / self._finished_steps
             left = (self.total - self.done) * mean - self._num_workers * self._sampled_tokens
-            if (
-                left <= 0
-            ):  # answers longer than those before, or workers that have nothing left to do
+            # Answers are longer than those before, or a worker has nothing left to do.
+            if left <= 0:
                 return None
             # The others are taken to be as fast as this one, until more is heard of them.
             return left * seconds / max(self.num_tokens, self._num_workers * self._own_tokens)
