@@ -15,6 +15,7 @@ from stir_train.baselines.trajectory_selection import (
     TrajectorySelection,
     changes,
     pick,
+    score,
     signals_of,
 )
 from stir_train.types.rollout import Prompt, Rollout
@@ -39,6 +40,10 @@ def test_what_is_picked_is_the_best_that_ended_and_all_tokens_count() -> None:
     assert pick(samples, [0.1, 0.5, 0.9]).sample == 1
     assert pick(samples, [0.1, 0.5, 0.9]).total_tokens == 16
     assert pick(samples[2:], [0.9]).sample == 2
+    # Where less of the signal is better, a sample without two control points has not least of it.
+    unread = score(None, 0, -1.0)
+    assert pick(samples, [unread, score(torch.tensor([2.0, 0.0, 0.0]), 0, -1.0), 0.0]).sample == 1
+    assert pick(samples, [unread, unread, unread]).sample == 0
 
 
 def test_the_sign_is_that_of_right_completions_and_states_cost_no_pass(

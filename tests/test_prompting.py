@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -18,9 +19,14 @@ from stir_train.baselines.prompting import (
 )
 from stir_train.config.baselines import BASELINES
 from stir_train.config.inputs import TaskConfig
+from stir_train.config.load import load_config
+from stir_train.config.run import RunConfig
 from stir_train.data.prompts import Wording, reword
 from stir_train.evals.metrics import fed_prompts
 from stir_train.models.load import LoadedModel
+from stir_train.monitoring.console import make_console
+from stir_train.runtime.answerers import answering_context
+from stir_train.runtime.attempt import read_run
 from stir_train.types.rollout import Grade, GradedRollout, Prompt, Rollout
 
 CHAT = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
@@ -49,6 +55,16 @@ def test_other_words_change_what_is_read_and_nothing_else(
         dataclasses.replace(p, **kept)  # type: ignore[arg-type]
         for p in prompts
     ]
+
+
+def test_problems_of_another_task_are_asked_in_its_own_template(
+    finished: Path, prompts: list[Prompt]
+) -> None:
+    config = load_config(RunConfig, finished / "smoke" / "config.yaml", [])
+    with read_run(config, make_console()) as context:
+        for task in (config.task, config.task.model_copy(update={"template": "Q: {question}"})):
+            (asked,) = answering_context(context, task).reword(prompts[:1], Wording())
+            assert asked.text == task.template.replace("{question}", prompts[0].question)
 
 
 def test_a_chat_template_gets_examples_and_instruction_in_one_message(

@@ -9,7 +9,7 @@ import torch
 
 from stir_train.baselines.convergence import ANSWER_CONVERGENCE, has_converged
 from stir_train.baselines.interface import AnsweringContext, HarvestData, NotApplicable
-from stir_train.baselines.probing import Progress
+from stir_train.baselines.probing import Progress, accept
 from stir_train.baselines.value_exit import ValueExit, fit_probe, last_states
 from stir_train.data.prompts import knows, spaced
 from stir_train.types.rollout import Grade, Prompt, Rollout
@@ -53,6 +53,19 @@ def test_it_stops_where_trials_agree_and_counts_every_trial(
         asked = rollout.token_ids[stands : stands + len(answering.answer_prompt)]
         assert asked == answering.answer_prompt or rollout.preview_tokens > 0
     assert any(len(a.token_ids) < len(b.token_ids) for a, b in zip(early, whole, strict=True))
+
+
+def test_no_trial_is_accepted_that_makes_an_answer_longer_than_the_budget(
+    answering: AnsweringContext, prompts: list[Prompt], plain: list[Rollout]
+) -> None:
+    trial, prefix = plain[0], plain[0].token_ids[:3]
+    length = len(prefix) + len(answering.answer_prompt) + len(trial.token_ids)
+    for budget, finish in ((length, "stop"), (length - 1, None)):
+        greedy = dataclasses.replace(answering.greedy, max_new_tokens=budget)
+        item = Progress(prompts[0], prefix)
+        accept(dataclasses.replace(answering, greedy=greedy), item, prefix, trial)
+        assert item.finish == finish
+        assert len(item.token_ids) == (length if finish else len(prefix))
 
 
 def test_the_probe_tells_what_it_was_fitted_to_and_reads_what_was_captured(

@@ -36,7 +36,7 @@ def stop_where_answers_agree(
         for i, trial, answer in zip(paused, trials, found, strict=True):
             answers[i].append(answer)
             if has_converged(answers[i], needed):
-                accept(answering, items[i], trial)
+                accept(answering, items[i], items[i].token_ids, trial)
     return [item.rollout() for item in items]
 
 

@@ -37,8 +37,7 @@ def leave_when_sure(
         trials = try_answers(answering, [(item, item.token_ids[:-1]) for item in paused])
         for item, trial in zip(paused, trials, strict=True):
             if not trial.truncated and confidence(trial) > float(setting["threshold"]):
-                item.token_ids = item.token_ids[:-1]  # the monitor word goes
-                accept(answering, item, trial)
+                accept(answering, item, item.token_ids[:-1], trial)  # the monitor word goes
     return [item.rollout() for item in items]
 
 

@@ -112,10 +112,15 @@ def try_answers(
     return list(made)
 
 
-def accept(answering: AnsweringContext, item: Progress, trial: Rollout) -> None:
-    """End a completion with a trial that was asked for where it stands; in place."""
+def accept(
+    answering: AnsweringContext, item: Progress, prefix: tuple[int, ...], trial: Rollout
+) -> None:
+    """End a completion with the trial that was asked for after ``prefix``, if they fit the token budget; in place."""
+    whole = (*prefix, *answering.answer_prompt, *trial.token_ids)
+    if len(whole) > answering.greedy.max_new_tokens:
+        return  # no method may write more than greedy decoding
     item.extra_tokens -= len(answering.answer_prompt) + len(trial.token_ids)
-    item.token_ids = (*item.token_ids, *answering.answer_prompt, *trial.token_ids)
+    item.token_ids = whole
     item.finish = "stop"
 
 

@@ -10,6 +10,7 @@ the harvest split; signal and block are tuned; a sample that the budget cut off 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -30,6 +31,8 @@ from stir_train.types.trajectory import CapturedStates
 
 SIGNALS = ("net", "cumulative", "aligned")
 NUM_SAMPLES = 4
+UNREAD = -math.inf
+"""Score of a sample of fewer than two control points, which is picked only where none can be scored."""
 Key = tuple[str, int]
 """Problem and sample."""
 
@@ -76,15 +79,17 @@ class TrajectorySelection:
         )
         assert made.states is not None, "they were asked for"
         found = signals_of(made.states, block)
-        nothing = torch.zeros(len(SIGNALS))
         answered = []
         for first in range(0, len(made.rollouts), NUM_SAMPLES):
             some = made.rollouts[first : first + NUM_SAMPLES]
-            scores = [
-                float(sign * found.get((r.prompt_id, r.sample), nothing)[signal]) for r in some
-            ]
-            answered.append(pick(some, scores))
+            changes_of = [found.get((r.prompt_id, r.sample)) for r in some]
+            answered.append(pick(some, [score(c, signal, float(sign)) for c in changes_of]))
         return answered
+
+
+def score(changes: Float[Tensor, "3"] | None, signal: int, sign: float) -> float:
+    """The signal where more of it goes with right answers, else less of it; `UNREAD` of a sample without."""
+    return UNREAD if changes is None else sign * float(changes[signal])
 
 
 def signals_of(captured: CapturedStates, block: int) -> Mapping[Key, Float[Tensor, "3"]]:

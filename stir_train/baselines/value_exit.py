@@ -82,7 +82,7 @@ class ValueExit:
             trials = try_answers(answering, [(item, item.token_ids) for item in leaving])
             for item, trial in zip(leaving, trials, strict=True):
                 if not trial.truncated:
-                    accept(answering, item, trial)
+                    accept(answering, item, item.token_ids, trial)
         return [item.rollout() for item in items]
 
 

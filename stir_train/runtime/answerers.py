@@ -212,7 +212,7 @@ def answering_context(context: RunContext, task: TaskConfig | None = None) -> An
         return [grade.extracted for grade in grades]
 
     def reworded(prompts: Sequence[Prompt], wording: Wording) -> list[Prompt]:
-        return reword(prompts, wording, context.config.task, tokenizer)
+        return reword(prompts, wording, task, tokenizer)
 
     return AnsweringContext(
         loaded=context.resources.loaded,
