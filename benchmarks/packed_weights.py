@@ -1,6 +1,7 @@
 """Decode steps of a real model with and without packed weights, side by side in one run on a CPU.
 
-Usage: ``python benchmarks/packed_weights.py MODEL [--rows 8,16,32,64,100,128] [--steps 12]``. Float32, one thread.
+Usage: ``python benchmarks/packed_weights.py MODEL [--dtype bfloat16] [--rows 8,16,32,64,100,128] [--steps 12]``.
+One thread.
 The two take turns; a step's time is the median over all turns. Greedy tokens are compared too, and packing is timed.
 """
 
@@ -27,11 +28,12 @@ def main() -> None:
     """Print a row for every number of rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--rows", default="8,16,32,64,100,128")
     parser.add_argument("--steps", type=int, default=12)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    loaded = load_model(ModelConfig(name=arguments.model, dtype="float32"))
+    loaded = load_model(ModelConfig(name=arguments.model, dtype=arguments.dtype))
     begun = time.perf_counter()
     with packed_weights(loaded.model) as num_layers:
         print(f"{num_layers} layers packed in {time.perf_counter() - begun:.1f} s\n")

@@ -151,6 +151,10 @@ def test_costs_follow_what_a_stage_does() -> None:
     with_basis = _costs(config_of("tune.modes=[value]", effort="quick"))
     assert {"validate", "value"} <= set(with_basis)
     assert "directions" not in with_basis
+    steps = _costs(config_of("tune.modes=[vector]", "directions.num_steps=3", effort="quick"))
+    sampled = hours["rollout"] - QWEN_RATES.load_seconds / 3600  # the model is there
+    assert steps["directions"] == pytest.approx(3 * hours["directions"] + 2 * sampled)
+    assert steps["rollout"] == hours["rollout"]
 
 
 def test_a_clock_counts_steps_and_stops_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,32 @@ def test_products_are_those_of_the_layer(shape: tuple[int, ...], *, bias: bool) 
     assert "forward" not in vars(layer)
 
 
+def test_products_in_bfloat16_are_as_exact_as_the_layers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "has_matrix_units", lambda: False)
+    layer = _layer().bfloat16()
+    states = torch.randn(100, 512).bfloat16()
+    exact = states.double() @ layer.weight.double().T + layer.bias.double()
+    with torch.no_grad():
+        plain = layer(states)
+        with packed_weights(layer) as num_packed:
+            found = layer(states)
+    assert num_packed == 1
+    assert found.dtype == torch.bfloat16
+    errors = [(one.double() - exact).abs().mean() for one in (found, plain)]
+    assert errors[0] <= 1.001 * errors[1]
+    assert (found == exact.bfloat16()).float().mean() > 0.995, "rounded once"
+
+
+def test_matrix_units_multiply_bfloat16_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = nn.ModuleList([_layer().bfloat16(), _layer()])
+    for has_units, num_packed in ((True, 1), (False, 2)):
+        monkeypatch.setattr(module, "has_matrix_units", lambda has=has_units: has)
+        with packed_weights(layers) as found:
+            assert found == num_packed
+
+
 def test_a_graph_goes_through_the_weights_themselves() -> None:
     layer, states = _layer(), torch.randn(4, 512)
     with packed_weights(layer):
@@ -56,7 +82,7 @@ def test_other_layers_are_left_alone() -> None:
     hooked = _layer()
     replaced = hooked.forward
     hooked.forward = replaced  # type: ignore[method-assign]  # as accelerate does
-    others = [Own(512, 1024), nn.Linear(8, 8), _layer().bfloat16(), hooked]
+    others = [Own(512, 1024), nn.Linear(8, 8), _layer().half(), hooked]
     with packed_weights(nn.ModuleList(others)) as num_packed:
         assert num_packed == 0
     assert hooked.forward is replaced

@@ -174,11 +174,11 @@ def _phases(name: str, config: RunConfig) -> Iterator[Sequence[_Job]]:
     others = len(config.baselines.names)
     if name == "rollout":
         yield [_Job(splits.num_harvest, config.rollout.num_samples)]
+    elif name == "directions" and config.makes_directions:
+        for _ in range(config.directions.num_steps - 1):  # each later step samples anew
+            yield [_Job(splits.num_harvest, config.rollout.num_samples)]
     elif name == "validate" and config.needs_basis and config.validation.enabled:
-        yield [_Job(splits.num_harvest)]
-        trials = config.validation.num_completions(len(config.harvest.depths))
-        for _ in range(config.validation.num_rounds):
-            yield [_Job(trials // config.validation.num_rounds)]
+        yield from _replayed(config)
     elif name == "tune":
         greedy = [_Job(splits.num_tune)]
         if config.tune.enabled:
@@ -193,6 +193,15 @@ def _phases(name: str, config: RunConfig) -> Iterator[Sequence[_Job]]:
         yield [_Job(splits.num_tune, times=others * BASELINE_COMPLETIONS)]
     elif name == "evaluate":
         yield from _evaluated(config, students, others)
+
+
+def _replayed(config: RunConfig) -> Iterator[Sequence[_Job]]:
+    """Greedy answers to harvest problems, and replays of them, a round after another."""
+    validation = config.validation
+    yield [_Job(config.splits.num_harvest)]
+    trials = validation.num_completions(len(config.harvest.depths))
+    for _ in range(validation.num_rounds):
+        yield [_Job(trials // validation.num_rounds)]
 
 
 def _evaluated(config: RunConfig, students: int, others: int) -> Iterator[Sequence[_Job]]:
@@ -247,7 +256,7 @@ def _trained_tokens(name: str, config: RunConfig, rates: Rates) -> float:
     length = rates.prompt_tokens + _mean_length(config, rates)
     if name == "directions" and config.makes_directions:
         num_rollouts = config.splits.num_harvest * config.rollout.num_samples
-        return MIXED_SHARE * num_rollouts * length
+        return MIXED_SHARE * config.directions.num_steps * num_rollouts * length
     if name == "distill" and config.distill.enabled:
         students = 1 + len(config.distill.also)
         return students * config.distill.num_steps * config.distill.batch_size * length

@@ -1,7 +1,10 @@
-"""Linear layers whose weights are laid out in advance as MKL multiplies by them, on CPUs in float32.
+"""Linear layers whose weights are laid out in advance as MKL multiplies by them, on CPUs.
 
 A plain product with few rows spends as long on bringing the weights into that order as on multiplying. Here it
 is done once, for many products; the second copy of the weights is let go of afterwards.
+
+In bfloat16 the copy is in float32, which a CPU without matrix units multiplies nearly twice as fast. That loses
+nothing: such a CPU's own bfloat16 product also multiplies exactly, adds in float32 and rounds the sum once.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-MIN_WEIGHTS = 1 << 18
+MIN_WEIGHTS = 1 << 16
 """Smaller layers stay in a core's cache, and gain nothing."""
 PACKED_ROWS = 512
 """Rows for which MKL chooses the order; products of any other number of rows use the same one."""
@@ -26,12 +29,18 @@ def can_pack() -> bool:
     return torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
 
 
+def has_matrix_units() -> bool:
+    """Whether this CPU multiplies bfloat16 by units of its own (AMX), faster than float32 by any order."""
+    return torch.cpu._is_amx_tile_supported()  # noqa: SLF001 - torch's compiler asks it
+
+
 @contextmanager
 def packed_weights(model: nn.Module) -> Iterator[int]:
     """Multiply by packed copies of the model's large weights, which must not change meanwhile.
 
     Without gradients alone: where a graph is recorded, layers do as always. So do those that are small, not on
-    a CPU, not in float32, of another class, or whose ``forward`` somebody else has replaced.
+    a CPU, neither in float32 nor in bfloat16 on a CPU without matrix units, of another class, or whose
+    ``forward`` somebody else has replaced.
 
     Args:
         model: Any module; it is as before afterwards.
@@ -54,20 +63,25 @@ def _is_packable(module: nn.Module) -> bool:
     if type(module) is not nn.Linear or "forward" in vars(module):
         return False
     weight = module.weight
-    fits = weight.device.type == "cpu" and weight.dtype == torch.float32
-    return fits and weight.numel() >= MIN_WEIGHTS
+    is_faster = weight.dtype == torch.float32 or (
+        weight.dtype == torch.bfloat16 and not has_matrix_units()
+    )
+    return weight.device.type == "cpu" and is_faster and weight.numel() >= MIN_WEIGHTS
 
 
 def _product(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
-    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    dtype, bias = layer.weight.dtype, None if layer.bias is None else layer.bias.detach().float()
     mkl: Any = torch.ops.mkl
-    packed = mkl._mkl_reorder_linear_weight(weight, PACKED_ROWS)  # noqa: SLF001 - torch's compiler uses it
+    packed = mkl._mkl_reorder_linear_weight(layer.weight.detach().float(), PACKED_ROWS)  # noqa: SLF001 - torch's compiler uses it
+    # Of the weights in their own order only the shape is asked, if as many rows come as are named.
+    shape = torch.zeros(1).expand(layer.weight.shape)
 
     def product(states: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
         num_rows = states.shape[:-1].numel()
-        if torch.is_grad_enabled() or not num_rows or states.dtype != torch.float32:
+        if torch.is_grad_enabled() or not num_rows or states.dtype != dtype:
             return linear(states, layer.weight, layer.bias)
-        made: Tensor = mkl._mkl_linear(states.contiguous(), packed, weight, bias, num_rows)  # noqa: SLF001
-        return made
+        fed = states.float().contiguous()
+        made: Tensor = mkl._mkl_linear(fed, packed, shape, bias, num_rows)  # noqa: SLF001
+        return made.to(dtype)
 
     return product
