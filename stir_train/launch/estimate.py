@@ -162,8 +162,10 @@ def estimate(config: RunConfig, shape: ModelShape, *, num_ranks: int, on_gpu: bo
     generation_shards = num_ranks if config.model.sharding == "zero3" else shards
     training = shape.num_params * (2 if config.train.dtype == "bfloat16" else 4) / sharded
     generation = weights / generation_shards + rows * kv_token * context / shards
-    if not on_gpu and shards == generation_shards == 1 and shape.bytes_per_weight == 4:
-        generation += weights  # laid out for products (`models.packed_weights`)
+    if not on_gpu and shards == generation_shards == 1:
+        generation += (
+            4 * shape.num_params
+        )  # in float32, laid out for products (`models.packed_weights`)
     return Estimate(
         num_tokens=tokens,
         hours=hours,
@@ -208,8 +210,10 @@ def _completions(config: RunConfig) -> dict[str, int]:
     sampled = splits.num_test * (config.evaluate.num_samples or 0)
     controls = config.num_controls
     out_of_domain = sum(task.num_problems for task in config.evaluate.out_of_domain.values())
+    rollouts = splits.num_harvest * config.rollout.num_samples
     return {
-        "rollout": splits.num_harvest * config.rollout.num_samples,
+        "rollout": rollouts,
+        "directions": config.makes_directions * (config.directions.num_steps - 1) * rollouts,
         "validate": config.needs_basis * config.validation.enabled * (splits.num_harvest + trials),
         "tune": splits.num_tune * (settings + 1),
         "steer": config.distill.enabled * splits.num_harvest * config.distill.num_samples,
