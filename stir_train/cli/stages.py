@@ -332,7 +332,7 @@ def _show_plan(
         out.print(table, width=PLAN_WIDTH)
     if not checks:
         return
-    _require_startable(config, names, planned, redo=redo)
+    _require_startable(config, names, planned, redo=redo, tells=launch.rank == 0)
     if measures:
         from stir_train.tools.costs import show_costs
 
@@ -341,11 +341,17 @@ def _show_plan(
 
 
 def _require_startable(
-    config: RunConfig, names: list[str], planned: Sequence[PlannedStage], *, redo: bool
+    config: RunConfig,
+    names: list[str],
+    planned: Sequence[PlannedStage],
+    *,
+    redo: bool,
+    tells: bool,
 ) -> None:
-    """Ask all that the run itself asks before its first stage; nothing is written."""
+    """Ask, and if it ``tells`` say, all that the run itself does before its first stage; nothing is written."""
     from stir_train.runtime.attempt import look_at_run
     from stir_train.runtime.driver import require_startable
+    from stir_train.runtime.early_checks import tell_about_model
     from stir_train.runtime.upstream import require_sources
 
     try:
@@ -354,5 +360,7 @@ def _require_startable(
         require_sources(config, names)
         with look_at_run(config, console()) as context:
             require_startable(context, names, redo=redo)
+            if tells:
+                tell_about_model(context)
     except StirError as error:
         raise StageError(f"the run would stop: {error}") from error

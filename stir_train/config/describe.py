@@ -16,9 +16,12 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from stir_train.config.base import members_of
 from stir_train.config.effort import EFFORTS
+from stir_train.config.pretrained import EMBEDDED_PREFIX, PRETRAINED
 from stir_train.config.run import RunConfig
 from stir_train.config.tasks import known_settings
 from stir_train.errors import ConfigError
+
+NOT_EMBEDDED = "a model that is not embedded"
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Setting:
         allowed: Values or bounds, in words; empty where any value of the type is.
         meaning: Its documentation.
         when: Of a setting that only some choices have, which one, as in ``mode: value``.
-        efforts: What an `effort` other than standard sets instead of the default.
+        otherwise: What an `effort` other than standard, or a model that is not embedded, sets instead of the default.
     """
 
     key: str
@@ -39,15 +42,15 @@ class Setting:
     allowed: str
     meaning: str
     when: str = ""
-    efforts: str = ""
+    otherwise: str = ""
 
     def __str__(self) -> str:
         """Two lines or more, for a terminal."""
-        efforts = f"   [effort {self.efforts}]" if self.efforts else ""
+        otherwise = f"   [{self.otherwise}]" if self.otherwise else ""
         when = f"   [{self.when}]" if self.when else ""
         allowed = f"   ({self.allowed})" if self.allowed else ""
         meaning = self.meaning.replace("\n", "\n    ")
-        return f"{self.key} = {self.default}{efforts}{allowed}{when}\n    {meaning}"
+        return f"{self.key} = {self.default}{otherwise}{allowed}{when}\n    {meaning}"
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class SetValue:
     Attributes:
         key: Dotted.
         value: As it is written in YAML.
-        origin: The file or override that sets it; else the effort or the known task that does, or
+        origin: The file or override that sets it; else the effort, the model or the known task that does, or
             ``default``.
     """
 
@@ -114,6 +117,8 @@ def _origin(key: str, config: RunConfig, origins: Mapping[str, str]) -> str:
         return inside
     if key in EFFORTS[config.effort]:
         return f"effort: {config.effort}"
+    if key in PRETRAINED and not config.model.name.startswith(EMBEDDED_PREFIX):
+        return NOT_EMBEDDED
     if key.startswith("task.") and key.removeprefix("task.") in known_settings(config.task.name):
         return f"task: {config.task.name}"
     return "default"
@@ -156,7 +161,7 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterator[Setting]:
                 _default(field),
                 _allowed(field),
                 field.description or "",
-                efforts=_efforts(key),
+                otherwise=_otherwise(key),
             )
             held = _model_in_mapping(field.annotation)
             if held is not None:
@@ -181,11 +186,14 @@ def _walk_members(
         yield Setting(row.key, row.default, row.allowed, row.meaning, of)
 
 
-def _efforts(key: str) -> str:
-    """What each effort sets, if any sets something."""
-    return "; ".join(
-        f"{effort}: {_written(scaled[key])}" for effort, scaled in EFFORTS.items() if key in scaled
-    )
+def _otherwise(key: str) -> str:
+    """What each effort sets, and what is set for models that are not embedded, if anything is."""
+    found = [
+        f"effort {e}: {_written(scaled[key])}" for e, scaled in EFFORTS.items() if key in scaled
+    ]
+    if key in PRETRAINED:
+        found.append(f"{NOT_EMBEDDED}: {_written(PRETRAINED[key])}")
+    return "; ".join(found)
 
 
 def _default(field: FieldInfo) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+from stir_train.config.filling import filled_in
 from stir_train.errors import ConfigError
 
 Effort = Literal["quick", "standard", "thorough"]
@@ -77,13 +78,7 @@ def require_effort(word: str, *, origin: str) -> Effort:
 
 
 def with_effort(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill in what the effort sets and the values leave out; what cannot be filled is left to be refused."""
+    """Fill in what the effort sets and the values leave out; an effort that is none is left to be refused."""
     effort = values.get("effort", "standard")
     scaled = EFFORTS.get(effort, {}) if isinstance(effort, str) else {}  # type: ignore[call-overload]
-    filled = dict(values)
-    for key, value in scaled.items():
-        section, _, setting = key.partition(".")
-        held = filled.get(section, {})
-        if isinstance(held, Mapping) and setting not in held:
-            filled[section] = {**held, setting: value}
-    return filled
+    return filled_in(values, scaled)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jinja2 import DictLoader, Environment, StrictUndefined
 
 from stir_train.config.inputs import ModelConfig
-from stir_train.models.locate import EMBEDDED_PREFIX
+from stir_train.config.pretrained import EMBEDDED_PREFIX
 from stir_train.models.public_name import public_name
 from stir_train.types.results import Interval, MethodMetrics
 

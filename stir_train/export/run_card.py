@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from stir_train.config.pretrained import EMBEDDED_PREFIX
 from stir_train.export.card import card_environment
-from stir_train.models.locate import EMBEDDED_PREFIX
 from stir_train.types.results import MethodMetrics
 
 TEMPLATE = """\

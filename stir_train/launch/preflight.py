@@ -10,12 +10,12 @@ from pathlib import Path
 from stir_train.artifacts.run_dir import RunDir
 from stir_train.config.deepspeed import deepspeed_config
 from stir_train.config.inputs import SPREAD
+from stir_train.config.pretrained import EMBEDDED_PREFIX
 from stir_train.config.run import RunConfig
 from stir_train.errors import ConfigError, StirError
 from stir_train.launch.estimate import GIB, Estimate, estimate, read_shape
 from stir_train.launch.site import SiteConfig
 
-EMBEDDED_PREFIX = "embedded/"
 EMBEDDED_ROOT = Path(__file__).parents[1] / "tasks" / "models"
 
 

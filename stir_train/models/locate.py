@@ -10,9 +10,9 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from stir_train.config.inputs import ModelConfig
+from stir_train.config.pretrained import EMBEDDED_PREFIX
 from stir_train.errors import ModelError, StirError
 
-EMBEDDED_PREFIX = "embedded/"
 EMBEDDED_ROOT = Path(__file__).resolve().parent.parent / "tasks" / "models"
 GGUF_SUFFIX = ".gguf"
 

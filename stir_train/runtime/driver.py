@@ -30,7 +30,7 @@ from stir_train.generation.open import check_installation, prepare_ranks
 from stir_train.monitoring.console import caution, good
 from stir_train.runtime.abilities import require_backend
 from stir_train.runtime.context import PROBLEMS_FILE, Finish, Outcome, RunContext
-from stir_train.runtime.early_checks import require_feasible, warn_of_stop_tokens
+from stir_train.runtime.early_checks import require_feasible, tell_about_model
 from stir_train.runtime.external import external_sources
 from stir_train.runtime.memory import return_freed_memory
 from stir_train.runtime.upstream import end_of_run, sources_of, stages_left_out, upstream_of
@@ -52,7 +52,7 @@ def run_stages(context: RunContext, names: Sequence[str], *, redo: bool) -> str 
     told: set[str] = set()
     wanted = [stage for stage in STAGES if stage.name in names]
     require_startable(context, names, redo=redo)
-    warn_of_stop_tokens(context)
+    tell_about_model(context)
     if redo:
         _discard(context, wanted[0])
     checked = {stage.name for stage in wanted}

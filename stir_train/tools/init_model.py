@@ -11,6 +11,7 @@ import torch
 from stir_train.config.commented import Decision
 from stir_train.config.effort import Effort
 from stir_train.config.inputs import ModelConfig, TaskConfig
+from stir_train.config.pretrained import EMBEDDED_PREFIX, PRETRAINED
 from stir_train.data.chat import chat_lines, describe_chat, uses_chat_template
 from stir_train.distributed.launch import START
 from stir_train.errors import DataError
@@ -18,7 +19,7 @@ from stir_train.launch.estimate import GIB, ModelShape, shape_of
 from stir_train.models.arithmetic import product_seconds
 from stir_train.models.describe import ModelDescription, decoder_config, describe_model
 from stir_train.models.load import resolve_device
-from stir_train.models.locate import EMBEDDED_PREFIX, GGUF_SUFFIX
+from stir_train.models.locate import GGUF_SUFFIX
 from stir_train.tools.init_machine import Machine, share_out
 
 ANSWER_TOKENS = {"choice": 512, "boolean": 512, "numeric": 512, "math": 2048}
@@ -246,15 +247,19 @@ def steering_decisions(facts: ModelFacts) -> Iterator[Decision]:
     yield Decision("tune.modes", ["vector"], reason)
 
 
+def _pretrained(key: str, reason: str) -> Decision:
+    return Decision(key, PRETRAINED[key], reason)
+
+
 def learning_decisions(facts: ModelFacts) -> Iterator[Decision]:
     """How a student of the model is trained."""
     if facts.is_embedded:
         return
     reason = "Usual for LoRA on a pretrained model; the default of 2e-3 is for the embedded ones."
-    yield Decision("distill.learning_rate", 2e-4, reason)
+    yield _pretrained("distill.learning_rate", reason)
     yield Decision("distill.batch_size", 8, "Sequences a step: a worked answer is long.")
     reason = (
         "How far the exported adapter's logits may be from the trainer's: those of a real model run to "
         "tens, and rounding grows with them and with depth."
     )
-    yield Decision("distill.logit_tolerance", 0.05, reason)
+    yield _pretrained("distill.logit_tolerance", reason)
