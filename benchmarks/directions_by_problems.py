@@ -20,7 +20,7 @@ from stir_train.directions.advantages import leave_one_out
 from stir_train.directions.estimate import Estimate, estimate_directions
 from stir_train.monitoring.console import make_console
 from stir_train.runtime.attempt import read_run
-from stir_train.runtime.directions import read_gradients
+from stir_train.runtime.direction_steps import step_files, step_gradients
 from stir_train.stores.rollouts import RolloutStore
 from stir_train.types.directions import RolloutGradients
 from stir_train.types.rollout import GradedRollout
@@ -35,7 +35,8 @@ def main() -> None:
     config = load_config(RunConfig, arguments.run / "config.yaml", [])
     with read_run(config, make_console()) as context:
         graded = list(RolloutStore(context.stage("rollout")).read())
-        gradients = read_gradients(context)
+        stage = context.stage("directions")
+        gradients = step_gradients(context, stage, step_files(context, stage, 1))
     problems = list(dict.fromkeys(item.rollout.prompt_id for item in graded))
     whole = _estimate(graded, gradients, problems, config.seed)
     print("| problems | mixed | place | block | gain | halves agree | cosine | p |")

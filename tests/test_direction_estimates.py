@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stir_train.artifacts.run_dir import StageDir, StageInputs
-from stir_train.directions.advantages import Advantages, accuracy_at_price, leave_one_out
+from stir_train.directions.advantages import Advantages, accuracy, at_price, leave_one_out
 from stir_train.directions.controls import permuted_directions, random_directions
 from stir_train.directions.estimate import (
     Estimate,
@@ -51,7 +51,7 @@ def test_advantages_leave_one_out() -> None:
 
 def test_a_price_makes_equal_answers_unequal() -> None:
     items = [graded("b", 0, 1.0, tokens=10), graded("b", 1, 1.0, tokens=30)]
-    found = leave_one_out(items, accuracy_at_price(0.01))
+    found = leave_one_out(items, at_price(accuracy, 0.01))
     assert found.by_rollout[("b", 0)] == pytest.approx(0.2)
     assert found.by_rollout[("b", 1)] == pytest.approx(-0.2)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -22,20 +21,27 @@ from stir_train.config.load import load_config
 from stir_train.config.pipeline import STAGES, stages_off
 from stir_train.config.run import RunConfig
 from stir_train.config.steering import VectorAction, VectorSteering
-from stir_train.directions.estimate import anything_to_steer
-from stir_train.directions.grid import vector_grid
+from stir_train.directions.controls import permuted_directions
 from stir_train.errors import ConfigError
 from stir_train.generation.controller import controllers_of
 from stir_train.generation.fixed import FixedVector
 from stir_train.models.load import load_model
+from stir_train.monitoring.console import make_console
 from stir_train.recipes import directions as recipe
-from stir_train.runtime.direction_steps import VECTORS_FILE
+from stir_train.runtime.attempt import read_run
+from stir_train.runtime.direction_steps import (
+    VECTORS_FILE,
+    shuffled_vectors,
+    step_files,
+    step_gradients,
+)
+from stir_train.runtime.directions import advantages_of
 from stir_train.steering.artifacts import open_run_artifacts
 from stir_train.stores.directions import DIRECTIONS_FILE, load_directions
 from stir_train.stores.reports import load_report
 from stir_train.stores.rollouts import RolloutStore
 from stir_train.tools.compare import read_results
-from stir_train.types.reports import DirectionEstimate, DirectionsReport
+from stir_train.types.reports import DirectionsReport
 from tests.support.ranks import outputs, run_ranks
 from tests.support.smoke import ONE_VECTOR, SMOKE, run_smoke, smoke_arguments
 
@@ -258,6 +264,18 @@ def test_a_second_step_goes_from_where_the_first_came_to(finished: Path, tmp_pat
     torch.testing.assert_close(after.directions[at].norm(), torch.tensor(1.0))
     other = after.places.index("prompt_end")
     assert torch.equal(before.directions[other], after.directions[other])
+    # The control from shuffled rewards goes the same way, from both steps' gradients.
+    config = load_config(RunConfig, tmp_path / "smoke" / "config.yaml", [])
+    with read_run(config, make_console()) as context:
+        shuffled = shuffled_vectors(context)
+        gradients = step_gradients(context, stage, step_files(context, stage, 1))
+        worth = advantages_of(context, list(plain))
+    one = permuted_directions(gradients, worth, seed=config.seed).directions
+    block = acting.block
+    assert torch.equal(shuffled.vector(block, "prompt_end"), one.vector(block, "prompt_end"))
+    both = shuffled.vector(block, "everywhere"), one.vector(block, "everywhere")
+    assert torch.equal(*both) is not passed
+    torch.testing.assert_close(both[0].norm(), torch.tensor(1.0))
 
 
 def test_one_lost_file_of_answers_side_by_side_is_made_again_and_no_other(
@@ -314,29 +332,39 @@ def test_rewards_that_mean_nothing_end_the_run_with_the_reason(coin: str, tmp_pa
     assert not report.passing
 
 
-def _row(block: int, place: str, gain: float) -> DirectionEstimate:
-    return DirectionEstimate(block, place, gain, gain, 0.5, 0.0, 0.0, 0.005, 0.005, 10.0)  # type: ignore[arg-type]
+def test_directions_where_no_vector_is_tried_end_the_run_with_their_place(
+    finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished / "smoke" / "rollout", tmp_path / "smoke" / "rollout")
+    elsewhere = "tune={modes: [vector], vectors: {prompt_end: [0.025]}}"
+    done = _run(tmp_path, elsewhere, "directions.places=[prompt_end, every_token]")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stderr.split())
+    assert "no effect at prompt_end" in said
+    assert "Some at everywhere do: add norms for it to tune.vectors" in said
+    assert not (tmp_path / "smoke" / "tune").exists()
+    report = load_report(RunDir(tmp_path / "smoke").stage("directions"), DirectionsReport)
+    assert [row.place for row in report.passing] == ["everywhere"]
 
 
-def test_the_grid_takes_each_places_best_block_alone_and_in_pairs() -> None:
-    passing = [_row(2, "everywhere", 3.0), _row(1, "prompt_end", 2.0), _row(1, "everywhere", 1.0)]
-    shares = {"prompt_end": (0.2, 0.5), "every_token": (0.1,), "control_point": (0.4,)}
-    grid = vector_grid(passing, shares, {1: 0.3, 2: 0.6})  # type: ignore[arg-type]
-    tried = [[(a.place, a.depth, a.strength) for a in one.actions] for one in grid]
-    low, high, held = ("prompt_end", 0.3, 2.0), ("prompt_end", 0.3, 5.0), ("every_token", 0.6, 1.0)
-    assert tried == [[low], [high], [held], [low, held], [high, held]]
-    assert vector_grid([], shares, {}) == []  # type: ignore[arg-type]
+def test_places_are_those_that_are_tried_and_their_directions_are_made_anew(
+    finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished / "smoke", tmp_path / "smoke")
+    held = "tune={modes: [vector], vectors: {every_token: [0.1]}, max_accuracy_loss: 1, num_halvings: 0}"
+    refused = _run(tmp_path, held, verb="directions")
+    assert refused.returncode == 1
+    assert "directions.places" in refused.stderr
+    done = _run(tmp_path, held, "--redo", verb="directions")
+    assert done.returncode == 0, done.stderr
+    report = load_report(RunDir(tmp_path / "smoke").stage("directions"), DirectionsReport)
+    assert {row.place for row in report.table} == {"everywhere"}
 
 
-def test_blocks_are_ranked_by_what_a_share_of_their_states_norm_gains() -> None:
-    """A vector of .05 of the norm gains 1.5 at the first block, and 2 at the second, whose states are twice as long."""
-    short, long = (
-        _row(1, "everywhere", 3.0),
-        dataclasses.replace(_row(2, "everywhere", 2.0), state_norm=20.0),
-    )
-    assert anything_to_steer([short, long]) == [long, short]
-    [alone] = vector_grid([long, short], {"every_token": (0.05,)}, {1: 0.3, 2: 0.6})
-    assert [(a.depth, a.strength) for a in alone.actions] == [(0.6, 1.0)]
+def test_a_place_without_directions_is_refused(tmp_path: Path) -> None:
+    done = _run(tmp_path, "directions.places=[every_token]")
+    assert done.returncode == 1
+    assert "tune.vectors: no direction is estimated at prompt_end" in " ".join(done.stderr.split())
 
 
 def test_what_a_run_makes_follows_from_the_modes_that_it_tries() -> None:

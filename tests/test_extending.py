@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from stir_train.config.import_path import load_object
 from stir_train.config.inputs import ModelConfig, TaskConfig
 from stir_train.config.learning import DistillConfig, ObjectiveConfig
 from stir_train.config.run import RunConfig
@@ -20,6 +22,7 @@ from stir_train.config.steering import CustomSteering
 from stir_train.data.control_points import ControlPointAutomaton
 from stir_train.data.grading import Grader
 from stir_train.data.prompts import cut_splits, render_prompts
+from stir_train.directions.advantages import checked
 from stir_train.distill.objective import DistillLoss
 from stir_train.distill.samples import collate
 from stir_train.distill.terms import make_terms
@@ -34,6 +37,7 @@ from stir_train.steering.static import mean_direction
 from stir_train.types.directions import DirectionSet
 from stir_train.types.rollout import Gold, Prompt, Rollout
 from tests.support import bases
+from tests.support.recorded import graded
 from tests.support.smoke import run_smoke
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "extending.md"
@@ -213,6 +217,15 @@ def test_a_term_that_needs_a_teacher_is_refused_where_there_is_none(modules: Pat
         with pytest.raises(ConfigError, match=expected):
             make_terms(objective)
     assert make_terms(ObjectiveConfig(on_policy=0.5, terms={"broken:Mine": 1.0}))
+
+
+def test_the_reward_is_worth_what_its_docstring_says(modules: Path) -> None:
+    reward = checked(
+        load_object(_page_settings().directions.reward, kind="directions.reward"), name="marked"
+    )  # type: ignore[arg-type]
+    right, wrong = graded("a", 0, 1.0), graded("a", 1, 0.0)
+    marked = dataclasses.replace(wrong, grade=dataclasses.replace(wrong.grade, had_marker=True))
+    assert [reward(item) for item in (right, wrong, marked)] == [1.0, 0.0, 0.5]
 
 
 def test_a_run_whose_objects_cannot_be_found_is_refused_before_anything_is_made(

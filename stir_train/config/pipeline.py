@@ -98,9 +98,15 @@ def _answering(config: RunConfig) -> Settings:
     }
 
 
+def _directions(config: RunConfig) -> Settings:
+    """What directions are made by; where they are estimated may come from tuning's settings."""
+    resolved = config.directions.model_copy(update={"places": config.direction_places})
+    return {"directions": resolved}
+
+
 def _steering(config: RunConfig) -> Settings:
     """Settings of what answers under a controller: whether there is a basis, of what, and directions."""
-    directions = {"directions": config.directions} if config.uses_directions else {}
+    directions = _directions(config) if config.uses_directions else {}
     of_basis = {"steers_along_gradients": True} if config.steers_along_gradients else {}
     return {**_answering(config), "needs_basis": config.needs_basis, **directions, **of_basis}
 
@@ -120,7 +126,7 @@ def _basis_settings(config: RunConfig) -> Settings:
         return {"basis": config.basis}
     return {
         "basis": config.basis,
-        "directions": config.directions,
+        **_directions(config),
         "max_new_tokens": config.generation.max_new_tokens,
     }
 
@@ -157,8 +163,8 @@ def _tune_settings(config: RunConfig) -> Settings:
 
 def _distill_settings(config: RunConfig) -> Settings:
     compares = "compared" in _samples_of_students(config).values()
-    price = {"token_price": config.directions.token_price} if compares else {}
-    return {**_steering(config), "distill": config.distill, **price}
+    reward = _directions(config) if compares else {}
+    return {**_steering(config), "distill": config.distill, **reward}
 
 
 def _baselines_settings(config: RunConfig) -> Settings:
@@ -232,7 +238,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "directions",
         "Differentiate rollouts for directions to steer in, and test whether there are any.",
-        lambda config: {**_steering(config), "directions": config.directions},
+        lambda config: {**_steering(config), **_directions(config)},
         plans.directions,
         reads=("rollout",),
         splits=("harvest",),

@@ -15,7 +15,8 @@ from stir_train.config.effort import Effort, with_effort
 from stir_train.config.external import ExternalConfig
 from stir_train.config.inputs import SPREAD, ModelConfig, SplitsConfig, TaskConfig
 from stir_train.config.learning import DistillConfig, IterateConfig, TrainConfig
-from stir_train.config.places import Place
+from stir_train.config.places import Place, estimated_at
+from stir_train.config.pretrained import with_pretrained
 from stir_train.config.stages import (
     BaselinesConfig,
     BasisConfig,
@@ -94,8 +95,8 @@ class RunConfig(FrozenConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _effort_fills_in(cls, values: Any) -> Any:
-        return with_effort(values) if isinstance(values, Mapping) else values
+    def _effort_and_model_fill_in(cls, values: Any) -> Any:
+        return with_pretrained(with_effort(values)) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -190,11 +191,16 @@ class RunConfig(FrozenConfig):
                 f"and depths {missing} of harvest.depths are not among them; add them, or leave "
                 "directions.depths empty"
             )
-        if "vector" in self.tune.modes and not set(self.tune.vectors) & set(self.directions.places):
-            raise ValueError(
-                f"tune.vectors: no direction is estimated at {', '.join(self.tune.vectors)}; "
-                f"directions.places are {', '.join(self.directions.places)}"
-            )
+        estimated = set(map(estimated_at, self.direction_places))
+        for setting, places in (
+            ("tune.vectors", self._tuned_places),
+            ("steering.actions", self._given_places),
+        ):
+            if unknown := [place for place in places if estimated_at(place) not in estimated]:
+                raise ValueError(
+                    f"{setting}: no direction is estimated at {', '.join(unknown)}; directions.places are "
+                    f"{', '.join(self.directions.places)}: add what is missing, or leave them empty"
+                )
 
     def _require_external(self) -> None:
         """Check that rollouts from elsewhere can be read as the run's other states are."""
@@ -224,9 +230,26 @@ class RunConfig(FrozenConfig):
 
     @property
     def direction_places(self) -> tuple[Place, ...]:
-        """Where directions are estimated: the named places, and control points for a basis of gradients."""
+        """Where directions are estimated: where vectors may act, and at control points for a basis of gradients."""
         for_basis: tuple[Place, ...] = ("control_point",) if self.steers_along_gradients else ()
-        return tuple(dict.fromkeys((*self.directions.places, *for_basis)))
+        for_vectors = self.directions.places or self.vector_places
+        return tuple(dict.fromkeys((*for_vectors, *for_basis)))
+
+    @property
+    def vector_places(self) -> tuple[Place, ...]:
+        """Where vectors may act: at the places of `tune.vectors`, if tuning tries vectors, and of given actions."""
+        return tuple(dict.fromkeys((*self._tuned_places, *self._given_places)))
+
+    @property
+    def _tuned_places(self) -> tuple[Place, ...]:
+        tries_vectors = self.tune.enabled and "vector" in self.tune.modes
+        return tuple(self.tune.vectors) if tries_vectors else ()
+
+    @property
+    def _given_places(self) -> tuple[Place, ...]:
+        if not isinstance(self.steering, VectorSteering):
+            return ()
+        return tuple(action.place for action in self.steering.actions)
 
     @property
     def num_tried_settings(self) -> int:

@@ -14,6 +14,9 @@ from stir_train.config.inputs import TaskConfig
 from stir_train.config.places import Place
 from stir_train.config.steering import SteeringMode
 
+ACCURACY = "accuracy"
+"""The reward that comes with the package."""
+
 
 class ControlPointConfig(FrozenConfig):
     """Where a trajectory may be read and steered."""
@@ -48,7 +51,7 @@ class GenerationConfig(FrozenConfig):
     processes of a run that has few chunks for each."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """Further settings of the backend; of `vllm`, arguments of its `EngineArgs`. `transformers` has one,
-    `packed_weights`, true by default: on a CPU in float32, keep a second copy of large layers' weights while
+    `packed_weights`, true by default: on a CPU, keep a second copy of large layers' weights in float32 while
     decoding, in the order in which MKL multiplies by them."""
 
     def prompts_per_chunk(self, num_prompts: int, num_samples: int = 1) -> int:
@@ -73,18 +76,28 @@ class RolloutConfig(FrozenConfig):
     """Reward is `1[correct] - length_penalty * num_tokens / max_new_tokens`."""
 
 
+def _require_reward(name: str) -> str:
+    if name != ACCURACY and not is_import_path(name):
+        raise ValueError(
+            f"{name!r} is neither {ACCURACY} nor an import path, as in my_module:my_reward"
+        )
+    return name
+
+
 class DirectionsConfig(FrozenConfig):
     """Reward-gradient directions from the recorded rollouts, and whether they are more than noise."""
 
-    places: Annotated[tuple[Place, ...], DISTINCT] = Field(
-        default=("prompt_end", "every_token"), min_length=1
-    )
-    """Where vectors may be added. That of `every_token` is estimated from the prompt's end and the
-    completion, since the rest of the prompt is the same in all samples."""
+    places: Annotated[tuple[Place, ...], DISTINCT] = ()
+    """Where vectors may be added; empty takes the places that tuning tries (`tune.vectors`), or those of given
+    `steering.actions`. That of `every_token` is estimated from the prompt's end and the completion, since the
+    rest of the prompt is the same in all samples."""
     depths: Annotated[tuple[Fraction, ...], DISTINCT] = ()
     """Depth fractions of the blocks; empty takes `harvest.depths`."""
+    reward: Annotated[str, AfterValidator(_require_reward)] = "accuracy"
+    """What an answer is worth, before its tokens: `accuracy` (1 if it is correct, else 0), or a function of your
+    own, as `package.module:function`, of a `GradedRollout`."""
     token_price: NonNegativeFloat = 0.0
-    """The reward is `1[correct] - token_price * num_tokens / max_new_tokens`."""
+    """Taken off the reward: `token_price * num_tokens / max_new_tokens`."""
     num_permutations: Annotated[int, Field(ge=19)] = 200
     """Shuffles of the rewards within problems, which a direction must beat."""
     significance: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -100,6 +113,11 @@ class DirectionsConfig(FrozenConfig):
     """Differentiate the distribution that top-p and top-k leave; costs a sort of the vocabulary a token."""
     max_batch_tokens: PositiveInt = 2048
     """Tokens that go through a backward pass at a time, padding included; memory grows with them."""
+
+    @property
+    def imported(self) -> dict[str, str]:
+        """A reward of the user's own."""
+        return {} if self.reward == ACCURACY else {"directions.reward": self.reward}
 
 
 class HarvestConfig(FrozenConfig):

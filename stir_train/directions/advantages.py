@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from stir_train.errors import StageError
 from stir_train.types.rollout import GradedRollout
 
 Reward = Callable[[GradedRollout], float]
@@ -16,11 +18,34 @@ def accuracy(item: GradedRollout) -> float:
     return float(item.grade.correct)
 
 
-def accuracy_at_price(price_per_token: float) -> Reward:
-    """Accuracy minus a price for every token of the completion."""
+def at_price(worth: Reward, price_per_token: float) -> Reward:
+    """A reward minus a price for every token of the completion."""
 
     def reward(item: GradedRollout) -> float:
-        return accuracy(item) - price_per_token * len(item.rollout.token_ids)
+        return worth(item) - price_per_token * len(item.rollout.token_ids)
+
+    return reward
+
+
+def checked(function: Callable[[GradedRollout], object], *, name: str) -> Reward:
+    """A function of the user's own as a reward.
+
+    Its errors, and what is no finite number, become a `StageError` that names the function and the rollout.
+    """
+
+    def reward(item: GradedRollout) -> float:
+        rollout = f"sample {item.rollout.sample} of problem {item.rollout.prompt_id}"
+        try:
+            value = function(item)
+        except Exception as error:  # code that is not ours raises what it likes
+            raise StageError(
+                f"directions.reward: {name} failed on {rollout}: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise StageError(
+                f"directions.reward: {name} returned {value!r} for {rollout}, and should return a finite number"
+            )
+        return float(value)
 
     return reward
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
+from stir_train.config.places import Place, estimated_at
 from stir_train.config.steering import VectorAction, VectorSteering
-from stir_train.types.directions import estimated_at
-from stir_train.types.places import Place
 from stir_train.types.reports import DirectionEstimate
 
 

@@ -121,7 +121,8 @@ def strengths(found: Sequence[StrengthCurve]) -> Markup:
             axes.vlines(norm, 100 * interval[0], 100 * interval[1], color=COLORS[0], alpha=0.5)
             axes.plot(norm, 100 * gain, "o", color=COLORS[0], markersize=4)
         axes.plot(curve.norms, [100 * gain for gain in curve.gains], color=COLORS[0])
-        axes.axline((0, 0), slope=100 * curve.slope, linestyle="--", color=SOFT)
+        if curve.slope is not None:
+            axes.axline((0, 0), slope=100 * curve.slope, linestyle="--", color=SOFT)
         axes.axhline(0, color=INK, linewidth=0.6)
         axes.set_xlim(0, 1.05 * curve.norms[-1])
         # The prediction leaves the picture, which is of what was measured.

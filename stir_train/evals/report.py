@@ -143,7 +143,7 @@ def render_report(data: ReportData) -> str:
         title = "mean uplift of an entry"
         figures["uplift"] = plots.histogram(uplifts, title, ylabel="entries")
     if data.evaluation is not None and data.directions is not None:
-        tried = strength_curves(data.evaluation.tune.trials, data.directions.passing)
+        tried = strength_curves(data.evaluation.tune.trials, data.directions)
         if tried:
             figures["strengths"] = plots.strengths(tried)
     losses = data.logs["distill"].curves("loss") if "distill" in data.logs else {}

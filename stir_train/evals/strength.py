@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stir_train.config.places import estimated_at
 from stir_train.config.steering import VectorAction, VectorSteering
-from stir_train.types.directions import estimated_at
-from stir_train.types.reports import DirectionEstimate
+from stir_train.types.reports import DirectionsReport
 from stir_train.types.results import Interval, SteeringTrial
 
 
@@ -21,25 +21,25 @@ class StrengthCurve:
         norms: ``[K]``, ascending.
         gains: ``[K]``, accuracy gained over greedy decoding on the same problems.
         intervals: ``[K]``, 95 %.
-        slope: First-order gain of sampled reward per unit of norm.
+        slope: First-order gain of sampled reward per unit of norm, less what noise adds to it; None where the
+            vector took several steps, of which each has its own.
     """
 
     title: str
     norms: tuple[float, ...]
     gains: tuple[float, ...]
     intervals: tuple[Interval, ...]
-    slope: float
+    slope: float | None
 
 
 def strength_curves(
-    trials: Sequence[SteeringTrial], passing: Sequence[DirectionEstimate]
+    trials: Sequence[SteeringTrial], report: DirectionsReport
 ) -> list[StrengthCurve]:
     """A curve for every place of which several norms were tried alone.
 
     Args:
         trials: Of tuning; vectors at several places at once are left out.
-        passing: The directions that tuning had, largest relative gain first; a place's vector is at
-            the block of its first row.
+        report: Has the directions that tuning had; a place's vector is at the block of its first row.
     """
     alone: dict[tuple[str, float], list[tuple[VectorAction, SteeringTrial]]] = defaultdict(list)
     for trial in trials:
@@ -48,7 +48,7 @@ def strength_curves(
             alone[action.place, action.depth].append((action, trial))
     curves = []
     for (place, depth), tried in alone.items():
-        row = next((r for r in passing if r.place == estimated_at(tried[0][0].place)), None)
+        row = next((r for r in report.passing if r.place == estimated_at(tried[0][0].place)), None)
         if len(tried) < 2 or row is None:
             continue
         tried.sort(key=lambda pair: pair[0].strength)
@@ -58,7 +58,7 @@ def strength_curves(
                 norms=tuple(action.strength for action, _ in tried),
                 gains=tuple(trial.metrics.delta_accuracy for _, trial in tried),
                 intervals=tuple(trial.metrics.delta_accuracy_ci95 for _, trial in tried),
-                slope=row.gain,
+                slope=row.gain_above_chance if len(report.steps) == 1 else None,
             )
         )
     return curves

@@ -28,7 +28,6 @@ from stir_train.evals.sampled import compare_samples
 from stir_train.runtime.abilities import missing_abilities
 from stir_train.runtime.answerers import baseline_answerer, plain_answerer, steered_answerer
 from stir_train.runtime.context import Finish, Outcome, RunContext
-from stir_train.runtime.directions import vector_controls
 from stir_train.runtime.generation import (
     generate_after,
     load_answers,
@@ -39,6 +38,7 @@ from stir_train.runtime.reuse import describe_reuse, mean_reused
 from stir_train.runtime.search import compare_in_run
 from stir_train.runtime.students import merge_students, student_answerer
 from stir_train.runtime.upstream import abstains, students_taught
+from stir_train.runtime.vector_controls import vector_controls
 from stir_train.steering.controls import empty_basis, random_directions, shuffled_keys
 from stir_train.stores.reports import load_report
 from stir_train.stores.results import RESULTS_SCHEMA, save_results

@@ -8,7 +8,6 @@ from stir_train.answering.methods import GREEDY, settings_label
 from stir_train.artifacts.run_dir import StageDir
 from stir_train.config.steering import NoSteering, OneBlockSteering, SteeringConfig, VectorSteering
 from stir_train.directions.grid import vector_grid
-from stir_train.errors import StageError
 from stir_train.evals.choice import Against, choose
 from stir_train.evals.halving import Candidate, split_by_halving
 from stir_train.evals.verdict import describe_abstention, describe_passed_over, describe_shortlist
@@ -85,11 +84,7 @@ def greedy_job(context: RunContext) -> GenerationJob:
 
 
 def trial_grid(context: RunContext) -> list[SteeringConfig]:
-    """What tuning tries, one depth per block.
-
-    Raises:
-        StageError: If that is nothing.
-    """
+    """What tuning tries, one depth per block."""
     config = context.config
     if not config.tune.enabled:
         return [with_depth(config.steering, config)]
@@ -101,12 +96,7 @@ def trial_grid(context: RunContext) -> list[SteeringConfig]:
         if isinstance(tried, OneBlockSteering) and tried.depth in depth_of.values()
     ]
     grid += _vectors(context) if "vector" in config.tune.modes else []
-    if not grid:
-        places = ", ".join(config.tune.vectors)
-        raise StageError(
-            f"tune.vectors: no direction at {places} is more than noise, though some elsewhere are; "
-            "see the table of stage directions, and name their places"
-        )
+    assert grid, "where nothing can be tried, the run ends with stage directions"
     return grid
 
 

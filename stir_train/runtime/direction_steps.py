@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 
 from stir_train.artifacts.run_dir import StageDir
+from stir_train.config.places import estimated_at
 from stir_train.config.steering import VectorAction, VectorSteering
+from stir_train.directions.controls import permuted_directions
 from stir_train.directions.estimate import Estimate, anything_to_steer, estimate_directions
 from stir_train.runtime.answerers import steered_answerer
 from stir_train.runtime.context import RunContext
@@ -26,10 +28,15 @@ from stir_train.stores.directions import (
     load_gradients,
     save_directions,
 )
-from stir_train.stores.reports import load_record, save_record
+from stir_train.stores.reports import load_record, load_report, save_record
 from stir_train.stores.rollouts import RolloutStore
-from stir_train.types.directions import DirectionSet, PlacedVector, RolloutGradients, estimated_at
-from stir_train.types.reports import ActingVector, DirectionEstimate, DirectionStep
+from stir_train.types.directions import DirectionSet, PlacedVector, RolloutGradients
+from stir_train.types.reports import (
+    ActingVector,
+    DirectionEstimate,
+    DirectionsReport,
+    DirectionStep,
+)
 
 STEP_FILE = "step.json"
 VECTORS_FILE = "vectors.safetensors"
@@ -65,21 +72,25 @@ def step_files(context: RunContext, stage: StageDir, number: int) -> StepFiles:
     return StepFiles(number, RolloutStore(stage))
 
 
-def estimate_step(context: RunContext, stage: StageDir, files: StepFiles) -> Estimate | None:
-    """Directions from a step's gradients; None if in no problem rewards differ."""
-    graded = files.store.read(files.set_name)
-    worth = advantages_of(context, graded)
-    if not worth.by_rollout:
-        return None
-    identity, config = context.resources.described.identity, context.config
-    gradients = RolloutGradients.concatenate(
+def step_gradients(context: RunContext, stage: StageDir, files: StepFiles) -> RolloutGradients:
+    """The gradients of all chunks of a step's rollouts."""
+    identity = context.resources.described.identity
+    return RolloutGradients.concatenate(
         [
             load_gradients(stage.verified(f"{files.prefix}{gradients_file(chunk)}"), identity)
             for chunk in range(files.store.num_chunks(files.set_name))
         ]
     )
+
+
+def estimate_step(context: RunContext, stage: StageDir, files: StepFiles) -> Estimate | None:
+    """Directions from a step's gradients; None if in no problem rewards differ."""
+    config = context.config
+    worth = advantages_of(context, files.store.read(files.set_name))
+    if not worth.by_rollout:
+        return None
     return estimate_directions(
-        gradients,
+        step_gradients(context, stage, files),
         worth,
         seed=config.seed,
         places=tuple(dict.fromkeys(map(estimated_at, config.direction_places))),
@@ -108,7 +119,11 @@ def take_step(context: RunContext, stage: StageDir, number: int) -> bool:
     passing = _passing(context, step)
     vectors = found.directions
     if number > 1:
-        vectors = _added(load_vectors(context, stage, number - 1), found, step.acting, passing)
+        vectors = _added(
+            load_vectors(context, stage, number - 1),
+            found.directions,
+            _stepped(step.acting, passing),
+        )
     save_directions(
         stage, f"{files.prefix}{VECTORS_FILE}", vectors, context.resources.described.identity
     )
@@ -156,6 +171,28 @@ def acting_vectors(context: RunContext, stage: StageDir, number: int) -> tuple[P
     )
 
 
+def shuffled_vectors(context: RunContext) -> DirectionSet:
+    """What the steps come to where every one's rewards are shuffled within problems.
+
+    Each shuffles what the run's own step differentiated, and is added where the run's own was.
+    """
+    stage, seed = context.stage("directions"), context.config.seed
+    vectors: DirectionSet | None = None
+    for step in load_report(stage, DirectionsReport).steps:
+        files = step_files(context, stage, step.number)
+        worth = advantages_of(context, files.store.read(files.set_name))
+        if not worth.by_rollout:
+            break
+        gradients = step_gradients(context, stage, files)
+        found = permuted_directions(gradients, worth, seed=seed).directions
+        if vectors is None:
+            vectors = found
+        else:
+            vectors = _added(vectors, found, _stepped(step.acting, _passing(context, step)))
+    assert vectors is not None, "a run without unequal rewards ends before there are controls"
+    return vectors
+
+
 def _prefix(number: int) -> str:
     return "" if number == 1 else f"step-{number}/"
 
@@ -175,22 +212,24 @@ def _acting(context: RunContext, stage: StageDir) -> tuple[ActingVector, ...]:
     return tuple(found)
 
 
+def _stepped(
+    acting: Sequence[ActingVector], passing: Sequence[DirectionEstimate]
+) -> list[ActingVector]:
+    """Those of the acting vectors that what was found under them is added to: where it is more than noise."""
+    return [one for one in acting if any(_is_at(row, one) for row in passing)]
+
+
 def _added(
-    before: DirectionSet,
-    found: Estimate,
-    acting: Sequence[ActingVector],
-    passing: Sequence[DirectionEstimate],
+    before: DirectionSet, found: DirectionSet, stepped: Sequence[ActingVector]
 ) -> DirectionSet:
-    """The vectors before, and to those that act what was found under them, if it is more than noise."""
+    """The vectors before; to those that step, the unit vectors found under them."""
     directions = before.directions.clone()
     pairs = list(zip(before.blocks.tolist(), before.places, strict=True))
-    for one in acting:
-        if any(_is_at(row, one) for row in passing):
-            place = estimated_at(one.place)
-            both = directions[pairs.index((one.block, place))] + found.directions.vector(
-                one.block, place
-            )
-            directions[pairs.index((one.block, place))] = torch.nn.functional.normalize(both, dim=0)
+    for one in stepped:
+        place = estimated_at(one.place)
+        row = pairs.index((one.block, place))
+        both = directions[row] + found.vector(one.block, place)
+        directions[row] = torch.nn.functional.normalize(both, dim=0)
     return dataclasses.replace(before, directions=directions)
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+from rich.console import Console
+
 from stir_train.config.deepspeed import deepspeed_config
 from stir_train.config.inputs import SPREAD
 from stir_train.config.pipeline import stages_off
 from stir_train.config.run import RunConfig
 from stir_train.config.steering import PreviewingSteering
+from stir_train.data.chat import chat_lines
 from stir_train.distill.plan import one_module
 from stir_train.distill.terms import make_terms
 from stir_train.errors import StageError, StirError
@@ -61,11 +64,19 @@ def require_feasible(
         raise StageError(f"{len(problems)} things would stop this run later:\n{listed}")
 
 
-def warn_of_stop_tokens(context: RunContext) -> None:
-    """Say where completions may not end by themselves: they would all be cut off."""
+def tell_about_model(context: RunContext) -> None:
+    """Say, before there are rollouts, what the model itself decides: its chat template, and what ends an answer."""
     if context.stage("rollout").is_complete:
         return
-    described = context.resources.described
+    described, task = context.resources.described, context.config.task
+    if task.chat_template is None and described.tokenizer.chat_template is not None:
+        for line in chat_lines(task, described.tokenizer):
+            context.console.print(line, soft_wrap=True)
+    _warn_of_stop_tokens(context.console, described)
+
+
+def _warn_of_stop_tokens(console: Console, described: ModelDescription) -> None:
+    """Say where completions may not end by themselves: they would all be cut off."""
     eos = described.tokenizer.eos_token_id
     if not described.stop_token_ids:
         said = "this model has no stop token: every completion runs to generation.max_new_tokens"
@@ -77,7 +88,7 @@ def warn_of_stop_tokens(context: RunContext) -> None:
         )
     else:
         return
-    context.console.print(caution(said), soft_wrap=True)
+    console.print(caution(said), soft_wrap=True)
 
 
 def _checks(context: RunContext, left: set[str]) -> Iterator[Callable[[], None]]:
@@ -97,7 +108,7 @@ def _checks(context: RunContext, left: set[str]) -> Iterator[Callable[[], None]]
         yield lambda: _require_targets(config)
         yield lambda: _require_teachable(context)
     if "directions" in left and config.model.sharding == "zero3":
-        yield _refuse_zero3
+        yield partial(_refuse_zero3, config)
 
 
 def _require_targets(config: RunConfig) -> None:
@@ -216,10 +227,11 @@ def _require_teachable(context: RunContext) -> None:
             )
 
 
-def _refuse_zero3() -> None:
+def _refuse_zero3(config: RunConfig) -> None:
+    wanted = "tune.modes: vector" if config.uses_directions else "basis.directions: reward_gradient"
     raise StageError(
-        "tune.modes: vector takes gradients on every rank by itself, and model.sharding=zero3 makes "
-        "ranks wait for one another; use tensor or none, or take vector out"
+        f"{wanted} takes gradients on every rank by itself, and model.sharding=zero3 makes ranks wait for one "
+        "another: set model.sharding to tensor or none"
     )
 
 

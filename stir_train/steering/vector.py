@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from stir_train.config.places import estimated_at
 from stir_train.config.steering import VectorSteering
 from stir_train.errors import ConfigError
 from stir_train.generation.fixed import FixedVector
 from stir_train.steering.interface import ControllerInputs
-from stir_train.types.directions import estimated_at
 
 
 def make_vector_controllers(inputs: ControllerInputs) -> tuple[FixedVector, ...]:

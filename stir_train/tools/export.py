@@ -10,6 +10,7 @@ from stir_train.answering.methods import GREEDY, STEERED, STUDENT
 from stir_train.artifacts.atomic import write_text
 from stir_train.config.learning import ObjectiveConfig
 from stir_train.config.pipeline import lineage_of, stage
+from stir_train.config.places import estimated_at
 from stir_train.config.steering import VectorSteering
 from stir_train.errors import ArtifactError
 from stir_train.export.adapter import save_merged
@@ -27,7 +28,6 @@ from stir_train.stores.results import load_results
 from stir_train.tools.lm_eval_task import write_lm_eval_task
 from stir_train.tools.publish import CARD_FILE, write_run
 from stir_train.tools.verify import run_verify
-from stir_train.types.directions import estimated_at
 from stir_train.types.results import MethodMetrics
 
 Format = Literal["run", "lora", "merged", "gguf", "lm-eval", "lm-eval-task"]

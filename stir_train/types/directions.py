@@ -18,11 +18,6 @@ PLACES: tuple[Place, ...] = ("prompt_end", "control_point", "segment", "everywhe
 pass through the whole prompt, which all samples share."""
 
 
-def estimated_at(place: Place) -> Place:
-    """The place whose gradient gives the direction of a place."""
-    return "everywhere" if place == "every_token" else place
-
-
 @dataclass(frozen=True)
 class PlacedVector:
     """A vector that is added to a block's output at every token of a place."""
