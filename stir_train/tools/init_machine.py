@@ -19,7 +19,8 @@ MEMORY_SHARE = 0.8
 """Of a machine's memory, what all processes together may take."""
 MAX_PROCESSES = 8
 LEAST_GIB = 3.0
-"""What a process takes beside the weights, which it holds twice for a moment."""
+"""What a process takes beside the weights and their copy in float32, laid out for products."""
+PACKED_BYTES = 4
 MIN_BATCH_TOKENS = 256
 
 
@@ -49,7 +50,7 @@ def share_out(device: torch.device, shape: ModelShape, *, is_embedded: bool) -> 
     cores = usable_cores()
     if is_embedded:
         return Machine(1, cores, memory)
-    each = 2 * shape.num_params * shape.bytes_per_weight + LEAST_GIB * GIB
+    each = shape.num_params * (shape.bytes_per_weight + PACKED_BYTES) + LEAST_GIB * GIB
     fitting = int(MEMORY_SHARE * memory / each)
     processes = max(1, min(cores, fitting, MAX_PROCESSES))
     return Machine(processes, cores // processes, memory // processes)
