@@ -11,7 +11,11 @@ import torch
 
 from stir_train.artifacts.run_dir import StageDir, StageInputs
 from stir_train.directions.advantages import Advantages, accuracy, at_price, leave_one_out
-from stir_train.directions.controls import permuted_directions, random_directions
+from stir_train.directions.controls import (
+    mean_differences,
+    permuted_directions,
+    random_directions,
+)
 from stir_train.directions.estimate import (
     Estimate,
     anything_to_steer,
@@ -81,6 +85,7 @@ def synthetic(seed: int, *, planted: float) -> tuple[RolloutGradients, Advantage
             torch.zeros(len(keys)),
             sums,
             torch.rand(len(keys), len(BLOCKS), generator=generator),
+            torch.randn(sums.shape, generator=generator),
         ),
         advantages,
     )
@@ -94,6 +99,7 @@ def take(gradients: RolloutGradients, rows: Sequence[int]) -> RolloutGradients:
         gradients.logprobs[list(rows)],
         gradients.sums[list(rows)],
         gradients.state_norms[list(rows)],
+        gradients.state_means[list(rows)],
     )
 
 
@@ -147,6 +153,18 @@ def test_permuted_advantages_are_a_control() -> None:
     assert control.num_rollouts == advantages.num_rollouts
     other = permuted_directions(gradients, advantages, seed=4)
     assert not torch.equal(control.directions.directions, other.directions.directions)
+
+
+def test_mean_differences_are_of_right_and_wrong_rollouts_of_each_problem() -> None:
+    gradients, advantages = synthetic(0, planted=1.0)
+    directions = estimate_directions(gradients, advantages, seed=0).directions
+    found = mean_differences(directions, gradients, advantages)
+    assert (found.places, found.blocks.tolist()) == (directions.places, directions.blocks.tolist())
+    worth = torch.tensor(advantages.of(gradients.prompt_ids, gradients.samples))
+    for block, place in zip(found.blocks.tolist(), found.places, strict=True):
+        total = (worth[:, None] * gradients.mean_states_at(block, place)).sum(0)
+        wanted = total / total.norm() * (place != "prompt_end")
+        torch.testing.assert_close(found.vector(block, place), wanted)
 
 
 def test_random_directions_keep_places_and_norm_alone() -> None:

@@ -22,7 +22,7 @@ from stir_train.errors import ArtifactError, ModelError, StageError
 from stir_train.generation.backend import ControlSpec, GenerationRequest, SamplingParams
 from stir_train.generation.transformers.engine import DecodeEngine
 from stir_train.models.blocks import find_blocks
-from stir_train.models.hooks import block_hooks
+from stir_train.models.hooks import BlockEdit, block_hooks
 from stir_train.models.load import LoadedModel, load_model
 from stir_train.types.directions import PLACES, PlacedVector
 from stir_train.types.places import Place
@@ -109,6 +109,30 @@ def test_gradients_are_finite_differences(name: str, step: float, tolerance: flo
             assert got == pytest.approx(wanted, abs=tolerance), (one.prompt_id, block, place)
         plain = log_probability(loaded, one, block=1, where=[0], vector=torch.zeros(32))
         assert float(found.logprobs[row]) == pytest.approx(float(plain), abs=1e-4)
+
+
+def test_mean_states_are_those_of_a_plain_pass() -> None:
+    loaded = double("phi")
+    rollouts = some_rollouts()
+    found, _ = rollout_gradients(loaded, rollouts, SETTINGS)
+    for row, one in enumerate(rollouts):
+        ids = torch.tensor([[*one.prompt_token_ids, *one.token_ids]])
+        seen: dict[int, Tensor] = {}
+        with torch.no_grad(), block_hooks(loaded.blocks, {b: _keeping(seen, b) for b in BLOCKS}):
+            loaded.model(input_ids=ids)
+        for block, place in itertools.product(BLOCKS, PLACES):
+            where = columns(one, place, MAX_POINTS)
+            wanted = seen[block][where].mean(0) if where else torch.zeros(32)
+            got = found.mean_states_at(block, place)[row]
+            torch.testing.assert_close(got, wanted.float(), atol=1e-4, rtol=1e-4)
+
+
+def _keeping(seen: dict[int, Tensor], block: int) -> BlockEdit:
+    def keep(states: Tensor) -> Tensor:
+        seen[block] = states[0].detach().clone()
+        return states
+
+    return keep
 
 
 def test_points_and_segments_add_up_to_the_places() -> None:

@@ -83,6 +83,7 @@ def test_a_run_of_vectors_makes_no_basis_and_ends_with_a_report(finished: Path) 
         "control-random-1",
         "control-random-2",
         "control-shuffled-rewards",
+        "control-mean-difference",
     ]
     chosen = results.find("stir")
     assert chosen is not None

@@ -336,8 +336,8 @@ class RunConfig(FrozenConfig):
     def num_controls(self) -> int:
         """Controls of the held-out comparison, at most."""
         of_basis = NUM_BASIS_CONTROLS * self.needs_basis
-        # Random vectors, and the estimate from shuffled rewards.
-        of_vectors = (self.evaluate.num_random_vectors + 1) * self.uses_directions
+        # Random vectors, the estimate from shuffled rewards, and the difference of mean states.
+        of_vectors = (self.evaluate.num_random_vectors + 2) * self.uses_directions
         return self.evaluate.controls * max(of_basis, of_vectors)
 
     @property

@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 
 from stir_train.directions.advantages import Advantages
-from stir_train.directions.estimate import Estimate, estimate_directions, permuted_weights
+from stir_train.directions.estimate import (
+    Estimate,
+    estimate_directions,
+    ordered_sum,
+    permuted_weights,
+)
 from stir_train.types.directions import DirectionSet, RolloutGradients
 
 
@@ -14,6 +19,28 @@ def random_directions(directions: DirectionSet, *, seed: int) -> DirectionSet:
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(directions.directions.shape, generator=generator)
     return directions.with_directions(torch.nn.functional.normalize(noise, dim=-1))
+
+
+def mean_differences(
+    directions: DirectionSet, gradients: RolloutGradients, advantages: Advantages
+) -> DirectionSet:
+    """Unit vectors along differences of mean states, at the same blocks and places.
+
+    Each rollout's mean state over the place is weighed by its advantage, as its gradient is: with accuracy as the
+    reward, right minus wrong, problem by problem. At the prompt's end the samples of a problem have one state, and
+    so there is no difference: the vector is 0.
+    """
+    gradients = RolloutGradients.concatenate([gradients])
+    worth = advantages.of(gradients.prompt_ids, gradients.samples)
+    weights = torch.tensor(worth, dtype=torch.double)
+    found = []
+    for block, place in zip(directions.blocks.tolist(), directions.places, strict=True):
+        if place == "prompt_end":
+            found.append(torch.zeros(directions.directions.shape[1]))
+            continue
+        total = ordered_sum(weights, gradients.mean_states_at(block, place))
+        found.append(torch.nn.functional.normalize(total, dim=0).float())
+    return directions.with_directions(torch.stack(found))
 
 
 def permuted_directions(

@@ -131,6 +131,7 @@ def rollout_gradients(
         logprobs=torch.stack([part.logprob for part in made]),
         sums=torch.stack([part.sums for part in made]),
         state_norms=torch.stack([part.states.norm(dim=-1).mean(0) for part in made]),
+        state_means=torch.stack([part.state_means for part in made]),
         points=_all_points(made) if settings.keep_points else None,
     )
     return gradients, gradient_pass.cost
@@ -138,10 +139,11 @@ def rollout_gradients(
 
 @dataclass(frozen=True)
 class _Part:
-    """One rollout's share of a batch: ``sums [P L D]``, and ``[J L D]`` of its ``J`` points."""
+    """One rollout's share of a batch: ``[P L D]`` of places, and ``[J L D]`` of its ``J`` points."""
 
     logprob: Float[Tensor, ""]
     sums: Float[Tensor, "P L D"]
+    state_means: Float[Tensor, "P L D"]
     labels: tuple[StateLabel, ...]
     states: Float[Tensor, "J L D"]
     at_point: Float[Tensor, "J L D"]
@@ -253,6 +255,7 @@ class _BlockWatch:
         self._selector = span_selector(rollouts, self._spans)
         self._reduced: dict[int, Tensor] = {}
         self._states: dict[int, Tensor] = {}
+        self._state_sums: dict[int, Tensor] = {}
 
     def edits(self) -> Mapping[int, BlockEdit]:
         """What to hook into the blocks."""
@@ -265,24 +268,21 @@ class _BlockWatch:
         most = max(map(len, self._spans))
         rows = torch.stack([self._reduced[b] for b in blocks], dim=2)
         states = torch.stack([self._states[b] for b in blocks], dim=2)
+        state_sums = torch.stack([self._state_sums[b] for b in blocks], dim=2)
+        num_tokens = self._selector.sum(2)[:, :, None, None]
         parts = []
         for row, (rollout, spans) in enumerate(zip(self._rollouts, self._spans, strict=True)):
-            at_point = rows[row, 1 : 1 + len(spans)]
-            over_segment = rows[row, 1 + most : 1 + most + len(spans)]
-            sums = {
-                "prompt_end": at_point[0],
-                "control_point": at_point[1:].sum(0),
-                "segment": over_segment[1:].sum(0),
-                "everywhere": rows[row, 0],
-            }
+            counts = _over_places(num_tokens[row], len(spans), most)
             parts.append(
                 _Part(
                     logprob=logprobs[row],
-                    sums=torch.stack([sums[place] for place in PLACES]),
+                    sums=_over_places(rows[row], len(spans), most),
+                    state_means=_over_places(state_sums[row], len(spans), most)
+                    / counts.clamp_min(1),
                     labels=_labels(rollout, [span.start for span in spans]),
                     states=states[row, : len(spans)],
-                    at_point=at_point,
-                    over_segment=over_segment,
+                    at_point=rows[row, 1 : 1 + len(spans)],
+                    over_segment=rows[row, 1 + most : 1 + most + len(spans)],
                 )
             )
         return parts
@@ -296,6 +296,7 @@ class _BlockWatch:
                 # Nothing below is wanted, so the graph begins here.
                 states = states.detach().requires_grad_()
             self._states[block] = self._at_points(states.detach())
+            self._state_sums[block] = self._summed(states.detach())
             states.register_hook(lambda gradient: self._reduce(gradient, block))
             return states
 
@@ -320,8 +321,24 @@ class _BlockWatch:
         return states[rows.to(states.device), columns.to(states.device)].float().cpu()
 
     def _reduce(self, gradient: Float[Tensor, "B T D"], block: int) -> None:
-        selector = self._selector.to(gradient.device)
-        self._reduced[block] = torch.bmm(selector, gradient.float()).cpu()
+        self._reduced[block] = self._summed(gradient)
+
+    def _summed(self, values: Float[Tensor, "B T D"]) -> Float[Tensor, "B Q D"]:
+        """Over the whole rollout, every point and every segment, in float32."""
+        return torch.bmm(self._selector.to(values.device), values.float()).cpu()
+
+
+def _over_places(
+    summed: Float[Tensor, "Q L D"], num_points: int, most: int
+) -> Float[Tensor, "P L D"]:
+    """A rollout's sums over places, from those of `span_selector`, where a batch has at ``most`` so many points."""
+    sums = {
+        "prompt_end": summed[1],
+        "control_point": summed[2 : 1 + num_points].sum(0),
+        "segment": summed[2 + most : 1 + most + num_points].sum(0),
+        "everywhere": summed[0],
+    }
+    return torch.stack([sums[place] for place in PLACES])
 
 
 def _fed(rollouts: Sequence[Rollout]) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:

@@ -17,6 +17,7 @@ CONTROLS_LACK = {
     "control-random": "vectors",
     "control-shuffled-keys": "keys",
     "control-shuffled-rewards": "rewards",
+    "control-mean-difference": "gradients",
 }
 """What of the method a control lacks, by what its name starts with."""
 _BLOCK = 500

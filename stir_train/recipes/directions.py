@@ -134,6 +134,7 @@ def _no_gradients(context: RunContext, blocks: tuple[int, ...]) -> RolloutGradie
         logprobs=torch.zeros(0),
         sums=torch.zeros(0, len(PLACES), len(blocks), width),
         state_norms=torch.zeros(0, len(blocks)),
+        state_means=torch.zeros(0, len(PLACES), len(blocks), width),
     )
 
 

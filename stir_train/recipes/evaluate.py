@@ -131,7 +131,7 @@ def _controls(
     """The chosen controller over what should not work: of vectors, or of a basis."""
     seed = context.config.seed
     if isinstance(choice, VectorSteering):
-        found = vector_controls(context)
+        found = vector_controls(context, choice)
         return [_steered(context, name, choice, directions=other) for name, other in found.items()]
     if basis is None:
         return []

@@ -77,6 +77,7 @@ def save_gradients(
         "logprobs": gradients.logprobs,
         "sums": gradients.sums,
         "state_norms": gradients.state_norms,
+        "state_means": gradients.state_means,
     }
     metadata = _model(identity) | {
         "prompt_ids": json.dumps(gradients.prompt_ids),
@@ -101,6 +102,7 @@ def load_gradients(path: Path, identity: ModelIdentity) -> RolloutGradients:
         logprobs=tensors["logprobs"],
         sums=tensors["sums"],
         state_norms=tensors["state_norms"],
+        state_means=tensors["state_means"],
     )
 
 

@@ -54,6 +54,8 @@ class RolloutGradients:
         logprobs: ``Float[N]`` nats, of the whole completion under the sampled distribution.
         sums: ``Float[N P L D]`` float32, ``P`` in the order of `PLACES`.
         state_norms: ``Float[N L]``, mean norm of the block's outputs at prompt end and control points.
+        state_means: ``Float[N P L D]`` float32, mean output of the block over each place; 0 where a rollout has
+            no token of the place.
         points: The single terms, where they were kept; grouped by rollout in the order of ``sums``.
     """
 
@@ -63,6 +65,7 @@ class RolloutGradients:
     logprobs: Float[Tensor, "N"]
     sums: Float[Tensor, "N P L D"]
     state_norms: Float[Tensor, "N L"]
+    state_means: Float[Tensor, "N P L D"]
     points: PointGradients | None = None
 
     def __post_init__(self) -> None:
@@ -72,7 +75,8 @@ class RolloutGradients:
             ValueError: If they do not.
         """
         expected = (len(self.prompt_ids), len(PLACES), len(self.blocks))
-        if tuple(self.sums.shape[:3]) != expected or len(self.samples) != len(self.prompt_ids):
+        agrees = self.sums.shape[:3] == expected and self.state_means.shape == self.sums.shape
+        if not agrees or len(self.samples) != len(self.prompt_ids):
             raise ValueError(
                 f"gradients have shape {tuple(self.sums.shape)}; rollouts, places and blocks say "
                 f"{expected}"
@@ -88,9 +92,20 @@ class RolloutGradients:
         Raises:
             ValueError: If the block was not differentiated.
         """
+        return self._at(self.sums, block, place)
+
+    def mean_states_at(self, block: int, place: Place) -> Float[Tensor, "N D"]:
+        """One block's mean output over one place.
+
+        Raises:
+            ValueError: If the block was not differentiated.
+        """
+        return self._at(self.state_means, block, place)
+
+    def _at(self, held: Float[Tensor, "N P L D"], block: int, place: Place) -> Float[Tensor, "N D"]:
         if block not in self.blocks:
             raise ValueError(f"block {block} has no gradients; those that do: {self.blocks}")
-        return self.sums[:, PLACES.index(place), self.blocks.index(block)]
+        return held[:, PLACES.index(place), self.blocks.index(block)]
 
     @staticmethod
     def concatenate(parts: Sequence[RolloutGradients]) -> RolloutGradients:
@@ -109,6 +124,7 @@ class RolloutGradients:
             logprobs=torch.cat([part.logprobs for part in parts])[index],
             sums=torch.cat([part.sums for part in parts])[index],
             state_norms=torch.cat([part.state_norms for part in parts])[index],
+            state_means=torch.cat([part.state_means for part in parts])[index],
             points=_join(points) if len(points) == len(parts) else None,
         )
 
