@@ -145,10 +145,12 @@ def test_one_row_a_method_with_a_dash_where_a_run_lacks_it(monkeypatch: pytest.M
         for line in by_method_markdown([Path("one"), Path("two")]).splitlines()
     ]
     assert head[0] == "method"
-    assert {len(line) for line in (head, rule, *rows)} == {7}
+    assert {len(line) for line in (head, rule, *rows)} == {11}
     assert [row[0] for row in rows] == ["greedy", "stir", "deer"]
-    assert rows[1][4:] == ["-"] * 3
-    assert rows[2][1:4] == ["-"] * 3
-    assert rows[2][5] == "+10.0 [+5.0, +15.0]"
+    assert rows[1][6:] == ["-"] * 5
+    assert rows[2][1:6] == ["-"] * 5
+    assert rows[2][7] == "+10.0 [+5.0, +15.0]"
+    assert head[4:6] == ["cut off", "no marker"]
+    assert all(cell.endswith("%") for cell in rows[0][4:6])
     assert rows[0][1].startswith("**"), "of equals the first is on the frontier"
     assert not rows[1][1].startswith("**")

@@ -18,6 +18,13 @@ def results_table(results: Results) -> Table:
     """The held-out comparison, two lines a method, as the two lines of the header say."""
     of = f"{results.task} ({results.split})" if "official" in results.split else results.task
     table = _table(f"{results.num_items} held-out problems of {of}; intervals are 95 %")
+    _add_columns(table)
+    for row in results.methods:
+        _add_method(table, row.metrics, "abstains" if row.never_acts else verdict(row.metrics))
+    return table
+
+
+def _add_columns(table: Table) -> None:
     table.add_column("method\n  verdict", overflow="fold")
     for column in (
         "accuracy\npoints gained",
@@ -25,20 +32,20 @@ def results_table(results: Results) -> Table:
         "cut off\nno marker",
     ):
         table.add_column(column, justify="right")
-    for row in results.methods:
-        figures = row.metrics
-        word = "abstains" if row.never_acts else verdict(figures)
-        below = (f"  {word}", _points(figures), _tokens(figures))
-        if row.name == BASELINE:
-            below = ("", "", "")
-        table.add_row(
-            f"{row.name}\n{below[0]}",
-            f"{figures.accuracy:.1%}\n{below[1]}",
-            f"{figures.tokens_mean:.1f} ({figures.forward_passes_mean:.1f})\n{below[2]}",
-            f"{figures.truncated_rate:.1%}\n{figures.no_marker_rate:.1%}",
-            style="bold" if row.name in BOLD else "",
-        )
-    return table
+
+
+def _add_method(table: Table, figures: MethodMetrics, word: str) -> None:
+    """Two lines, as the two of the header say."""
+    below = (f"  {word}", _points(figures), _tokens(figures))
+    if figures.name == BASELINE:
+        below = ("", "", "")
+    table.add_row(
+        f"{figures.name}\n{below[0]}",
+        f"{figures.accuracy:.1%}\n{below[1]}",
+        f"{figures.tokens_mean:.1f} ({figures.forward_passes_mean:.1f})\n{below[2]}",
+        f"{figures.truncated_rate:.1%}\n{figures.no_marker_rate:.1%}",
+        style="bold" if figures.name in BOLD else "",
+    )
 
 
 def students_table(results: Results) -> Table | None:
@@ -90,18 +97,9 @@ def sampled_table(results: Results) -> Table | None:
 def out_of_domain_table(found: OutOfDomainResults) -> Table:
     """What became of a task outside the harvest."""
     table = _table(f"outside the harvest: {found.num_items} problems of {found.task}")
-    table.add_column("method", overflow="fold")
-    for column in ("accuracy", "points gained", "tokens", "tokens, %"):
-        table.add_column(column, justify="right")
+    _add_columns(table)
     for row in found.methods:
-        is_baseline = row.name == BASELINE
-        table.add_row(
-            row.name,
-            f"{row.accuracy:.1%}",
-            "" if is_baseline else _points(row),
-            f"{row.tokens_mean:.1f}",
-            "" if is_baseline else _tokens(row),
-        )
+        _add_method(table, row, verdict(row))
     return table
 
 

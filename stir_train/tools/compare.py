@@ -125,14 +125,14 @@ def write_plot(runs: Sequence[Path], target: Path) -> None:
 
 
 def by_method_markdown(runs: Sequence[Path]) -> str:
-    """One Markdown row a method, three columns a run, in the order in which methods first occur.
+    """One Markdown row a method, five columns a run, in the order in which methods first occur.
 
     A method that a run does not have, as one that does not apply there, has a dash. Bold are those that no other
     of the run equals in accuracy at fewer tokens.
     """
     found = _results_by_name(runs)
     methods = dict.fromkeys(row.name for results in found.values() for row in results.methods)
-    heads = [head for run in found for head in (f"{run}: accuracy", "points", "tokens, %")]
+    heads = [head for run in found for head in (f"{run}: accuracy", "points", "tokens, %", "cut off", "no marker")]
     best = {
         run: {row.name for row in undominated([row.metrics for row in results.methods])}
         for run, results in found.items()
@@ -143,11 +143,11 @@ def by_method_markdown(runs: Sequence[Path]) -> str:
         for run, results in found.items():
             row = results.find(method)
             if row is None:
-                cells += ["-"] * 3
+                cells += ["-"] * 5
                 continue
             figures = _figures(row.metrics, row.label)
             accuracy = f"**{figures[2]}**" if method in best[run] else figures[2]
-            cells += [accuracy, figures[3], figures[5]]
+            cells += [accuracy, figures[3], figures[5], *figures[7:9]]
         lines.append(cells)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
