@@ -148,3 +148,19 @@ def test_an_end_of_sequence_token_that_stops_nothing_is_said_before_the_rollouts
     assert said.index("ends no completion") < said.index("rollouts,")
     sound = run_smoke(tmp_path, "name=sound", "generation.max_new_tokens=8", verb="rollout")
     assert "ends no completion" not in sound.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("tune.modes=[vector]", "tune.modes: vector takes gradients"),
+        ("basis.directions=reward_gradient", "basis.directions: reward_gradient takes gradients"),
+    ],
+)
+def test_gradients_are_refused_where_ranks_wait_for_one_another(
+    tmp_path: Path, settings: str, said: str
+) -> None:
+    sharded = ("model.sharding=zero3", "distill.enabled=false")
+    done = run_smoke(tmp_path, settings, *sharded, "--dry-run", "--no-measure")
+    assert done.returncode == 1
+    assert said in " ".join(done.stderr.split())

@@ -196,9 +196,9 @@ class RunConfig(FrozenConfig):
             ("tune.vectors", self._tuned_places),
             ("steering.actions", self._given_places),
         ):
-            if unknown := [place for place in places if estimated_at(place) not in estimated]:
+            if left_out := [place for place in places if estimated_at(place) not in estimated]:
                 raise ValueError(
-                    f"{setting}: no direction is estimated at {', '.join(unknown)}; directions.places are "
+                    f"{setting}: no direction is estimated at {', '.join(left_out)}; directions.places are "
                     f"{', '.join(self.directions.places)}: add what is missing, or leave them empty"
                 )
 

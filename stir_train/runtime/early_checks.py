@@ -7,6 +7,7 @@ not left to be found at the end. All that is wrong is listed at once. No weights
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 
 from rich.console import Console
 
