@@ -132,7 +132,11 @@ def by_method_markdown(runs: Sequence[Path]) -> str:
     """
     found = _results_by_name(runs)
     methods = dict.fromkeys(row.name for results in found.values() for row in results.methods)
-    heads = [head for run in found for head in (f"{run}: accuracy", "points", "tokens, %", "cut off", "no marker")]
+    heads = [
+        head
+        for run in found
+        for head in (f"{run}: accuracy", "points", "tokens, %", "cut off", "no marker")
+    ]
     best = {
         run: {row.name for row in undominated([row.metrics for row in results.methods])}
         for run, results in found.items()
