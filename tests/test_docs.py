@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import json
 import pkgutil
 import re
+import tempfile
 import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,6 +25,7 @@ from stir_train.config.load import load_config, parse_config
 from stir_train.config.run import RunConfig
 from stir_train.launch.site import SiteConfig
 from stir_train.models.lora import known_deprecations
+from stir_train.tools.tiny import write_problems
 from tests.support.commands import command_of, stir_train
 from tests.support.documents import PAGES, ROOT, SHELL, Block, Command, commands_of, read_blocks
 from tests.support.measures import measured_briefly
@@ -61,6 +64,15 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return _make_workplace(tmp_path, monkeypatch)
 
 
+@functools.cache
+def _problems() -> str:
+    """What `tiny problems` writes, of which there are enough for the smoke run."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "problems.jsonl")
+        write_problems("addition", 400, 1, path)
+        return path.read_text()
+
+
 def _make_workplace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "configs").mkdir()
     for entry in (ROOT / "configs").iterdir():
@@ -71,6 +83,7 @@ def _make_workplace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "slurm").symlink_to(ROOT / "slurm")
     lines = "".join(json.dumps(line) + "\n" for line in RESPONSES)
     (folder / "responses.jsonl").write_text(lines)
+    (folder / "problems.jsonl").write_text(_problems())
     measured_briefly(monkeypatch)
     monkeypatch.chdir(folder)
     return folder

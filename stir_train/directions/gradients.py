@@ -17,7 +17,13 @@ from torch import Tensor
 
 from stir_train.directions.batches import batches_of_prompts, length_batches
 from stir_train.directions.likelihood import log_likelihood
-from stir_train.directions.places import num_fed, place_mask, span_selector, spans_of
+from stir_train.directions.places import (
+    num_fed,
+    over_places,
+    place_mask,
+    span_selector,
+    spans_of,
+)
 from stir_train.directions.prompt_cache import PromptCache
 from stir_train.errors import ArtifactError, ModelError, StageError
 from stir_train.generation.backend import SamplingParams
@@ -25,7 +31,6 @@ from stir_train.models.hooks import BlockEdit, block_hooks
 from stir_train.models.load import LoadedModel
 from stir_train.models.output_head import OutputHead
 from stir_train.types.directions import (
-    PLACES,
     PlacedVector,
     PointGradients,
     RolloutGradients,
@@ -272,12 +277,12 @@ class _BlockWatch:
         num_tokens = self._selector.sum(2)[:, :, None, None]
         parts = []
         for row, (rollout, spans) in enumerate(zip(self._rollouts, self._spans, strict=True)):
-            counts = _over_places(num_tokens[row], len(spans), most)
+            counts = over_places(num_tokens[row], len(spans), most)
             parts.append(
                 _Part(
                     logprob=logprobs[row],
-                    sums=_over_places(rows[row], len(spans), most),
-                    state_means=_over_places(state_sums[row], len(spans), most)
+                    sums=over_places(rows[row], len(spans), most),
+                    state_means=over_places(state_sums[row], len(spans), most)
                     / counts.clamp_min(1),
                     labels=_labels(rollout, [span.start for span in spans]),
                     states=states[row, : len(spans)],
@@ -326,19 +331,6 @@ class _BlockWatch:
     def _summed(self, values: Float[Tensor, "B T D"]) -> Float[Tensor, "B Q D"]:
         """Over the whole rollout, every point and every segment, in float32."""
         return torch.bmm(self._selector.to(values.device), values.float()).cpu()
-
-
-def _over_places(
-    summed: Float[Tensor, "Q L D"], num_points: int, most: int
-) -> Float[Tensor, "P L D"]:
-    """A rollout's sums over places, from those of `span_selector`, where a batch has at ``most`` so many points."""
-    sums = {
-        "prompt_end": summed[1],
-        "control_point": summed[2 : 1 + num_points].sum(0),
-        "segment": summed[2 + most : 1 + most + num_points].sum(0),
-        "everywhere": summed[0],
-    }
-    return torch.stack([sums[place] for place in PLACES])
 
 
 def _fed(rollouts: Sequence[Rollout]) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stir_train.types.directions import PLACES
 from stir_train.types.places import Place
 from stir_train.types.rollout import Rollout
 
@@ -74,3 +75,16 @@ def span_selector(
             selector[row, 1 + point, span.start] = 1
             selector[row, 1 + most + point, span.start : span.end] = 1
     return selector
+
+
+def over_places(
+    summed: Float[Tensor, "Q L D"], num_points: int, most: int
+) -> Float[Tensor, "P L D"]:
+    """A rollout's sums over places, from those of `span_selector`, where a batch has at ``most`` so many points."""
+    sums = {
+        "prompt_end": summed[1],
+        "control_point": summed[2 : 1 + num_points].sum(0),
+        "segment": summed[2 + most : 1 + most + num_points].sum(0),
+        "everywhere": summed[0],
+    }
+    return torch.stack([sums[place] for place in PLACES])
