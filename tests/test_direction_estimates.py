@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from stir_train.artifacts.run_dir import StageDir, StageInputs
 from stir_train.directions.advantages import Advantages, accuracy, at_price, leave_one_out
@@ -165,6 +166,21 @@ def test_mean_differences_are_of_right_and_wrong_rollouts_of_each_problem() -> N
         total = (worth[:, None] * gradients.mean_states_at(block, place)).sum(0)
         wanted = total / total.norm() * (place != "prompt_end")
         torch.testing.assert_close(found.vector(block, place), wanted)
+
+
+def test_a_state_that_all_share_is_no_difference_also_where_some_lack_the_place() -> None:
+    gradients, advantages = synthetic(0, planted=1.0)
+    directions = estimate_directions(gradients, advantages, seed=0).directions
+    shared = 100 * torch.randn(WIDTH, generator=torch.Generator().manual_seed(2))
+    lacking = torch.rand(len(gradients), generator=torch.Generator().manual_seed(3)) < 0.3
+
+    def found(moved: float) -> Tensor:
+        means = gradients.state_means + moved * shared
+        means[lacking] = 0
+        some = dataclasses.replace(gradients, state_means=means)
+        return mean_differences(directions, some, advantages).directions
+
+    torch.testing.assert_close(found(1.0), found(0.0), atol=1e-4, rtol=1e-4)
 
 
 def test_random_directions_keep_places_and_norm_alone() -> None:

@@ -67,6 +67,17 @@ def test_matrix_units_multiply_bfloat16_themselves(monkeypatch: pytest.MonkeyPat
             assert found == num_packed
 
 
+def test_copies_that_would_take_the_machines_memory_are_not_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer = _layer()
+    copy = module.COPY_BYTES * layer.weight.numel()
+    for total, num_packed in ((4 * copy, 1), (4 * copy - 1, 0)):
+        monkeypatch.setattr(module, "total_memory", lambda total=total: total)
+        with packed_weights(layer) as found:
+            assert found == num_packed
+
+
 def test_a_graph_goes_through_the_weights_themselves() -> None:
     layer, states = _layer(), torch.randn(4, 512)
     with packed_weights(layer):

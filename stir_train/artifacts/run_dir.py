@@ -31,7 +31,7 @@ from stir_train.artifacts.differences import differences
 from stir_train.artifacts.stage_records import MANIFEST, MARKER, read_record, why_absent
 from stir_train.errors import ArtifactError
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 CHECKSUMS = ".checksums"
 PROGRESS = ".progress"
 DISCARDED = ".discarded"

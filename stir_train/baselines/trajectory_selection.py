@@ -32,7 +32,7 @@ from stir_train.types.trajectory import CapturedStates
 SIGNALS = ("net", "cumulative", "aligned")
 NUM_SAMPLES = 4
 UNREAD = -math.inf
-"""Score of a sample of fewer than two control points, which is picked only where none can be scored."""
+"""Score of a sample of fewer than two control points, which is picked only where no other that ended can be scored."""
 Key = tuple[str, int]
 """Problem and sample."""
 

@@ -100,7 +100,7 @@ def _answering(config: RunConfig) -> Settings:
 
 def _directions(config: RunConfig) -> Settings:
     """What directions are made by; where they are estimated may come from tuning's settings."""
-    resolved = config.directions.model_copy(update={"places": config.direction_places})
+    resolved = config.directions.model_copy(update={"places": config.estimated_places})
     return {"directions": resolved}
 
 
@@ -163,7 +163,7 @@ def _tune_settings(config: RunConfig) -> Settings:
 
 def _distill_settings(config: RunConfig) -> Settings:
     compares = "compared" in _samples_of_students(config).values()
-    reward = _directions(config) if compares else {}
+    reward = {"reward": config.directions.worth} if compares else {}
     return {**_steering(config), "distill": config.distill, **reward}
 
 

@@ -21,7 +21,7 @@ PRETRAINED: Mapping[str, Any] = {
 def with_pretrained(values: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in what the values leave out, if they name a model that is not embedded."""
     model = values.get("model")
-    name = model.get("name") if isinstance(model, Mapping) else None
+    name = model.get("name") if isinstance(model, Mapping) else getattr(model, "name", None)
     if not isinstance(name, str) or name.startswith(EMBEDDED_PREFIX):
         return dict(values)
     return filled_in(values, PRETRAINED)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import Field, PositiveFloat, ValidationError, model_validator
 
@@ -191,15 +191,28 @@ class RunConfig(FrozenConfig):
                 f"and depths {missing} of harvest.depths are not among them; add them, or leave "
                 "directions.depths empty"
             )
-        estimated = set(map(estimated_at, self.direction_places))
+        if self.makes_directions and not self.direction_places:
+            raise ValueError(
+                "directions.places: no place is named, and no vector is tried: name one"
+            )
         for setting, places in (
             ("tune.vectors", self._tuned_places),
             ("steering.actions", self._given_places),
+            ("evaluate.variants", self._varied_places),
         ):
+            estimated = self.estimated_places
             if left_out := [place for place in places if estimated_at(place) not in estimated]:
                 raise ValueError(
                     f"{setting}: no direction is estimated at {', '.join(left_out)}; directions.places are "
                     f"{', '.join(self.directions.places)}: add what is missing, or leave them empty"
+                )
+        steps = self.directions
+        if self.makes_directions and steps.num_steps > 1:
+            stepped = set(map(estimated_at, steps.step_norms))
+            if stepped.isdisjoint(self.estimated_places):
+                raise ValueError(
+                    f"directions.step_norms: later steps sample under vectors at {', '.join(steps.step_norms)}, and "
+                    f"directions are estimated at {', '.join(self.direction_places)}: name a norm for one of these"
                 )
 
     def _require_external(self) -> None:
@@ -230,15 +243,16 @@ class RunConfig(FrozenConfig):
 
     @property
     def direction_places(self) -> tuple[Place, ...]:
-        """Where directions are estimated: where vectors may act, and at control points for a basis of gradients."""
+        """Where directions are wanted: where vectors may act, and at control points for a basis of gradients."""
         for_basis: tuple[Place, ...] = ("control_point",) if self.steers_along_gradients else ()
-        for_vectors = self.directions.places or self.vector_places
-        return tuple(dict.fromkeys((*for_vectors, *for_basis)))
+        tried = (*self._tuned_places, *self._given_places, *self._varied_places)
+        return tuple(dict.fromkeys((*(self.directions.places or tried), *for_basis)))
 
     @property
-    def vector_places(self) -> tuple[Place, ...]:
-        """Where vectors may act: at the places of `tune.vectors`, if tuning tries vectors, and of given actions."""
-        return tuple(dict.fromkeys((*self._tuned_places, *self._given_places)))
+    def estimated_places(self) -> tuple[Place, ...]:
+        """Where directions are estimated, in one order however the places are named."""
+        wanted = set(map(estimated_at, self.direction_places))
+        return tuple(place for place in get_args(Place) if place in wanted)
 
     @property
     def _tuned_places(self) -> tuple[Place, ...]:
@@ -247,9 +261,17 @@ class RunConfig(FrozenConfig):
 
     @property
     def _given_places(self) -> tuple[Place, ...]:
-        if not isinstance(self.steering, VectorSteering):
+        if not isinstance(self.steering, VectorSteering) or not self.uses_directions:
             return ()
         return tuple(action.place for action in self.steering.actions)
+
+    @property
+    def _varied_places(self) -> tuple[Place, ...]:
+        """Those of vectors that only a variant of the evaluation has."""
+        varied = [changes.get("actions") for changes in self.evaluate.variants.values()]
+        actions = [action for given in varied if isinstance(given, list) for action in given]
+        named = [action.get("place") for action in actions if isinstance(action, dict)]
+        return tuple(place for place in get_args(Place) if place in named)
 
     @property
     def num_tried_settings(self) -> int:

@@ -84,7 +84,22 @@ def _require_reward(name: str) -> str:
     return name
 
 
-class DirectionsConfig(FrozenConfig):
+class RewardConfig(FrozenConfig):
+    """What rollouts are worth beside the others of their problems."""
+
+    reward: Annotated[str, AfterValidator(_require_reward)] = "accuracy"
+    """What an answer is worth, before its tokens: `accuracy` (1 if it is correct, else 0), or a function of your
+    own, as `package.module:function`, of a `GradedRollout`."""
+    token_price: NonNegativeFloat = 0.0
+    """Taken off the reward: `token_price * num_tokens / max_new_tokens`."""
+
+    @property
+    def imported(self) -> dict[str, str]:
+        """A reward of the user's own."""
+        return {} if self.reward == ACCURACY else {"directions.reward": self.reward}
+
+
+class DirectionsConfig(RewardConfig):
     """Reward-gradient directions from the recorded rollouts, and whether they are more than noise."""
 
     places: Annotated[tuple[Place, ...], DISTINCT] = ()
@@ -93,11 +108,6 @@ class DirectionsConfig(FrozenConfig):
     rest of the prompt is the same in all samples."""
     depths: Annotated[tuple[Fraction, ...], DISTINCT] = ()
     """Depth fractions of the blocks; empty takes `harvest.depths`."""
-    reward: Annotated[str, AfterValidator(_require_reward)] = "accuracy"
-    """What an answer is worth, before its tokens: `accuracy` (1 if it is correct, else 0), or a function of your
-    own, as `package.module:function`, of a `GradedRollout`."""
-    token_price: NonNegativeFloat = 0.0
-    """Taken off the reward: `token_price * num_tokens / max_new_tokens`."""
     num_permutations: Annotated[int, Field(ge=19)] = 200
     """Shuffles of the rewards within problems, which a direction must beat."""
     significance: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -115,9 +125,9 @@ class DirectionsConfig(FrozenConfig):
     """Tokens that go through a backward pass at a time, padding included; memory grows with them."""
 
     @property
-    def imported(self) -> dict[str, str]:
-        """A reward of the user's own."""
-        return {} if self.reward == ACCURACY else {"directions.reward": self.reward}
+    def worth(self) -> RewardConfig:
+        """The reward alone."""
+        return RewardConfig(reward=self.reward, token_price=self.token_price)
 
 
 class HarvestConfig(FrozenConfig):

@@ -41,11 +41,15 @@ def checked(function: Callable[[GradedRollout], object], *, name: str) -> Reward
             raise StageError(
                 f"directions.reward: {name} failed on {rollout}: {type(error).__name__}: {error}"
             ) from error
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        try:
+            number = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
             raise StageError(
                 f"directions.reward: {name} returned {value!r} for {rollout}, and should return a finite number"
             )
-        return float(value)
+        return number
 
     return reward
 

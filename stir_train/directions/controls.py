@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from stir_train.directions.advantages import Advantages
@@ -26,21 +28,37 @@ def mean_differences(
 ) -> DirectionSet:
     """Unit vectors along differences of mean states, at the same blocks and places.
 
-    Each rollout's mean state over the place is weighed by its advantage, as its gradient is: with accuracy as the
-    reward, right minus wrong, problem by problem. At the prompt's end the samples of a problem have one state, and
-    so there is no difference: the vector is 0.
+    Each rollout's mean state over the place is weighed by its advantage over the others of its problem that have
+    a token there: with accuracy as the reward, right minus wrong, problem by problem. At the prompt's end the samples
+    of a problem have one state, and so there is no difference: the vector is 0.
     """
     gradients = RolloutGradients.concatenate([gradients])
     worth = advantages.of(gradients.prompt_ids, gradients.samples)
-    weights = torch.tensor(worth, dtype=torch.double)
     found = []
     for block, place in zip(directions.blocks.tolist(), directions.places, strict=True):
         if place == "prompt_end":
             found.append(torch.zeros(directions.directions.shape[1]))
             continue
-        total = ordered_sum(weights, gradients.mean_states_at(block, place))
+        means = gradients.mean_states_at(block, place)
+        weights = _balanced(gradients.prompt_ids, worth, means.any(dim=1).tolist())
+        total = ordered_sum(torch.tensor(weights, dtype=torch.double), means)
         found.append(torch.nn.functional.normalize(total, dim=0).float())
     return directions.with_directions(torch.stack(found))
+
+
+def _balanced(
+    prompt_ids: Sequence[str], weights: Sequence[float], counts: Sequence[bool]
+) -> list[float]:
+    """Weights less their mean over the rollouts of the problem that count; of the others, 0."""
+    of_problem: dict[str, list[float]] = {}
+    for prompt_id, weight, is_counted in zip(prompt_ids, weights, counts, strict=True):
+        if is_counted:
+            of_problem.setdefault(prompt_id, []).append(weight)
+    means = {prompt_id: sum(held) / len(held) for prompt_id, held in of_problem.items()}
+    return [
+        weight - means[prompt_id] if is_counted else 0.0
+        for prompt_id, weight, is_counted in zip(prompt_ids, weights, counts, strict=True)
+    ]
 
 
 def permuted_directions(

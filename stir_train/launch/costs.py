@@ -28,6 +28,8 @@ from stir_train.types.places import PLACES_AT_PROMPT
 MIXED_SHARE = 0.7
 """Of rollouts, those of problems with right and wrong answers, which alone are differentiated."""
 STATE_BYTES = 4
+NUM_PLACES = 4
+"""Of which gradients are kept: `types.directions.PLACES`."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +119,15 @@ class _Job:
 
 
 def stage_costs(
-    config: RunConfig, shape: ModelShape, rates: Rates, *, num_processes: int = 1
+    config: RunConfig,
+    shape: ModelShape,
+    rates: Rates,
+    *,
+    num_processes: int = 1,
+    on_gpu: bool = False,
 ) -> list[StageCost]:
     """The stages that are on and take more than a moment, in order, on processes of the measured rates."""
-    bound = estimate(config, shape, num_ranks=num_processes, on_gpu=False)
+    bound = estimate(config, shape, num_ranks=num_processes, on_gpu=on_gpu)
     costs = [_cost(name, config, shape, rates, bound, num_processes) for name in STAGE_NAMES]
     return [cost for cost in costs if cost.hours > 0]
 
@@ -156,6 +163,8 @@ def _cost(
     disk = tokens * TOKEN_BYTES
     if name in ("rollout", "validate"):
         disk += _state_bytes(name, config, shape)
+    if name == "directions" and config.makes_directions:
+        disk += _gradient_bytes(config, shape)
     if name == "directions" and config.steers_along_gradients:
         # States, and two gradients at each of them, of the rollouts that are differentiated.
         disk += 3 * MIXED_SHARE * _state_bytes("rollout", config, shape)
@@ -273,6 +282,15 @@ def _other_seconds(name: str, config: RunConfig, rates: Rates) -> float:
     students = config.distill.enabled * (1 + len(config.distill.also))
     loads = {"rollout": 1, "distill": 3 * students, "evaluate": students}
     return loads.get(name, 0) * rates.load_seconds
+
+
+def _gradient_bytes(config: RunConfig, shape: ModelShape) -> float:
+    """Gradients and mean states of the rollouts that are differentiated, a vector a block and place."""
+    num_rollouts = (
+        config.splits.num_harvest * config.rollout.num_samples * config.directions.num_steps
+    )
+    vectors = 2 * NUM_PLACES * len(config.direction_depths)
+    return MIXED_SHARE * num_rollouts * vectors * shape.width * STATE_BYTES
 
 
 def _state_bytes(name: str, config: RunConfig, shape: ModelShape) -> float:

@@ -39,6 +39,8 @@ LOGIT_BYTES = 3 * 4 * 2**25
 """Logits of the chunk that the output layer is applied to, their log-probabilities and gradients."""
 INPUT_BYTES = 2
 """Of those, for the layer's input alone."""
+PACKED_BYTES = 4
+"""Of a weight's copy."""
 TOKEN_BYTES = 24
 """On disk per token: its id, log-probability and text."""
 
@@ -138,12 +140,15 @@ def estimate(config: RunConfig, shape: ModelShape, *, num_ranks: int, on_gpu: bo
     tokens = sum(completions.values()) * budget
     rows = min(config.generation.max_rows, config.generation.chunk_completions)
     weights = shape.num_params * shape.bytes_per_weight
+    # On a CPU decoding reads a copy in float32, laid out for products (`models.packed_weights`).
+    is_packed = not on_gpu and config.generation.backend == "transformers"
     kv_token = shape.kv_token_bytes
     context = PROMPT_TOKENS + budget
     if config.generation.max_cache_tokens is not None:
         rows = max(1, min(rows, config.generation.max_cache_tokens // context))
     bandwidth = (GPU_BANDWIDTH if on_gpu else CPU_BANDWIDTH) * BANDWIDTH_SHARE
-    step_seconds = (weights + rows * kv_token * context / 2) / bandwidth
+    read = PACKED_BYTES * shape.num_params if is_packed else weights
+    step_seconds = (read + rows * kv_token * context / 2) / bandwidth
     shards, replicas = _copies(config, num_ranks)
     hours = tokens / rows * step_seconds / (shards * replicas) / 3600
     states = (
@@ -162,10 +167,8 @@ def estimate(config: RunConfig, shape: ModelShape, *, num_ranks: int, on_gpu: bo
     generation_shards = num_ranks if config.model.sharding == "zero3" else shards
     training = shape.num_params * (2 if config.train.dtype == "bfloat16" else 4) / sharded
     generation = weights / generation_shards + rows * kv_token * context / shards
-    if not on_gpu and shards == generation_shards == 1:
-        generation += (
-            4 * shape.num_params
-        )  # in float32, laid out for products (`models.packed_weights`)
+    if is_packed and shards == generation_shards == 1:
+        generation += PACKED_BYTES * shape.num_params
     return Estimate(
         num_tokens=tokens,
         hours=hours,

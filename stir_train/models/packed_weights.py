@@ -4,11 +4,14 @@ A plain product with few rows spends as long on bringing the weights into that o
 is done once, for many products; the second copy of the weights is let go of afterwards.
 
 In bfloat16 the copy is in float32, which a CPU without matrix units multiplies nearly twice as fast. That loses
-nothing: such a CPU's own bfloat16 product also multiplies exactly, adds in float32 and rounds the sum once.
+no accuracy: such a CPU's own bfloat16 product also multiplies exactly, adds in float32, in another order, and
+rounds the sum once.
 """
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +23,9 @@ from torch.nn.functional import linear
 
 MIN_WEIGHTS = 1 << 16
 """Smaller layers stay in a core's cache, and gain nothing."""
+COPY_BYTES, MEMORY_SHARE = 4, 0.25
+"""Of a packed weight; and of the machine's memory, what the copies may take: not of what is free just now, so that
+the same run makes the same bytes."""
 PACKED_ROWS = 512
 """Rows for which MKL chooses the order; products of any other number of rows use the same one."""
 
@@ -34,13 +40,19 @@ def has_matrix_units() -> bool:
     return torch.cpu._is_amx_tile_supported()  # noqa: SLF001 - torch's compiler asks it
 
 
+def total_memory() -> int:
+    """Bytes of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 @contextmanager
 def packed_weights(model: nn.Module) -> Iterator[int]:
     """Multiply by packed copies of the model's large weights, which must not change meanwhile.
 
     Without gradients alone: where a graph is recorded, layers do as always. So do those that are small, not on
     a CPU, neither in float32 nor in bfloat16 on a CPU without matrix units, of another class, or whose
-    ``forward`` somebody else has replaced.
+    ``forward`` somebody else has replaced; and all of them, where the copies would take more than a quarter of the
+    machine's memory.
 
     Args:
         model: Any module; it is as before afterwards.
@@ -48,10 +60,12 @@ def packed_weights(model: nn.Module) -> Iterator[int]:
     Yields:
         How many layers are packed.
     """
-    layers = [one for one in model.modules() if _is_packable(one)] if can_pack() else []
+    found = [one for one in model.modules() if isinstance(one, nn.Linear) and _is_packable(one)]
+    layers = found if can_pack() else []
+    if sum(COPY_BYTES * layer.weight.numel() for layer in layers) > MEMORY_SHARE * total_memory():
+        layers = []
     try:
         for layer in layers:
-            assert isinstance(layer, nn.Linear)
             vars(layer)["forward"] = _product(layer)  # before the class's, and gone afterwards
         yield len(layers)
     finally:
@@ -59,7 +73,7 @@ def packed_weights(model: nn.Module) -> Iterator[int]:
             vars(layer).pop("forward", None)
 
 
-def _is_packable(module: nn.Module) -> bool:
+def _is_packable(module: nn.Linear) -> bool:
     if type(module) is not nn.Linear or "forward" in vars(module):
         return False
     weight = module.weight
@@ -73,8 +87,8 @@ def _product(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
     dtype, bias = layer.weight.dtype, None if layer.bias is None else layer.bias.detach().float()
     mkl: Any = torch.ops.mkl
     packed = mkl._mkl_reorder_linear_weight(layer.weight.detach().float(), PACKED_ROWS)  # noqa: SLF001 - torch's compiler uses it
-    # Of the weights in their own order only the shape is asked, if as many rows come as are named.
-    shape = torch.zeros(1).expand(layer.weight.shape)
+    # Of the weights in their own order only the shape is asked, since as many rows come as are named.
+    shape = torch.full((1,), math.nan).expand(layer.weight.shape)
 
     def product(states: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
         num_rows = states.shape[:-1].numel()

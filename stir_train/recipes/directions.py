@@ -7,7 +7,6 @@ from functools import partial
 import torch
 
 from stir_train.artifacts.run_dir import StageDir
-from stir_train.config.places import estimated_at
 from stir_train.config.run import RunConfig
 from stir_train.directions.gradients import GradientCost, GradientSettings, rollout_gradients
 from stir_train.distributed.leases import Note
@@ -178,15 +177,12 @@ def _finish(context: RunContext, stage: StageDir, num_steps: int) -> Outcome:
             "recorded_tokens": report.recorded_tokens,
         },
         _in_words(report),
-        ends_run=None if _goes_on(context.config, report) else _nothing(context.config, report),
+        ends_run=None if report.passing or _has_other_basis(context.config) else _nothing(report),
     )
 
 
-def _goes_on(config: RunConfig, report: DirectionsReport) -> bool:
-    """Whether a later stage has something to try: a basis, or a vector at a place where vectors may act."""
-    if config.needs_basis:
-        return bool(report.passing) or not config.steers_along_gradients
-    return any(row.place in map(estimated_at, config.vector_places) for row in report.passing)
+def _has_other_basis(config: RunConfig) -> bool:
+    return config.needs_basis and not config.steers_along_gradients
 
 
 def _in_words(report: DirectionsReport) -> str:
@@ -209,16 +205,10 @@ def _in_words(report: DirectionsReport) -> str:
     )
 
 
-def _nothing(config: RunConfig, report: DirectionsReport) -> str:
+def _nothing(report: DirectionsReport) -> str:
     """Why the run abstains, and what to change."""
     if not report.table:
         why = f"no effect: in none of {report.num_problems} problems do samples differ in reward"
-    elif report.passing:
-        elsewhere = ", ".join(sorted({row.place for row in report.passing}))
-        return (
-            f"no effect at {', '.join(config.vector_places)}: no direction there beats those from rewards shuffled "
-            f"within problems. Some at {elsewhere} do: add norms for it to tune.vectors to try them"
-        )
     else:
         best = min(report.table, key=lambda row: row.family_p_value)
         why = (

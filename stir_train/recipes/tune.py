@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from stir_train.answering.methods import GREEDY, settings_label
 from stir_train.artifacts.run_dir import StageDir
@@ -31,10 +32,12 @@ from stir_train.types.shortlist import Shortlist
 
 def run(context: RunContext, stage: StageDir) -> Finish:
     """Try every setting on the tune split and freeze the choice."""
+    tried = trial_grid(context)
+    if not tried:
+        return partial(_nothing_to_try, context)
     basis = context.steering.basis() if context.config.needs_basis else None
     everything = {
-        Candidate(settings_label(settings), settings.mode): settings
-        for settings in trial_grid(context)
+        Candidate(settings_label(settings), settings.mode): settings for settings in tried
     }
     shortlist = make_shortlist(context, everything)
     grid = still_tried(everything, shortlist)
@@ -84,7 +87,7 @@ def greedy_job(context: RunContext) -> GenerationJob:
 
 
 def trial_grid(context: RunContext) -> list[SteeringConfig]:
-    """What tuning tries, one depth per block."""
+    """What tuning tries, one depth per block; nothing if vectors alone are tried, at places without a direction."""
     config = context.config
     if not config.tune.enabled:
         return [with_depth(config.steering, config)]
@@ -96,8 +99,21 @@ def trial_grid(context: RunContext) -> list[SteeringConfig]:
         if isinstance(tried, OneBlockSteering) and tried.depth in depth_of.values()
     ]
     grid += _vectors(context) if "vector" in config.tune.modes else []
-    assert grid, "where nothing can be tried, the run ends with stage directions"
     return grid
+
+
+def _nothing_to_try(context: RunContext) -> Outcome:
+    """Every direction that is more than noise is at a place where no vector is tried."""
+    report = load_report(context.stage("directions"), DirectionsReport)
+    tried, elsewhere = context.config.tune.vectors, sorted({row.place for row in report.passing})
+    return Outcome(
+        {"num_trials": 0, "best_delta_accuracy": 0.0, "mode": "none", "share_reused": 0.0},
+        "no setting tried",
+        ends_run=(
+            f"no effect at {', '.join(tried)}: no direction there beats those from rewards shuffled within "
+            f"problems. Some at {', '.join(elsewhere)} do: add norms for them to tune.vectors"
+        ),
+    )
 
 
 def _vectors(context: RunContext) -> list[SteeringConfig]:

@@ -93,7 +93,7 @@ def estimate_step(context: RunContext, stage: StageDir, files: StepFiles) -> Est
         step_gradients(context, stage, files),
         worth,
         seed=config.seed,
-        places=tuple(dict.fromkeys(map(estimated_at, config.direction_places))),
+        places=config.estimated_places,
         num_permutations=config.directions.num_permutations,
     )
 

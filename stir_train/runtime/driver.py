@@ -52,9 +52,9 @@ def run_stages(context: RunContext, names: Sequence[str], *, redo: bool) -> str 
     told: set[str] = set()
     wanted = [stage for stage in STAGES if stage.name in names]
     require_startable(context, names, redo=redo)
-    tell_about_model(context)
     if redo:
         _discard(context, wanted[0])
+    tell_about_model(context)
     checked = {stage.name for stage in wanted}
     for stage in wanted:
         reason = stages_left_out(context.run_dir, context.config).get(stage.name)

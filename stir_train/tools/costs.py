@@ -22,6 +22,7 @@ from stir_train.launch.proposals import (
     chunk_costs,
     smaller_budget,
 )
+from stir_train.models.load import resolve_device
 from stir_train.monitoring.console import caution
 from stir_train.tools.measure import measure
 
@@ -54,7 +55,8 @@ def show_costs(
     told = "measuring this machine, for some minutes at most (--no-measure leaves it out)"
     console.print(told, width=width)
     rates, shape = measure(config)
-    found = stage_costs(config, shape, rates, num_processes=launch.size)
+    on_gpu = resolve_device(config.model.device).type != "cpu"
+    found = stage_costs(config, shape, rates, num_processes=launch.size, on_gpu=on_gpu)
     costs = [cost for cost in found if cost.name in stages]
     console.print(_table(costs), width=width)
     for line in _rates_in_words(config, rates, launch.size):
