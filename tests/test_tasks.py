@@ -6,11 +6,13 @@ import json
 import os
 from collections import Counter
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from stir_train.config.inputs import SplitsConfig, TaskConfig
 from stir_train.config.load import load_config
@@ -18,7 +20,7 @@ from stir_train.config.run import RunConfig
 from stir_train.config.tasks import KNOWN_TASKS
 from stir_train.data.duplicates import near_duplicates
 from stir_train.data.grading import Grader, grade_batch
-from stir_train.data.problems import SourceProblem, read_source
+from stir_train.data.problems import SourceProblem, count_left_out, read_source
 from stir_train.data.prompts import cut_splits, first_problems, render_prompts, require_unseen
 from stir_train.errors import ConfigError, DataError
 from stir_train.models.load import LoadedModel
@@ -26,6 +28,7 @@ from stir_train.tasks.families import FAMILIES, HELD_OUT_POOL
 from stir_train.tasks.problem import held_out_problems
 from stir_train.tools.tiny import write_problems
 from stir_train.types.rollout import Gold
+from tests.support.commands import stir_train
 
 SAMPLES = Path(__file__).parent / "data" / "tasks"
 CONFIGS = Path(__file__).parents[1] / "configs" / "tasks"
@@ -52,6 +55,50 @@ def test_every_schema_is_read_and_its_gold_answers_grade_themselves_right(
         for source in (parquet, tmp_path):
             copy = config.model_copy(update={"source": str(source), "hub_split": "test"})
             assert read_source(copy) == problems
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("gsm-plus", {"question": "How old is Ben?", "answer": "None"}),
+        ("asdiv", {"body": "Two are red.", "question": "Is that all?", "answer": "Yes"}),
+        ("asdiv", {"body": "A film takes an hour.", "question": "When?", "answer": "2:30 (p.m.)"}),
+    ],
+    ids=str,
+)
+def test_rows_whose_answer_is_no_number_are_left_out_where_a_task_says_so_and_counted(
+    name: str, row: dict[str, str], tmp_path: Path
+) -> None:
+    samples = (SAMPLES / f"{name}.jsonl").read_text()
+    file = tmp_path / "some.jsonl"
+    file.write_text(samples + json.dumps(row) + "\n")
+    task = TaskConfig(name=name, source=str(file))
+    assert read_source(task) == [
+        replace(
+            problem, place=f"{file}{problem.place.removeprefix(str(SAMPLES / f'{name}.jsonl'))}"
+        )
+        for problem in read_source(TaskConfig(name=name, source=str(SAMPLES / f"{name}.jsonl")))
+    ]
+    assert count_left_out(task) == 1
+    shown = stir_train(
+        "data",
+        "configs/demo.yaml",
+        f"task.name={name}",
+        f"task.source={file}",
+        "splits={num_harvest: 1, num_tune: 1, num_test: 1}",
+        "task.template={question}",
+    )
+    assert "left out by task.only_answers: 1 rows" in shown.stdout
+    file.write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=r"task\.only_answers: no row's gold answer matches"):
+        read_source(task)
+    with pytest.raises(DataError, match="rows are unusable"):
+        read_source(task.model_copy(update={"only_answers": None}))
+
+
+def test_an_answer_pattern_that_is_none_is_refused() -> None:
+    with pytest.raises(ValidationError, match="no regular expression"):
+        TaskConfig(name="mine", source="x.jsonl", only_answers="(")
 
 
 def test_every_known_task_has_samples_and_a_configuration() -> None:

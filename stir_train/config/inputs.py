@@ -6,7 +6,7 @@ import re
 from datetime import date
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from stir_train.config.base import FrozenConfig, NonEmptyText
 from stir_train.config.import_path import is_import_path
@@ -117,8 +117,12 @@ class TaskConfig(FrozenConfig):
     """Columns that may hold the options of a multiple-choice problem."""
     kind_fields: tuple[str, ...] = ()
     """Columns that may hold a label, for breakdowns and stratified splits."""
-    answer_format: Literal["auto", "verbatim", "after_hashes", "boxed"] = "auto"
-    """Where in its column the gold answer stands; `auto` looks for `####`, then for a box."""
+    answer_format: Literal["auto", "verbatim", "after_hashes", "boxed", "before_unit"] = "auto"
+    """Where in its column the gold answer stands; `auto` looks for `####`, then for a box; `before_unit`: before a
+    unit in brackets, as in `9 (apples)`."""
+    only_answers: str | None = None
+    """A regular expression: rows whose gold answer it does not match from end to end are left out, and counted by
+    `stir-train data`. Other rows that cannot be used stop the run."""
     template: str = "{question}"
     """Prompt template; `{question}` is replaced."""
     system_prompt: str | None = None
@@ -140,6 +144,16 @@ class TaskConfig(FrozenConfig):
     numeric task); `marker` reads only what is marked. `exact` and `regex` are strict either way."""
     answer_regex: str | None = None
     """For the grader `regex`: its one group, where it last matches, is the answer."""
+
+    @field_validator("only_answers")
+    @classmethod
+    def _is_regular_expression(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"no regular expression: {error}") from error
+        return pattern
 
     @model_validator(mode="before")
     @classmethod

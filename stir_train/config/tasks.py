@@ -27,6 +27,8 @@ TEMPLATES: Mapping[str, str] = {
 }
 """A prompt that asks for an answer as a grader reads it."""
 
+_ONE_NUMBER = r"-?\d[\d,]*(\.\d+)?(/\d+)?"
+"""A gold answer that is one number."""
 _TRAIN_AND_TEST = {"hub_split": "train", "test_split": "test"}
 _GSM8K = {
     "question_fields": ("question",),
@@ -118,6 +120,29 @@ KNOWN_TASKS: Mapping[str, Mapping[str, Any]] = {
         "grader": "boolean",
         "template": _YES_NO,
     },
+    "gsm-plus": {  # a question whose condition was taken away has no number as its answer
+        "source": "qintongli/GSM-Plus",
+        "hub_split": "test",
+        "question_fields": ("question",),
+        "answer_fields": ("answer",),
+        "answer_format": "verbatim",
+        "only_answers": _ONE_NUMBER,
+        "kind_fields": ("perturbation_type",),
+        "grader": "numeric",
+        "template": _NUMBER,
+    },
+    "asdiv": {  # some of its answers are words, pairs or times
+        "source": "EleutherAI/asdiv",
+        "subset": "asdiv",
+        "hub_split": "validation",
+        "question_fields": ("body+question", "Body+Question", "question"),
+        "answer_fields": ("answer", "Answer"),
+        "answer_format": "before_unit",
+        "only_answers": _ONE_NUMBER,
+        "kind_fields": ("solution_type", "Solution-Type"),
+        "grader": "numeric",
+        "template": _NUMBER,
+    },
     "svamp": {
         "source": "ChilleD/SVAMP",
         **_TRAIN_AND_TEST,
@@ -142,6 +167,8 @@ NUM_PROBLEMS: Mapping[str, tuple[int, int]] = {
     "openbookqa": (4957, 500),
     "commonsenseqa": (9741, 1221),
     "strategyqa": (1603, 687),
+    "gsm-plus": (9233, 0),
+    "asdiv": (2096, 0),
     "svamp": (700, 300),
 }
 """As published, of a known task's `hub_split` and `test_split`: what fits, before it is read."""

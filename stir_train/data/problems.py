@@ -30,6 +30,7 @@ from stir_train.types.rollout import Gold
 
 HASHES = "####"
 MAX_LISTED = 20
+_BEFORE_UNIT = re.compile(r"\s*\([^()]*\)\s*$")
 _PLAIN_NUMBER = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,15})?|\\frac\{-?[0-9]{1,9}\}\{[0-9]{1,9}\}")
 
 
@@ -72,15 +73,30 @@ def read_source(config: TaskConfig) -> list[SourceProblem]:
     Raises:
         DataError: If a source is missing or empty, or has rows that cannot be used: malformed,
             lacking a column, with a gold answer that the grader cannot read, or asking a question
-            that another row answers otherwise. All of them are listed at once.
+            that another row answers otherwise. All of them are listed at once. Rows that
+            `task.only_answers` leaves out are neither.
     """
+    return _read(config)[0]
+
+
+def count_left_out(config: TaskConfig) -> int:
+    """How many rows of its sources `task.only_answers` leaves out.
+
+    Raises:
+        DataError: As `read_source`.
+    """
+    return _read(config)[1]
+
+
+def _read(config: TaskConfig) -> tuple[list[SourceProblem], int]:
+    """The problems, and how many rows were left out."""
     if is_import_path(config.grader):
         load_grader(config)
     problems: list[SourceProblem] = []
     bad: list[str] = []
     answered: dict[str, tuple[str, SourceProblem]] = {}
     golds: list[tuple[str, str]] = []
-    num_rows = 0
+    num_rows = num_left_out = 0
     for source in config.sources:
         for row in _rows(config, source):
             num_rows += 1
@@ -89,6 +105,9 @@ def read_source(config: TaskConfig) -> list[SourceProblem]:
                 problem = _problem_of(row, config)
             except DataError as error:
                 bad.append(f"{here}: {error}")
+                continue
+            if problem is None:
+                num_left_out += 1
                 continue
             golds.append((here, problem.answer))
             place, before = answered.setdefault(problem.problem_id, (here, problem))
@@ -100,13 +119,19 @@ def read_source(config: TaskConfig) -> list[SourceProblem]:
             problems.append(replace(problem, place=here))
     if config.grader == "math":
         bad += _unreadable_mathematics(golds)
+    _require_usable(bad, num_rows)
+    if num_left_out == num_rows > 0:
+        raise DataError(f"task.only_answers: no row's gold answer matches {config.only_answers!r}")
+    if not problems:
+        raise DataError(f"task.source: {', '.join(config.sources)} holds no rows")
+    return problems, num_left_out
+
+
+def _require_usable(bad: Sequence[str], num_rows: int) -> None:
     if bad:
         listed = "\n".join(f"  - {line}" for line in bad[:MAX_LISTED])
         more = f"\n  - and {len(bad) - MAX_LISTED} more" if len(bad) > MAX_LISTED else ""
         raise DataError(f"{len(bad)} of {num_rows} rows are unusable\n{listed}{more}")
-    if not problems:
-        raise DataError(f"task.source: {', '.join(config.sources)} holds no rows")
-    return problems
 
 
 def _rows(config: TaskConfig, source: str) -> Iterator[SourceRow | tuple[str, SourceProblem]]:
@@ -138,8 +163,10 @@ def _rows(config: TaskConfig, source: str) -> Iterator[SourceRow | tuple[str, So
             yield SourceRow(place, {}, f"neither a SourceProblem nor a mapping but {kind}")
 
 
-def _problem_of(row: SourceRow | tuple[str, SourceProblem], config: TaskConfig) -> SourceProblem:
-    """A row as a problem that can be posed, graded and written down.
+def _problem_of(
+    row: SourceRow | tuple[str, SourceProblem], config: TaskConfig
+) -> SourceProblem | None:
+    """A row as a problem that can be posed, graded and written down; None if `task.only_answers` leaves it out.
 
     Raises:
         DataError: Saying why it cannot.
@@ -156,6 +183,8 @@ def _problem_of(row: SourceRow | tuple[str, SourceProblem], config: TaskConfig) 
         require_text(name, text)
         if "\0" in text:
             raise DataError(f"the {name} holds a NUL character: {text!a:.80}")
+    if config.only_answers is not None and not re.fullmatch(config.only_answers, problem.answer):
+        return None
     require_gold(Gold(problem.answer, problem.choices, problem.question), config)
     return problem
 
@@ -262,6 +291,8 @@ def _gold_answer(held: str, config: TaskConfig) -> str:
         if not found and "\n" in before + after:
             raise DataError(f"the answer has no {HASHES}: {held[-80:]!r}")
         return after.strip()
+    if form == "before_unit":
+        return _BEFORE_UNIT.sub("", held)
     is_solution = config.grader == "math" and "\n" in held
     if form == "boxed" or (form == "auto" and ("\\boxed" in held or is_solution)):
         content = boxed(held)

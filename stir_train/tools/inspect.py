@@ -16,6 +16,7 @@ from stir_train.artifacts.verification import damage_of, foreign_sources, requir
 from stir_train.config.run import RunConfig
 from stir_train.data.chat import chat_lines
 from stir_train.data.duplicates import near_duplicates
+from stir_train.data.problems import count_left_out
 from stir_train.data.prompts import (
     cut_splits,
     describe_test_split,
@@ -48,6 +49,9 @@ def describe_data(config: RunConfig, console: Console) -> None:
     console.print(table)
     tested = describe_test_split(problems, len(splits["test"]), config.task.test_split)
     console.print(f"test split: {tested}", soft_wrap=True)
+    if config.task.only_answers is not None:
+        num_left_out = count_left_out(config.task)
+        console.print(f"left out by task.only_answers: {num_left_out} rows", soft_wrap=True)
     pairs = near_duplicates({n: [p.question for p in ps] for n, ps in splits.items()})
     console.print(f"near-duplicate pairs across splits: {len(pairs)}")
     for pair in pairs[:MAX_LISTED_PAIRS]:
