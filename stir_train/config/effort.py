@@ -29,7 +29,8 @@ EFFORTS: Mapping[Effort, Mapping[str, Any]] = {
         "tune.strengths": (2.0,),
         "tune.doubts": (1.0,),
         "tune.candidates": (4,),
-        # The place that has gained on real models; at the prompt's end nothing did (docs/results-real.md).
+        # The place that has gained on real models; at the prompt's end nothing did but under a stated budget
+        # (docs/results-real.md).
         "tune.vectors": {"every_token": (0.05,)},
         "tune.num_halvings": 0,
         "distill.num_samples": 2,
