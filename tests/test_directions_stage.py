@@ -42,6 +42,7 @@ from stir_train.stores.reports import load_report
 from stir_train.stores.rollouts import RolloutStore
 from stir_train.tools.compare import read_results
 from stir_train.types.reports import DirectionsReport
+from stir_train.types.results import TuneReport
 from tests.support.commands import stir_train
 from tests.support.ranks import outputs, run_ranks
 from tests.support.smoke import ONE_VECTOR, SMOKE, run_smoke, smoke_arguments
@@ -346,10 +347,11 @@ def test_directions_where_no_vector_is_tried_end_the_run_with_their_place(
     assert "no effect at prompt_end" in said
     assert "Some at everywhere do: add norms for them to tune.vectors" in said
     assert not (tmp_path / "smoke" / "evaluate").exists()
-    report = load_report(RunDir(tmp_path / "smoke").stage("directions"), DirectionsReport)
+    run = RunDir(tmp_path / "smoke")
+    report = load_report(run.stage("directions"), DirectionsReport)
     assert [row.place for row in report.passing] == ["everywhere"]
-    shown = " ".join(stir_train("status", str(tmp_path / "smoke")).stdout.split())
-    assert "no effect at prompt_end" in shown
+    assert "no effect at prompt_end" in " ".join(stir_train("status", str(run.path)).stdout.split())
+    assert load_report(run.stage("tune"), TuneReport).abstains, "verbs that read it can"
     # What it advises is enough: the directions are there.
     both = "tune={modes: [vector], vectors: {prompt_end: [0.025], every_token: [0.1]}, max_accuracy_loss: 1}"
     again = _run(tmp_path, both, places, "--only", "tune", "--redo")
@@ -388,13 +390,5 @@ def test_what_a_run_makes_follows_from_the_modes_that_it_tries() -> None:
         {"mode": "vector", "actions": [dict(place="segment", depth=0.6, strength=2)]}
     )
     assert off(f"steering={given}", "tune.enabled=false") == {*WITHOUT, "baselines"}
-    load = lambda *changed: load_config(RunConfig, SMOKE, list(changed))  # noqa: E731
-    assert load(f"steering={given}", "tune.enabled=false").estimated_places == ("segment",)
-    assert load(f"steering={given}").estimated_places == (), "they never act"
-    held = "evaluate.variants={end: {actions: [{place: control_point, depth: 0.6, strength: 1}]}}"
-    varied = load("tune={modes: [vector], vectors: {every_token: [0.1], prompt_end: [1]}}", held)
-    assert varied.estimated_places == ("prompt_end", "control_point", "everywhere")
-    with pytest.raises(ConfigError, match=r"directions.step_norms: later steps"):
-        load("tune={modes: [vector], vectors: {segment: [0.1]}}", "directions.num_steps=2")
     with pytest.raises(ConfigError, match=r"no directions at depths \[0.6\]"):
         off(f"steering={given}", "tune.enabled=false", "directions.depths=[0.5]")

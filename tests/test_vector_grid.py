@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+
+from stir_train.config.load import load_config
+from stir_train.config.run import RunConfig
 from stir_train.directions.estimate import anything_to_steer
 from stir_train.directions.grid import vector_grid
+from stir_train.errors import ConfigError
 from stir_train.types.reports import DirectionEstimate
+from tests.support.smoke import SMOKE
 
 
 def _row(block: int, place: str, gain: float) -> DirectionEstimate:
@@ -32,3 +38,18 @@ def test_blocks_are_ranked_by_what_a_share_of_their_states_norm_gains() -> None:
     assert anything_to_steer([short, long]) == [long, short]
     [alone] = vector_grid([long, short], {"every_token": (0.05,)}, {1: 0.3, 2: 0.6})
     assert [(a.depth, a.strength) for a in alone.actions] == [(0.6, 1.0)]
+
+
+def test_directions_are_estimated_where_some_vector_may_act() -> None:
+    given = '{"mode": "vector", "actions": [{"place": "segment", "depth": 0.6, "strength": 2}]}'
+
+    def load(*changed: str) -> RunConfig:
+        return load_config(RunConfig, SMOKE, list(changed))
+
+    assert load(f"steering={given}", "tune.enabled=false").estimated_places == ("segment",)
+    assert load(f"steering={given}").estimated_places == (), "they never act"
+    held = "evaluate.variants={end: {actions: [{place: control_point, depth: 0.6, strength: 1}]}}"
+    varied = load("tune={modes: [vector], vectors: {every_token: [0.1], prompt_end: [1]}}", held)
+    assert varied.estimated_places == ("prompt_end", "control_point", "everywhere")
+    with pytest.raises(ConfigError, match=r"directions.step_norms: later steps"):
+        load("tune={modes: [vector], vectors: {segment: [0.1]}}", "directions.num_steps=2")

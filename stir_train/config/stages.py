@@ -87,7 +87,7 @@ def _require_reward(name: str) -> str:
 class RewardConfig(FrozenConfig):
     """What rollouts are worth beside the others of their problems."""
 
-    reward: Annotated[str, AfterValidator(_require_reward)] = "accuracy"
+    reward: Annotated[str, AfterValidator(_require_reward)] = ACCURACY
     """What an answer is worth, before its tokens: `accuracy` (1 if it is correct, else 0), or a function of your
     own, as `package.module:function`, of a `GradedRollout`."""
     token_price: NonNegativeFloat = 0.0

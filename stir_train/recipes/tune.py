@@ -34,7 +34,7 @@ def run(context: RunContext, stage: StageDir) -> Finish:
     """Try every setting on the tune split and freeze the choice."""
     tried = trial_grid(context)
     if not tried:
-        return partial(_nothing_to_try, context)
+        return partial(_nothing_to_try, context, stage)
     basis = context.steering.basis() if context.config.needs_basis else None
     everything = {
         Candidate(settings_label(settings), settings.mode): settings for settings in tried
@@ -102,16 +102,20 @@ def trial_grid(context: RunContext) -> list[SteeringConfig]:
     return grid
 
 
-def _nothing_to_try(context: RunContext) -> Outcome:
-    """Every direction that is more than noise is at a place where no vector is tried."""
+def _nothing_to_try(context: RunContext, stage: StageDir) -> Outcome:
+    """Choose `none`: no direction that is more than noise is at a place where a vector is tried."""
+    config = context.config
     report = load_report(context.stage("directions"), DirectionsReport)
-    tried, elsewhere = context.config.tune.vectors, sorted({row.place for row in report.passing})
+    elsewhere = ", ".join(sorted({row.place for row in report.passing}))
+    advice = f". Some at {elsewhere} do: add norms for them to tune.vectors" if elsewhere else ""
+    nothing = with_depth(NoSteering.like(config.steering), config)
+    save_report(stage, TuneReport(nothing, len(context.splits["tune"]), (), None, None))
     return Outcome(
-        {"num_trials": 0, "best_delta_accuracy": 0.0, "mode": "none", "share_reused": 0.0},
+        {"num_trials": 0, "best_delta_accuracy": 0.0, "mode": nothing.mode, "share_reused": 0.0},
         "no setting tried",
         ends_run=(
-            f"no effect at {', '.join(tried)}: no direction there beats those from rewards shuffled within "
-            f"problems. Some at {', '.join(elsewhere)} do: add norms for them to tune.vectors"
+            f"no effect at {', '.join(config.tune.vectors)}: no direction there beats those from rewards shuffled "
+            f"within problems{advice}"
         ),
     )
 

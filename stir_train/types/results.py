@@ -290,7 +290,7 @@ class TuneReport:
         """Of the tokens of all trials, those that were taken over from greedy answers."""
         tokens = sum(trial.num_problems * trial.metrics.tokens_mean for trial in self.trials)
         reused = sum(trial.num_problems * trial.reused_tokens_mean for trial in self.trials)
-        return reused / tokens
+        return reused / tokens if tokens else 0.0
 
     @property
     def abstains(self) -> bool:
