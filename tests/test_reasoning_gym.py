@@ -29,6 +29,18 @@ def test_problems_follow_from_parameters_alone() -> None:
         assert int(problem.answer) == eval(terms)
 
 
+def test_seeds_closer_together_than_the_size_make_mostly_the_same_problems() -> None:
+    """The package's own rule, which `docs/tasks.md` and `init` warn of: problem i is drawn with seed + i."""
+    parameters = {"min_terms": 5, "max_terms": 5, "min_digits": 2, "max_digits": 2, "size": 50}
+
+    def made(seed: int) -> set[str]:
+        task = make_task("chain_sum", parameters={**parameters, "seed": seed})
+        return {problem.problem_id for problem in read_source(task)}
+
+    assert len(made(0) & made(5)) == 45
+    assert not made(0) & made(50)
+
+
 def test_numeric_datasets_are_read_by_our_own_grader() -> None:
     assert make_task("chain_sum").grader == "numeric"
     grader = Grader(make_task("chain_sum"), num_workers=1)

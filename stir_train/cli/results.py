@@ -250,6 +250,7 @@ def compare(
     ] = None,
 ) -> None:
     """Put the held-out results of several runs side by side."""
+    from stir_train.monitoring.console import caution
     from stir_train.tools.compare import (
         as_markdown,
         as_table,
@@ -258,12 +259,15 @@ def compare(
         write_page,
         write_plot,
     )
+    from stir_train.tools.shared_problems import describe_shared
 
     given = [run_directory(run) for run in runs]
     if paired is not None:
         _print_pair(given, paired)
         return
     directories = _with_results(given)
+    if said := describe_shared(directories):
+        console().print(caution(said), soft_wrap=True)
     for target, write in ((html, write_page), (plot, write_plot)):
         if target is not None:
             write(directories, target)

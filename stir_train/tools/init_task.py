@@ -109,7 +109,11 @@ def _parameters(word: str, text: str) -> Decision:
     if read.problems or not isinstance(read.value, dict):
         told = "; ".join(f"{key}: {problem}" for key, problem in read.problems) or repr(text)
         raise ConfigError(f"--parameters: expected a YAML mapping, as {{max_terms: 5}}; got {told}")
-    return Decision("task.parameters", read.value, "As you asked; the others are the generator's.")
+    reason = (
+        "As you asked; the others are the generator's. Problem i is drawn with seed + i: for other problems, move the "
+        "seed by `size` or more."
+    )
+    return Decision("task.parameters", read.value, reason)
 
 
 def _file(word: str) -> Iterator[Decision]:
