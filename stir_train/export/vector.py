@@ -25,7 +25,7 @@ def save_gguf_vector(
     *,
     description: str = "",
 ) -> None:
-    """Write a llama.cpp control vector (``--control-vector-scaled FILE 1``).
+    """Write a llama.cpp control vector (``--control-vector FILE``).
 
     Args:
         loaded: The model that it is for.

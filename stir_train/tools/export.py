@@ -158,7 +158,7 @@ def _export_vector(context: RunContext, target: Path, form: Format) -> str:
         save_gguf_vector(
             context.resources.loaded, vector, block, target / GGUF_FILE, description=card.measured
         )
-        how = f"llama-cli --control-vector-scaled {target / GGUF_FILE} 1"
+        how = f"llama-cli --model MODEL.gguf --control-vector {target / GGUF_FILE}"
     else:
         save_lm_eval_vector(context.resources.loaded, vector, block, target / LM_EVAL_FILE)
         how = (
