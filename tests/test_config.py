@@ -18,6 +18,7 @@ from stir_train.config.run import RunConfig
 from stir_train.config.steering import CustomSteering, StaticSteering, ValueSteering
 from stir_train.errors import ConfigError
 from stir_train.launch.plan import plan_run
+from tests.support.rates import config_of
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = [
@@ -229,6 +230,12 @@ def test_configuration_and_planning_import_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_without_tuning_the_plan_counts_one_controller_whatever_the_modes() -> None:
+    modes = ("tune.modes=[value, preview, static]", "evaluate.controls=false")
+    without = config_of(*modes, "tune.enabled=false")
+    assert config_of(*modes).num_steered_methods - without.num_steered_methods == 2
 
 
 def test_dumped_config_is_plain_yaml() -> None:

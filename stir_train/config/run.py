@@ -365,7 +365,8 @@ class RunConfig(FrozenConfig):
     @property
     def num_steered_methods(self) -> int:
         """Methods of the held-out comparison that a controller answers, at most."""
-        return self.needs_basis + self.num_controls + len(self.tune.modes)
+        num_chosen = len(self.tune.modes) if self.tune.enabled else 1
+        return self.needs_basis + self.num_controls + num_chosen
 
     @property
     def directory(self) -> Path:
