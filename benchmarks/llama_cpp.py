@@ -32,7 +32,7 @@ TIMEOUT_SECONDS = 1800
 
 
 def completed(url: str, recorded: Rollout, budget: int) -> tuple[tuple[int, ...], str]:
-    """Tokens, without a stop token, and text that the server completes a recorded rollout's prompt with."""
+    """Tokens, a stop token included, and text that the server completes a recorded rollout's prompt with."""
     body = {
         "prompt": list(recorded.prompt_token_ids),
         "n_predict": budget,
@@ -79,10 +79,8 @@ def main() -> None:
         )
     finally:
         grader.close()
-    stops = {one.rollout.token_ids[-1] for one in recorded if not one.rollout.truncated}
     equal = [
-        tokens == tuple(token for token in one.rollout.token_ids if token not in stops)
-        for (tokens, _), one in zip(answers, recorded, strict=True)
+        tokens == one.rollout.token_ids for (tokens, _), one in zip(answers, recorded, strict=True)
     ]
     alike = [
         grade.correct == one.grade.correct for grade, one in zip(grades, recorded, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from stir_train.errors import ArtifactError
 from stir_train.evals.phrases import examples_of, phrase_changes
-from stir_train.tools.explain import explain_run
+from stir_train.monitoring.console import make_console
+from stir_train.tools.explain import Explanation, explain_run, print_explanation
 from stir_train.types.rollout import Grade, GradedRollout, Rollout
 
 
@@ -76,3 +78,17 @@ def test_a_run_without_an_evaluation_is_refused(tmp_path: Path) -> None:
         explain_run(tmp_path / "none", method="stir", than="greedy", max_phrases=5)
     with pytest.raises(ArtifactError):
         explain_run(tmp_path, method="stir", than="greedy", max_phrases=5)
+
+
+def test_what_is_printed_is_the_models_text_without_marks_of_ours() -> None:
+    habit = "First we write\n\\[12 + 3 = 15\\] and [b]bold[/b]"
+    before = [answer(habit, right=False) for _ in range(6)] + [answer(PLAIN, True)] * 14
+    after = [answer(PLAIN, right=True) for _ in range(20)]
+    changes = phrase_changes(before, after)
+    printed = StringIO()
+    found = Explanation(before, after, changes)
+    print_explanation(found, make_console(printed), method="stir", than="greedy", num_examples=1)
+    lines = [line.strip() for line in printed.getvalue().splitlines()]
+    assert "greedy, wrong, 1 tokens" in lines
+    assert "\\[12 + 3 = 15\\] and [b]bold[/b]" in lines
+    assert changes[0].phrase in lines

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from stir_train.artifacts.run_dir import RunDir
@@ -76,7 +75,7 @@ def print_explanation(
     for change in found.changes:
         total = len(change.items)
         table.add_row(
-            escape(f"Begins: {change.phrase}" if change.is_opening else change.phrase),
+            f"Begins: {change.phrase}" if change.is_opening else change.phrase,
             str(change.num_before),
             str(change.num_after),
             f"{change.right_before / total:.0%}",
@@ -85,11 +84,12 @@ def print_explanation(
     console.print(table)
     told = found.changes[:num_examples]
     for change, item in zip(told, examples_of(told, found.before, found.after), strict=True):
-        console.print(f"\n[bold]{escape(change.phrase)}[/bold]")
+        console.print(f"\n{change.phrase}", style="bold")
         for name, answer in ((than, found.before[item]), (method, found.after[item])):
             said = "right" if answer.grade.correct else "wrong"
-            console.print(f"[dim]{name}, {said}, {len(answer.rollout.token_ids)} tokens[/dim]")
-            console.print(escape(_excerpt(answer.text, console.width)))
+            num_tokens = len(answer.rollout.token_ids)
+            console.print(f"{name}, {said}, {num_tokens} tokens", style="dim")
+            console.print(_excerpt(answer.text, console.width))
 
 
 def _excerpt(text: str, width: int) -> str:
