@@ -29,6 +29,7 @@ def test_runs_on_the_same_problems_or_on_quite_different_ones_need_no_word(tmp_p
     apart = made_run(tmp_path / "apart", rollout={"harvest": ["d"]}, evaluate={"test": ["e"]})
     assert not describe_shared([first, same])
     assert not describe_shared([first, apart])
+    assert not describe_shared([first, same, apart]), "two of one family, and another family"
     assert not describe_shared([first])
 
 

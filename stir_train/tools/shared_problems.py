@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 from stir_train.artifacts.run_dir import RunDir
@@ -11,9 +12,9 @@ from stir_train.runtime.context import PROBLEMS_FILE
 
 
 def describe_shared(runs: Sequence[Path]) -> str:
-    """Say if test problems of some runs are those of others, or were learned from in others.
+    """Say if some test problems of a run are another's too, or were learned from in another.
 
-    Nothing is said of runs that were all tested on the same problems, as one does to compare them.
+    Nothing is said of runs with the very same test problems, as one has them to compare methods.
 
     Args:
         runs: Run directories with a finished evaluation.
@@ -28,7 +29,7 @@ def describe_shared(runs: Sequence[Path]) -> str:
     learned_from = [_used(run, test=False) for run in runs]
     said = []
     in_all, different = sum(map(len, tested)), len(set().union(*tested))
-    if different < in_all and any(problems != tested[0] for problems in tested):
+    if any(one & other and one != other for one, other in combinations(tested, 2)):
         said.append(
             f"These {len(runs)} runs answered {in_all:,} test problems, {different:,} of them different ones: "
             "where they agree, it is in part because the problems are the same."
