@@ -29,7 +29,7 @@ def test_problems_follow_from_parameters_alone() -> None:
         assert int(problem.answer) == eval(terms)
 
 
-def test_seeds_closer_together_than_the_size_make_mostly_the_same_problems() -> None:
+def test_seeds_closer_together_than_the_size_share_problems() -> None:
     """The package's own rule, which `docs/tasks.md` and `init` warn of: problem i is drawn with seed + i."""
     parameters = {"min_terms": 5, "max_terms": 5, "min_digits": 2, "max_digits": 2, "size": 50}
 

@@ -44,7 +44,9 @@ def test_some_of_the_same_test_problems_are_counted(tmp_path: Path) -> None:
 def test_problems_that_another_run_learned_from_are_counted(tmp_path: Path) -> None:
     first = made_run(tmp_path / "first", tune={"tune": ["a"]}, evaluate={"test": ["b", "c"]})
     second = made_run(tmp_path / "second", rollout={"harvest": ["b"]}, evaluate={"test": ["d"]})
-    assert describe_shared([first, second]).startswith("1 test problems were harvested or tuned on")
+    assert describe_shared([first, second]).endswith(
+        "another of these runs harvested or tuned on: 1."
+    )
     # What a run itself learned from its evaluation refuses to test on; it is no matter of comparing.
     both = made_run(tmp_path / "both", rollout={"harvest": ["x"]}, evaluate={"test": ["x"]})
     assert not describe_shared([both])

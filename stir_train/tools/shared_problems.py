@@ -40,7 +40,7 @@ def describe_shared(runs: Sequence[Path]) -> str:
     )
     if num_learned:
         said.append(
-            f"{num_learned:,} test problems were harvested or tuned on by another of these runs."
+            f"Test problems that another of these runs harvested or tuned on: {num_learned:,}."
         )
     return " ".join(said)
 
